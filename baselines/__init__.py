@@ -1,0 +1,1 @@
+"""What others published and what we accepted. Data; imports no torch."""

@@ -1,0 +1,1 @@
+"""How to measure: checkpoint in, record out."""

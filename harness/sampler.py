@@ -1,0 +1,177 @@
+"""The released samplers as pure functions of (velocity, start, schedule, noise), with a double-precision state.
+
+Times run from t = 1 (noise) to t = 0 (data). REPA-E's release (arXiv 2504.10483) and SiT (arXiv 2401.08740).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recipes.core.interpolant import PathName, coefficients
+from recipes.models.sit import SiT
+
+Solver = Literal["ode_euler", "ode_heun", "sde_euler_maruyama"]
+LAST_SDE_TIME = 0.04
+
+#: Drift at (x, t); t is a number in [0, 1], and `gate` the time that decides whether guidance is on.
+Drift = Callable[[Tensor, float, float], Tensor]
+#: Standard normal noise of a step, like x.
+StepNoise = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance inside a time interval (both ends included)."""
+
+    scale: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def active(self, t: float) -> bool:
+        """Whether the null class is evaluated at time t."""
+        return self.scale > 1.0 and self.low <= t <= self.high
+
+
+def times(solver: Solver, steps: int) -> list[float]:
+    """The steps + 1 times of a schedule, from 1 to 0.
+
+    ODE: equal steps. SDE: steps - 1 equal ones to t = 0.04, then one to 0.
+    """
+    if solver == "sde_euler_maruyama":
+        return [*torch.linspace(1.0, LAST_SDE_TIME, steps, dtype=torch.float64).tolist(), 0.0]
+    grid: list[float] = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
+    return grid
+
+
+def number_of_evaluations(solver: Solver, steps: int, guidance: Guidance) -> int:
+    """NFE of one sample: network evaluations, two where guidance is active."""
+    grid = times(solver, steps)
+    per_step = [2 if guidance.active(t) else 1 for t in grid[:-1]]
+    second = sum(per_step[:-1]) if solver == "ode_heun" else 0
+    return sum(per_step) + second
+
+
+def ode_euler(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
+    """First-order steps of dx/dt = drift."""
+    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+        x = x + (t_next - t) * drift(x, t, t)
+    return x
+
+
+def ode_heun(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
+    """Second-order steps: all but the last are corrected by the drift at their end."""
+    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+        first = drift(x, t, t)
+        ahead = x + (t_next - t) * first
+        if t_next > 0:
+            # The release decides on guidance once for both evaluations, by the step's beginning.
+            ahead = x + (t_next - t) * 0.5 * (first + drift(ahead, t_next, t))
+        x = ahead
+    return x
+
+
+def sde_euler_maruyama(drift: Drift, x: Tensor, grid: list[float], noise: StepNoise) -> Tensor:
+    """Steps of the reverse SDE with diffusion w = 2 t; the last one adds no noise."""
+    for k, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        dt = t_next - t
+        step_noise = noise(k, x) if t_next > 0 else None
+        x = x + dt * drift(x, t, t)
+        if step_noise is not None:
+            x = x + (sde_diffusion(t) * abs(dt)) ** 0.5 * step_noise
+    return x
+
+
+def sde_diffusion(t: float) -> float:
+    """w(t) = 2 t."""
+    return 2.0 * t
+
+
+def score(velocity: Tensor, x: Tensor, t: float, path: PathName) -> Tensor:
+    """Score of the marginal at t from its velocity (SiT, eq. 9): s = (r v - x) / (sigma^2 - r sigma' sigma)."""
+    at = coefficients(path, torch.tensor(t, dtype=torch.float64, device=x.device))
+    r = at.alpha / at.d_alpha
+    return (r * velocity - x) / (at.sigma**2 - r * at.d_sigma * at.sigma)
+
+
+def guided_drift(
+    velocity: Callable[[Tensor, float, Tensor], Tensor],
+    labels: Tensor,
+    null_class: int,
+    guidance: Guidance,
+    *,
+    path: PathName,
+    stochastic: bool,
+) -> Drift:
+    """The drift that a solver integrates: guided velocity, with the score term for the SDE.
+
+    Args:
+        velocity: (x, t, labels) -> velocity, all float64 outside.
+        labels: int64 (N,).
+        null_class: the label of "no label".
+        guidance: outside its interval the conditional drift is used alone, at half the cost.
+        path: the training path.
+        stochastic: add the SDE's -w/2 times the score.
+    """
+
+    def evaluate(x: Tensor, t: float, y: Tensor) -> Tensor:
+        v = velocity(x, t, y)
+        return v - 0.5 * sde_diffusion(t) * score(v, x, t, path) if stochastic else v
+
+    def drift(x: Tensor, t: float, gate: float) -> Tensor:
+        if not guidance.active(gate):
+            return evaluate(x, t, labels)
+        both = evaluate(torch.cat((x, x)), t, torch.cat((labels, torch.full_like(labels, null_class))))
+        conditional, null = both.chunk(2)
+        return null + guidance.scale * (conditional - null)
+
+    return drift
+
+
+@torch.no_grad()
+def sample_latents(
+    sit: SiT,
+    start: Tensor,
+    labels: Tensor,
+    *,
+    solver: Solver,
+    steps: int,
+    guidance: Guidance,
+    path: PathName,
+    noise: StepNoise,
+) -> Tensor:
+    """Integrate from noise to normalised latents.
+
+    Args:
+        sit: the network, in eval mode.
+        start: standard normal latents at t = 1, (N, C, h, w).
+        labels: int64 (N,).
+        solver: which of the three.
+        steps: solver steps; see `number_of_evaluations` for the cost.
+        guidance: scale and interval.
+        path: the training path.
+        noise: noise of the SDE's steps.
+
+    Returns:
+        float64, (N, C, h, w).
+    """
+    dtype = sit.x_embedder.proj.weight.dtype
+
+    def velocity(x: Tensor, t: float, y: Tensor) -> Tensor:
+        time = torch.full((len(x),), t, dtype=dtype, device=x.device)
+        out: Tensor = sit(x.to(dtype), time, y).velocity
+        return out.double()
+
+    drift = guided_drift(
+        velocity, labels, sit.null_class, guidance, path=path, stochastic=solver == "sde_euler_maruyama"
+    )
+    grid, x = times(solver, steps), start.double()
+    if solver == "ode_euler":
+        return ode_euler(drift, x, grid)
+    if solver == "ode_heun":
+        return ode_heun(drift, x, grid)
+    return sde_euler_maruyama(drift, x, grid, noise)

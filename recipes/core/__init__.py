@@ -1,0 +1,1 @@
+"""The one training core. It knows no recipe and no model."""

@@ -1,0 +1,23 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in an option, key or file, told in one sentence with its mend.
+
+    The command line prints the sentence and exits with code 2. Every other exception is a bug and keeps its
+    traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say what `name` was probably meant to be: ``" Did you mean 'repa_e'?"``, or the list of what exists."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" There are: {', '.join(choices)}."

@@ -1,0 +1,52 @@
+"""The losses of the three recipes: pure functions of tensors, reduced in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def denoising_loss(velocity: Tensor, target: Tensor) -> Tensor:
+    """Mean squared velocity error of each image: (N, C, h, w) twice -> (N,). Average it over the batch."""
+    return (_at_least_float32(velocity) - _at_least_float32(target)).square().flatten(1).mean(1)
+
+
+def alignment_loss(projected: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    """REPA's alignment (arXiv 2410.06940, eq. 8): minus the mean cosine over images, tokens and encoders.
+
+    Args:
+        projected: for each encoder, the projected SiT tokens, (N, tokens, width).
+        features: for each encoder, its patch tokens of the clean image, the same shape.
+
+    Returns:
+        A scalar in [-1, 1]. Normalised in float32 or better: in float16 it is where users met NaN.
+    """
+    cosines = [
+        F.cosine_similarity(_at_least_float32(p), _at_least_float32(f), dim=-1, eps=1e-8).mean()
+        for p, f in zip(projected, features, strict=True)
+    ]
+    return -torch.stack(cosines).mean()
+
+
+def kl_loss(mean: Tensor, std: Tensor) -> Tensor:
+    """KL of N(mean, std^2) from N(0, 1), summed over the latent: (N, C, h, w) twice -> (N,)."""
+    mean, var = _at_least_float32(mean), _at_least_float32(std).square()
+    return 0.5 * (mean.square() + var - 1.0 - var.log()).flatten(1).sum(1)
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """The hinge GAN's generator term, minus the mean logit of the reconstructions: a scalar."""
+    return -_at_least_float32(fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The hinge GAN's discriminator term, 0.5 (relu(1 - real) + relu(1 + fake)): a scalar."""
+    real, fake = _at_least_float32(real_logits), _at_least_float32(fake_logits)
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())

@@ -1,0 +1,92 @@
+"""Frozen, typed, strict specifications: everything that can change a number, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recipes.core.errors import UserError, nearest
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON (sorted keys, no spaces) of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Spec(BaseModel):
+    """Base of every specification: immutable, no coercion, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def digest(self) -> str:
+        """SHA-256 of the specification; equal specifications have equal digests in every process."""
+        return digest_of(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, where: str) -> Self:
+        """Validate JSON-like data; `where` names the file or flag in the error.
+
+        Raises:
+            UserError: one sentence naming the first wrong key.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{where}: {key}: {first['msg']} (got {first['input']!r}).") from None
+
+
+class OptimizerSpec(Spec):
+    """AdamW for one network: constant rate after a linear warm-up, gradient norm clipped by itself."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup_steps: int = 0
+
+
+class EMASpec(Spec):
+    """Exponential moving average of parameters and float buffers (REPA-E, released code)."""
+
+    decay: float = 0.9999
+    warmup: bool = False
+    """Use min(decay, (1 + s) / (10 + s)) at step s, for budgets shorter than the average's memory."""
+
+
+class TrainSpec(Spec):
+    """What the loop itself needs to know. The budget is not here: more steps extend the same run."""
+
+    seed: int
+    batch_size: int
+    """Global batch: the images of one effective optimizer step, whatever the number of processes."""
+    optimizers: dict[str, OptimizerSpec]
+    ema: EMASpec = EMASpec()
+
+
+def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in nested JSON-like data and return the changed copy.
+
+    Raises:
+        UserError: a key that does not exist, with the nearest one that does.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(data))
+    for dotted, value in overrides.items():
+        node = changed
+        *parents, last = dotted.split(".")
+        for depth, part in enumerate([*parents, last]):
+            if not isinstance(node, dict) or part not in node:
+                place = ".".join(dotted.split(".")[:depth]) or "the specification"
+                known = node if isinstance(node, dict) else {}
+                raise UserError(f"--set {dotted}: {place} has no key '{part}'.{nearest(part, known)}")
+            if depth < len(parents):
+                node = node[part]
+        node[last] = value
+    return changed

@@ -1,0 +1,57 @@
+"""What the recipes share about the diffusion objective: where on the path, with which label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from recipes.core.data import Batch
+from recipes.core.draws import Draws
+from recipes.core.interpolant import NoisyLatents, PathName, TimeSampling, interpolate, sample_times
+from recipes.core.spec import Spec
+
+
+class Objective(Spec):
+    """The options of every recipe: the path and how it is sampled."""
+
+    path: PathName = "linear"
+    time_sampling: TimeSampling = "uniform"
+    label_dropout: float = 0.1
+
+
+def diffuse(latents: Tensor, draws: Draws, options: Objective) -> NoisyLatents:
+    """Noise normalised latents (N, C, h, w) at times drawn for this step."""
+    t = sample_times(draws.uniform("time"), options.path, options.time_sampling)
+    return interpolate(latents, draws.normal_like("noise", latents), t, options.path)
+
+
+def drop_labels(labels: Tensor, null_class: int, draws: Draws, options: Objective) -> Tensor:
+    """Replace a share of the labels by the null class, for classifier-free guidance."""
+    return torch.where(draws.uniform("label_dropout") < options.label_dropout, null_class, labels)
+
+
+def cached_latents(batch: Batch, draws: Draws) -> Tensor:
+    """Latents drawn anew from the frozen tokenizer's cached posterior, (N, C, h, w)."""
+    assert batch.mean is not None
+    assert batch.std is not None
+    return batch.mean + batch.std * draws.normal_like("posterior", batch.mean)
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Run forward passes whose gradients flow through the networks but never into their parameters.
+
+    Autograd records at forward time which tensors want a gradient, so the flags may be restored before the backward
+    pass, and no parameter gradient is computed.
+    """
+    wanting = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)

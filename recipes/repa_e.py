@@ -1,0 +1,101 @@
+"""REPA-E (arXiv 2504.10483): tokenizer, discriminator and SiT trained together, every iteration, in this order.
+
+The alignment loss alone reaches the tokenizer: the SiT's own step sees detached latents (the stop-gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recipes.core.data import Batch
+from recipes.core.draws import Draws
+from recipes.core.loop import Update
+from recipes.core.losses import alignment_loss, denoising_loss, discriminator_loss, generator_loss, kl_loss
+from recipes.models.autoencoder import Posterior, to_unit
+from recipes.networks import Networks
+from recipes.objective import diffuse, frozen
+from recipes.repa import Repa
+
+
+class RepaE(Repa):
+    """Up to three updates for each batch: vae, discriminator (if it has a weight), sit."""
+
+    class Options(Repa.Options):
+        """REPA-E's own options; each default is the paper's."""
+
+        vae_alignment: float = 1.5
+        vae_diffusion: float = 0.0
+        """Coefficient of the denoising loss in the VAE's step: above 0 it is naive end-to-end tuning, which collapses."""
+        l1: float = 1.0
+        l2: float = 0.0
+        perceptual: float = 1.0
+        kl: float = 1e-6
+        gan: float = 0.1
+        train_pos_embed: bool = True
+        """The released loop re-enables the gradient of the position embedding."""
+
+    trains_tokenizer: ClassVar[bool] = True
+    options: Options
+
+    def __init__(self, networks: Networks, options: Options) -> None:
+        super().__init__(networks, options)
+        self.vae = networks.require("vae")
+        self.discriminator = networks.require("discriminator") if options.gan else None
+        self.perceptual = networks.require("perceptual") if options.perceptual else None
+        self.networks["vae"] = self.vae
+        if self.discriminator is not None:
+            self.networks["discriminator"] = self.discriminator
+        self.sit.pos_embed.requires_grad_(options.train_pos_embed)
+
+    def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
+        """Step the tokenizer, the discriminator and the SiT."""
+        self.vae.train()
+        images = to_unit(batch.images, next(self.vae.parameters()))
+        posterior = self.vae.encode(images)
+        latents = posterior.sample(draws.normal_like("posterior", posterior.mean))
+        reconstruction = self.vae.decode(latents)
+        terms = self.reconstruction_terms(images, reconstruction, posterior)
+        terms |= self.latent_terms(latents, batch, draws)
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        yield Update("vae", loss, {name: value.detach() for name, (_, value) in terms.items()})
+
+        if self.discriminator is not None:
+            fake = reconstruction.detach()
+            hinge = discriminator_loss(self.discriminator(images), self.discriminator(fake))
+            yield Update("discriminator", hinge, {"disc": hinge.detach()})
+
+        yield Update("sit", *self.sit_loss(self.sit.normalize_batch(latents.detach()), batch, draws))
+
+    def reconstruction_terms(
+        self, images: Tensor, reconstruction: Tensor, posterior: Posterior
+    ) -> dict[str, tuple[float, Tensor]]:
+        """(weight, value) of the tokenizer's usual losses."""
+        terms = {"kl": (self.options.kl, kl_loss(posterior.mean, posterior.std).mean())}
+        if self.options.l1:
+            terms["l1"] = (self.options.l1, F.l1_loss(reconstruction, images))
+        if self.options.l2:
+            terms["l2"] = (self.options.l2, F.mse_loss(reconstruction, images))
+        if self.perceptual is not None:
+            terms["perceptual"] = (self.options.perceptual, self.perceptual(reconstruction, images).mean())
+        if self.discriminator is not None:
+            with frozen(self.discriminator):
+                terms["gan"] = (self.options.gan, generator_loss(self.discriminator(reconstruction)))
+        return terms
+
+    def latent_terms(self, latents: Tensor, batch: Batch, draws: Draws) -> dict[str, tuple[float, Tensor]]:
+        """(weight, value) of what the frozen SiT says of the latents: running statistics, no label dropout."""
+        diffusion = self.options.vae_diffusion
+        if not (self.options.vae_alignment or diffusion):
+            return {}
+        with frozen(self.sit):
+            point = diffuse(self.sit.normalize(latents), draws, self.options)
+            out = self.sit(point.x_t, point.t, batch.labels, stop_at_alignment=not diffusion)
+            terms = {"vae_align": (self.options.vae_alignment, alignment_loss(out.projected, batch.features))}
+            if diffusion:
+                terms["vae_denoising"] = (diffusion, denoising_loss(out.velocity, point.target).mean())
+        return terms

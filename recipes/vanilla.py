@@ -1,0 +1,49 @@
+"""Vanilla SiT (arXiv 2401.08740): a denoising loss on the latents of a frozen tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from recipes.core.data import Batch
+from recipes.core.draws import Draws
+from recipes.core.loop import Update
+from recipes.core.losses import denoising_loss
+from recipes.models.sit import SiT, SiTOutput
+from recipes.networks import Networks
+from recipes.objective import Objective, cached_latents, diffuse, drop_labels
+
+
+class Vanilla:
+    """One update of the SiT for each batch."""
+
+    Options: ClassVar[type[Objective]] = Objective
+    aligned: ClassVar[bool] = False
+    """Whether the SiT needs projectors."""
+    trains_tokenizer: ClassVar[bool] = False
+    averaged = ("sit",)
+
+    def __init__(self, networks: Networks, options: Objective) -> None:
+        self.sit: SiT = networks.sit
+        self.networks = {"sit": networks.sit}
+        self.options = options
+
+    def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
+        """Step the SiT."""
+        latents = self.sit.normalize(cached_latents(batch, draws))
+        yield Update("sit", *self.sit_loss(latents, batch, draws))
+
+    def sit_loss(self, latents: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The SiT's loss on normalised latents, and what to log."""
+        point = diffuse(latents, draws, self.options)
+        labels = drop_labels(batch.labels, self.sit.null_class, draws, self.options)
+        out = self.sit(point.x_t, point.t, labels)
+        denoising = denoising_loss(out.velocity, point.target).mean()
+        extra, logs = self.extra_loss(out, batch)
+        return denoising + extra if extra is not None else denoising, {"denoising": denoising.detach(), **logs}
+
+    def extra_loss(self, out: SiTOutput, batch: Batch) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        """What a recipe adds to the denoising loss: here nothing."""
+        return None, {}

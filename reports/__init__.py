@@ -1,0 +1,1 @@
+"""Records in, pages out. Computes nothing that a record does not hold."""
