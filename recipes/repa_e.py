@@ -62,7 +62,8 @@ class RepaE(Repa):
         terms = self.reconstruction_terms(images, reconstruction, posterior)
         terms |= self.latent_terms(latents, batch, draws)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        yield Update("vae", loss, {name: value.detach() for name, (_, value) in terms.items()})
+        logs = {name: value.detach() for name, (_, value) in terms.items()}
+        yield Update("vae", loss, logs | {"latent_variance": latents.detach().var(dim=(0, 2, 3)).mean()})
 
         if self.discriminator is not None:
             fake = reconstruction.detach()

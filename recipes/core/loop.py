@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,34 @@ def make_optimizer(network: nn.Module, spec: OptimizerSpec) -> torch.optim.AdamW
     )
 
 
+class Clock:
+    """Seconds of training. Stopped for evaluation, checkpoints and logging; goes on across restarts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._total = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The total so far."""
+        return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def start(self, total: float | None = None) -> None:
+        """Go on, from `total` if it is given."""
+        self._total = self.seconds if total is None else total
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Do something that is not training. Waits for the device, so that its queue is counted."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._total, self._since = self.seconds, None
+        yield
+        self._since = time.perf_counter()
+
+
 class Trainer:
     """The state of a run, and the step that moves it forward."""
 
@@ -68,9 +97,8 @@ class Trainer:
         self.averages = {name: ema_copy(recipe.networks[name]) for name in recipe.averaged}
         self.step = 0
         """Effective optimizer steps done."""
-        self.seconds = 0.0
-        """Time spent in steps; evaluation, checkpoints and logging are not in it, restarts are."""
         self.device = next(next(iter(recipe.networks.values())).parameters()).device
+        self.clock = Clock(self.device)
 
     def train_step(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """One iteration: every update the recipe asks for, then the averages. Never waits for the device."""
@@ -97,15 +125,16 @@ class Trainer:
         return norm
 
     def train(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Train on (step, batch) pairs; yield (steps done, logs) after each. The clock stops at every yield."""
+        """Train on (step, batch) pairs; yield (steps done, logs) after each.
+
+        The clock runs; who does something else between two steps does it under ``clock.stopped()``.
+        """
         items = torch.arange(self.spec.batch_size, device=self.device)
+        self.clock.start()
         for step, batch in batches:
             if step != self.step:
                 raise ValueError(f"the batch of step {step} came at step {self.step}")
-            start = time.perf_counter()
-            logs = self.train_step(batch.to(self.device), KeyedDraws(self.spec.seed, step, items))
-            self.seconds += time.perf_counter() - start
-            yield self.step, logs
+            yield step + 1, self.train_step(batch.to(self.device), KeyedDraws(self.spec.seed, step, items))
 
     def weights(self) -> dict[str, Tensor]:
         """Every network and average, as one flat dictionary: ``NETWORK.KEY`` and ``ema.NETWORK.KEY``."""
@@ -121,14 +150,10 @@ class Trainer:
             for key, value in moments.items()
         }
 
-    def clock(self) -> dict[str, Any]:
-        """The counters that go on across restarts."""
-        return {"step": self.step, "seconds": self.seconds}
-
     def restore(
-        self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], clock: Mapping[str, Any]
+        self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], step: int, seconds: float
     ) -> None:
-        """Continue from what `weights`, `optimizer_state` and `clock` returned. Draws need no state."""
+        """Continue from what `weights` and `optimizer_state` returned. Draws need no state."""
         modules = dict(self.recipe.networks) | {f"ema.{name}": m for name, m in self.averages.items()}
         for name, module in modules.items():
             module.load_state_dict(subset(weights, name))
@@ -138,7 +163,8 @@ class Trainer:
                 index, moment = key.split(".")
                 state.setdefault(int(index), {})[moment] = value
             own.load_state_dict({"state": state, "param_groups": own.state_dict()["param_groups"]})
-        self.step, self.seconds = int(clock["step"]), float(clock["seconds"])
+        self.step = step
+        self.clock.start(seconds)
 
 
 def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -291,6 +291,8 @@ def initialize(sit: SiT, seed: int) -> None:
         lambda n: n.startswith("t_embedder.mlp") and n.endswith("weight"),
     )
     for name, parameter in sit.named_parameters():
+        if parameter.is_meta:  # only counted, never run
+            continue
         generator = torch.Generator(parameter.device).manual_seed(seed_of(seed, "init", name))
         with torch.no_grad():
             if name == "pos_embed":

@@ -1,0 +1,65 @@
+"""Samples as a function of (checkpoint, protocol, generation seed, index): not of batch size or resume point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.protocol import Protocol
+from harness.sampler import sample_latents
+from recipes.core.draws import KeyedDraws
+from recipes.core.interpolant import PathName
+from recipes.models.autoencoder import Autoencoder
+from recipes.models.sit import SiT
+
+
+def sample_labels(protocol: Protocol, generation_seed: int, indices: Tensor, num_classes: int) -> Tensor:
+    """The class of each sample, int64, (N,)."""
+    if protocol.labels == "balanced":
+        return indices % num_classes
+    drawn = KeyedDraws(generation_seed, 0, indices).uniform("sample label")
+    return (drawn * num_classes).long()
+
+
+def to_uint8(images: Tensor, rule: str) -> Tensor:
+    """Images about [-1, 1] to uint8: ``floor`` truncates 255 x (REPA, REPA-E), ``round`` rounds it (SiT)."""
+    scaled = (images.clamp(-1, 1) + 1) * 127.5
+    return (scaled.round() if rule == "round" else scaled).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A checkpoint that is ready to draw from."""
+
+    sit: SiT
+    tokenizer: Autoencoder
+    path: PathName
+
+    @torch.no_grad()
+    def draw(self, protocol: Protocol, generation_seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images (N, 3, H, W) and labels (N,) of the samples with these indices."""
+        spec = self.sit.spec
+        labels = sample_labels(protocol, generation_seed, indices, spec.num_classes)
+        like = torch.empty(len(indices), spec.channels, spec.latent_size, spec.latent_size, dtype=torch.float64)
+        latents = sample_latents(
+            self.sit,
+            KeyedDraws(generation_seed, 0, indices).normal_like("sample start", like),
+            labels,
+            solver=protocol.solver,
+            steps=protocol.steps,
+            guidance=protocol.guidance,
+            path=self.path,
+            noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("sample noise", x),
+        )
+        decoded = self.tokenizer.decode(self.sit.denormalize(latents).float())
+        return to_uint8(decoded, protocol.to_uint8), labels
+
+    def batches(
+        self, protocol: Protocol, generation_seed: int, count: int, batch_size: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` samples, in batches."""
+        for indices in torch.arange(count).split(batch_size):
+            yield self.draw(protocol, generation_seed, indices)

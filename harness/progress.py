@@ -1,0 +1,68 @@
+"""Progress a person can follow: a bar with ETA on a terminal, a line for each finished stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_EVERY_SECONDS = 15.0
+
+
+class Reporter:
+    """Where the harness says what it is doing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units; yields a function to call with the units done so far."""
+        began = time.perf_counter()
+        if self.console.is_terminal:
+            with self._bars() as bars:
+                task = bars.add_task(label, total=total, completed=start)
+                yield lambda done: bars.update(task, completed=done)
+        else:
+            yield self._lines(label, total, start)
+        self.say(f"  {label}: {time.perf_counter() - began:.1f} s")
+
+    def _bars(self) -> Progress:
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.console, transient=True)
+
+    def _lines(self, label: str, total: int, start: int) -> Callable[[int], None]:
+        began = last = time.perf_counter()
+
+        def tell(done: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last >= LINE_EVERY_SECONDS and start < done < total:
+                last = now
+                eta = (now - began) / (done - start) * (total - done)
+                self.say(f"    {label}: {done}/{total}, ETA {eta:.0f} s")
+
+        return tell

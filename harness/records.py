@@ -1,0 +1,263 @@
+"""Results: one JSON object a line, typed and versioned, appended whole or not at all. Reports read nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+
+from harness.protocol import Protocol
+from recipes.core.errors import UserError
+from recipes.core.spec import Spec
+
+SCHEMA_VERSION = 1
+FILE = "records.jsonl"
+PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "scikit-learn", "torch-fidelity", "clean-fid")
+
+
+class Provenance(Spec):
+    """Where a number came from."""
+
+    created: str
+    """UTC, ISO 8601."""
+    commit: str | None
+    dirty: bool | None
+    """Whether tracked files differed from the commit."""
+    versions: dict[str, str]
+    device: str
+    processor: str
+    cores: int
+    threads: int
+    system: str
+
+
+class _Base(Spec):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    suite: str
+    suite_digest: str
+    notice: str
+    """What the suite is not: printed wherever its numbers are."""
+    provenance: Provenance
+
+
+class Metrics(Spec):
+    """One sample set against one reference; lower FID is better."""
+
+    fid: float
+    inception_score: float
+    precision: float
+    recall: float
+    accuracy: float
+    """Share of the samples that the feature network gives the label they were asked for."""
+
+
+class ScoreRecord(_Base):
+    """A checkpoint under a protocol."""
+
+    kind: Literal["score"] = "score"
+    arm: str
+    recipe: str
+    seed: int
+    run: str
+    """Digest of the run's specification."""
+    weights_hash: str
+    step: int
+    images: int
+    flops: int
+    train_seconds: float
+    protocol: Protocol
+    protocol_digest: str
+    generation_seed: int
+    metrics: Metrics
+    n_fake: int
+    n_real: int
+    nfe: int
+    sample_seconds: float
+    assets: dict[str, str]
+    grid: str
+    """PNG of the first samples, beside the records: a column for each class, no scaling."""
+
+    def key(self) -> tuple[object, ...]:
+        """What may stand in the file only once."""
+        return (self.kind, self.run, self.step, self.protocol_digest, self.generation_seed)
+
+
+class TokenizerRecord(_Base):
+    """A tokenizer, before joint training (no run) or at a checkpoint of it."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    arm: str | None = None
+    seed: int | None = None
+    run: str | None = None
+    step: int | None = None
+    rfid: float
+    psnr: float
+    """dB."""
+    latent_variance: float
+    """Mean over the channels of the posterior mean's variance."""
+    effective_rank: float
+    """Participation ratio of the latent covariance."""
+    n: int
+    grid: str
+    """PNG: originals above reconstructions."""
+
+    def key(self) -> tuple[object, ...]:
+        """What may stand in the file only once."""
+        return (self.kind, self.run, self.step)
+
+
+class FloorRecord(_Base):
+    """FID between two sets of real images: what no model can be told apart below."""
+
+    kind: Literal["floor"] = "floor"
+    name: str
+    fid: float
+    n_fake: int
+    n_real: int
+
+    def key(self) -> tuple[object, ...]:
+        """What may stand in the file only once."""
+        return (self.kind, self.name)
+
+
+class StageRecord(_Base):
+    """What a finished stage cost in this session."""
+
+    kind: Literal["stage"] = "stage"
+    stage: str
+    arm: str | None = None
+    seed: int | None = None
+    seconds: float
+    peak_memory_bytes: int
+    facts: dict[str, float] = {}
+
+    def key(self) -> tuple[object, ...]:
+        """Stages repeat: each entry stands for itself."""
+        return (self.kind, self.stage, self.arm, self.seed, self.provenance.created)
+
+
+Record = Annotated[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord] = TypeAdapter(Record)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@lru_cache(maxsize=1)
+def _surroundings() -> dict[str, object]:
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "versions": {"python": platform.python_version(), "repa-bench": _version("repa-bench")}
+        | {package: _version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "system": platform.platform(),
+    }
+
+
+def provenance() -> Provenance:
+    """Commit, versions and hardware of this process, now."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return Provenance.parse(
+        {"created": now, "threads": torch.get_num_threads(), **_surroundings()}, where="provenance"
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def read(path: Path) -> Iterator[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord]:
+    """Every record of a file; a last line without its newline is a write cut short, and is passed over.
+
+    Raises:
+        UserError: a line that is not a record of this schema.
+    """
+    if not path.exists():
+        return
+    text = path.read_text()
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            yield _ADAPTER.validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                f"{path}, line {number}: {key or 'line'}: {first['msg']}. "
+                "Remove the line, or read the file with the version that wrote it."
+            ) from None
+
+
+class RecordFile:
+    """The records of one output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+
+    def all(self) -> list[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord]:
+        """Every record, in the order of writing."""
+        return list(read(self.path))
+
+    def keys(self) -> set[tuple[object, ...]]:
+        """What has been measured."""
+        return {record.key() for record in read(self.path)}
+
+    def append(self, record: ScoreRecord | TokenizerRecord | FloorRecord | StageRecord) -> None:
+        """Append one record under a lock, and flush it to the disk. A torn last line is cut off first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False) + "\n"
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            text = file.read()
+            if text and not text.endswith(b"\n"):
+                file.truncate(text.rfind(b"\n") + 1)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())

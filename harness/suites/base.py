@@ -1,0 +1,81 @@
+"""What every suite hands to the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from harness.assets import Store
+from harness.features import Extractor, Features
+from harness.metrics import Moments
+from harness.progress import Reporter
+from harness.protocol import Protocol as EvaluationProtocol
+from recipes.core.spec import Spec
+from recipes.run import RunSpec, TrainingInputs
+
+
+class Arm(Spec):
+    """A recipe, or a recipe with changed options: a configuration, never copied code."""
+
+    recipe: str
+    label: str
+    """Its name in tables and figures."""
+    about: str
+    """One sentence for the report."""
+    options: dict[str, JsonValue] = {}
+
+
+class Budget(Spec):
+    """How long to train and how often to look. Not part of a suite's digest: more steps extend the same runs."""
+
+    steps: int
+    score_every: int
+
+    def milestones(self) -> list[int]:
+        """The steps that are kept and scored: every `score_every`, and the last."""
+        return sorted({*range(self.score_every, self.steps + 1, self.score_every), self.steps})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is made before training, and shared by all runs of a suite."""
+
+    inputs: TrainingInputs
+    extractor: Extractor
+    reference: Features
+    reference_moments: Moments
+    reference_images: Tensor
+    """uint8, (N, 3, H, W)."""
+    hashes: Mapping[str, str]
+    """Content hash of each asset, by kind."""
+    facts: Mapping[str, Any]
+    """What was measured on the way, for people to read."""
+
+
+class Suite(Protocol):
+    """What is trained on what, and how it is judged."""
+
+    name: str
+    notice: str
+    arms: dict[str, Arm]
+    default_arms: tuple[str, ...]
+    budget: Budget
+    curve_protocol: EvaluationProtocol
+    final_protocols: tuple[EvaluationProtocol, ...]
+    max_rfid: float
+
+    def identity(self) -> str:
+        """Digest of everything that can change a number, the budget left out."""
+        ...
+
+    def prepare(self, store: Store, reporter: Reporter) -> Prepared:
+        """Find or make every asset."""
+        ...
+
+    def run_spec(self, arm: str, seed: int, prepared: Prepared) -> RunSpec:
+        """The specification of one training run."""
+        ...

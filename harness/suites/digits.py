@@ -1,0 +1,354 @@
+"""The embedded suite: coloured handwritten digits, a whole comparison in minutes on two CPU cores.
+
+Settings follow a feasibility study that fixed them before fresh seeds were run. It is a proxy: its feature network is
+trained on the spot, so its FID compares with no published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.assets import Asset, Store
+from harness.features import Extractor, Features
+from harness.metrics import Moments
+from harness.progress import Reporter
+from harness.protocol import Protocol
+from harness.suites.base import Arm, Budget, Prepared
+from harness.suites.digits_data import NUM_CLASSES, SIDE, Digits, DigitsData, render
+from harness.suites.digits_networks import (
+    EncoderSpec,
+    FeatureNetwork,
+    FeatureSpec,
+    OnStep,
+    TokenEncoder,
+    TokenizerSpec,
+    Training,
+    train_encoder,
+    train_features,
+    train_tokenizer,
+)
+from recipes.core.data import Batch
+from recipes.core.spec import EMASpec, OptimizerSpec, Spec, TrainSpec
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
+from recipes.models.sit import SiTSpec
+from recipes.registry import recipe, recipe_options
+from recipes.run import RunSpec, TrainingInputs
+
+#: Raised when code changes what an asset of an unchanged specification holds.
+ASSET_VERSION = 1
+CHUNK = 500
+
+
+class DigitsSuite(Spec):
+    """Everything that can change a number of the digits suite, and its budget."""
+
+    name: str = "digits"
+    notice: str = "proxy suite: digits, not ImageNet"
+    data: DigitsData
+    tokenizer: TokenizerSpec
+    encoder: EncoderSpec
+    features: FeatureSpec
+    sit: SiTSpec
+    batch_size: int
+    sit_optimizer: OptimizerSpec
+    vae_optimizer: OptimizerSpec
+    ema: EMASpec
+    arms: dict[str, Arm]
+    default_arms: tuple[str, ...]
+    curve_protocol: Protocol
+    final_protocols: tuple[Protocol, ...]
+    max_rfid: float
+    """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
+    budget: Budget
+
+    def identity(self) -> str:
+        """Digest of everything but the budget and the choice of arms."""
+        return self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()}).digest()
+
+    def prepare(self, store: Store, reporter: Reporter) -> Prepared:
+        """Render the data, train tokenizer, encoder and feature network, and cache what they say of the data."""
+        return _Preparation(self, store, reporter).run()
+
+    def run_spec(self, arm: str, seed: int, prepared: Prepared) -> RunSpec:
+        """The specification of one training run."""
+        chosen = self.arms[arm]
+        kind = recipe(chosen.recipe)
+        options = recipe_options(chosen.recipe, chosen.options, where=f"arm {arm}")
+        optimizers = {"sit": self.sit_optimizer}
+        if kind.trains_tokenizer:
+            optimizers["vae"] = self.vae_optimizer
+        widths = (self.encoder.width,) if kind.aligned else ()
+        used = ["data", "tokenizer", *(["tokens"] if kind.aligned else [])]
+        return RunSpec(
+            suite=self.name,
+            arm=arm,
+            recipe=chosen.recipe,
+            options=options.model_dump(mode="json"),
+            sit=self.sit.model_copy(update={"encoder_widths": widths}),
+            tokenizer=self.tokenizer.autoencoder,
+            train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
+            inputs={name: prepared.hashes[name] for name in used},
+        )
+
+
+def _protocol(name: str, solver: str, steps: int, samples: int = 1024) -> Protocol:
+    return Protocol(
+        name=name,
+        solver="ode_euler" if solver == "ode" else "sde_euler_maruyama",
+        steps=steps,
+        samples=samples,
+        features="digits-features",
+        reference="digits-reference",
+        manifold_size=samples,
+    )
+
+
+def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
+    """The three recipes and two controls, which show where REPA-E's gain comes from and why it needs its rules."""
+    # The tokenizer goes on under the losses it was made with; the suite has no GAN and no LPIPS. The position
+    # embedding stays fixed in every arm, so that joint training is the only difference.
+    joint: dict[str, Any] = {
+        "l1": tokenizer.l1,
+        "l2": tokenizer.l2,
+        "kl": tokenizer.kl,
+        "gan": 0.0,
+        "perceptual": 0.0,
+        "train_pos_embed": False,
+    }
+    return {
+        "vanilla": Arm(
+            recipe="vanilla", label="vanilla (SiT)", about="Denoising loss only, frozen tokenizer."
+        ),
+        "repa": Arm(
+            recipe="repa", label="REPA", about="Plus alignment of the SiT's tokens with a frozen encoder's."
+        ),
+        "repa_e": Arm(
+            recipe="repa_e",
+            label="REPA-E",
+            about="Plus joint training of the tokenizer, through the alignment loss alone.",
+            options=joint,
+        ),
+        "joint_no_align": Arm(
+            recipe="repa_e",
+            label="joint, VAE align 0",
+            about="Control: the tokenizer trains on, but the alignment gradient does not reach it.",
+            options=joint | {"vae_alignment": 0.0},
+        ),
+        "naive_e2e": Arm(
+            recipe="repa_e",
+            label="naive end-to-end",
+            about="Control: the diffusion loss trains the tokenizer, which learns latents that are easy, not good.",
+            options=joint | {"vae_alignment": 0.0, "vae_diffusion": 1.0},
+        ),
+    }
+
+
+def digits() -> DigitsSuite:
+    """The default. Minutes on two cores; expected figures stand in the README, measured by its first command."""
+    tokenizer = TokenizerSpec(
+        autoencoder=AutoencoderSpec(
+            latent_channels=16,
+            base_width=32,
+            multipliers=(1, 2),
+            residual_blocks=1,
+            norm_groups=8,
+            unshuffle=2,
+        ),
+        training=Training(seed=103, steps=1000, batch_size=64, lr=2e-3),
+    )
+    rate = OptimizerSpec(lr=2e-3, warmup_steps=50)
+    return DigitsSuite(
+        data=DigitsData(),
+        tokenizer=tokenizer,
+        encoder=EncoderSpec(
+            width=96,
+            depth=3,
+            heads=4,
+            grid=4,
+            training=Training(seed=102, steps=500, batch_size=128, lr=3e-3),
+        ),
+        features=FeatureSpec(
+            width=32, features=64, training=Training(seed=101, steps=400, batch_size=128, lr=3e-3)
+        ),
+        sit=SiTSpec(
+            latent_size=4,
+            channels=16,
+            num_classes=NUM_CLASSES,
+            patch_size=1,
+            hidden=96,
+            depth=4,
+            heads=4,
+            encoder_depth=2,
+            projector_width=256,
+        ),
+        batch_size=64,
+        sit_optimizer=rate,
+        vae_optimizer=rate.model_copy(update={"lr": 4e-4}),
+        ema=EMASpec(decay=0.999, warmup=True),
+        arms=digits_arms(tokenizer),
+        default_arms=("vanilla", "repa", "repa_e"),
+        curve_protocol=_protocol("digits-ode25", "ode", 25),
+        final_protocols=(_protocol("digits-sde50", "sde", 50),),
+        max_rfid=1.5,
+        budget=Budget(steps=1500, score_every=250),
+    )
+
+
+class _Preparation:
+    """The stages before training. Each has its own seed, so that changing one moves no other."""
+
+    def __init__(self, suite: DigitsSuite, store: Store, reporter: Reporter) -> None:
+        self.suite, self.store, self.reporter = suite, store, reporter
+        self.hashes: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> Prepared:
+        """Find or make every asset, in order of need."""
+        train, reference = self._digits("data", 0), self._digits("reference", self.suite.data.train)
+        extractor = self._extractor(train, reference)
+        features = self._reference_features(reference, extractor)
+        tokens = self._tokens(train, reference)
+        tokenizer, moments = self._tokenizer(train)
+        mean, std = moments.tensors["mean"], moments.tensors["std"]
+        # The latents' own spread: of the posterior means, plus the posterior's variance.
+        spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
+        inputs = TrainingInputs(
+            data=Batch(images=train.images, labels=train.labels, features=(tokens,), mean=mean, std=std),
+            tokenizer=tokenizer,
+            latent_mean=mean.mean(dim=(0, 2, 3)),
+            latent_std=spread,
+        )
+        reference_moments = Moments.of(features.features)
+        return Prepared(
+            inputs=inputs,
+            extractor=extractor,
+            reference=features,
+            reference_moments=reference_moments,
+            reference_images=reference.images,
+            hashes=self.hashes,
+            facts=self.facts,
+        )
+
+    def _get(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        sources: tuple[str, ...],
+        units: int,
+        make: Callable[[OnStep], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
+    ) -> Asset:
+        def with_progress() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            with self.reporter.stage(name, units) as on_step:
+                return make(on_step)
+
+        asset = self.store.get(
+            f"digits-{name}",
+            {"version": ASSET_VERSION, **spec},
+            {source: self.hashes[source] for source in sources},
+            with_progress,
+        )
+        self.hashes[name] = asset.content
+        self.facts |= asset.facts
+        return asset
+
+    def _digits(self, name: str, start: int) -> Digits:
+        spec = self.suite.data
+        stop = start + (spec.train if name == "data" else spec.reference)
+
+        def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            made = render(spec, start, stop)
+            on_step(1)
+            return {"images": made.images, "labels": made.labels, "poses": made.poses}, {}
+
+        bounds = {"start": start, "stop": stop}
+        tensors = self._get(name, spec.model_dump(mode="json") | bounds, (), 1, make).tensors
+        return Digits(tensors["images"], tensors["labels"], tensors["poses"])
+
+    def _extractor(self, train: Digits, reference: Digits) -> Extractor:
+        spec = self.suite.features
+        network = FeatureNetwork(spec)
+
+        def extract(images: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                features, logits = network(to_unit(images, network.pose.weight))
+            return features, logits
+
+        def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            network.load_state_dict(train_features(spec, train, on_step).state_dict())
+            network.eval()
+            logits = Features.of(reference.images.split(CHUNK), extract).logits
+            correct = (logits.argmax(1) == reference.labels).double().mean().item()
+            self.reporter.say(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
+            return network.state_dict(), {"feature_accuracy": correct}
+
+        asset = self._get(
+            "features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make
+        )
+        network.load_state_dict(dict(asset.tensors))
+        network.eval().requires_grad_(False)
+        return extract
+
+    def _reference_features(self, reference: Digits, extractor: Extractor) -> Features:
+        def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            made = Features.of(reference.images.split(CHUNK), extractor)
+            on_step(1)
+            return {"features": made.features, "logits": made.logits}, {}
+
+        asset = self._get("reference-features", {}, ("reference", "features"), 1, make)
+        return Features(asset.tensors["features"], asset.tensors["logits"])
+
+    def _tokens(self, train: Digits, reference: Digits) -> Tensor:
+        spec = self.suite.encoder
+        network = TokenEncoder(spec, SIDE)
+
+        def make_encoder(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            network.load_state_dict(train_encoder(spec, train, on_step).state_dict())
+            tokens = _tokens_of(network, reference.images)
+            correct = (network.classify(tokens.mean(1)).argmax(1) == reference.labels).double().mean().item()
+            self.reporter.say(f"  encoder (DINOv2's role): accuracy {correct:.1%} on the reference")
+            return network.state_dict(), {"encoder_accuracy": correct}
+
+        asset = self._get(
+            "encoder", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make_encoder
+        )
+        network.load_state_dict(dict(asset.tensors))
+
+        def make_tokens(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            tokens = _tokens_of(network, train.images)
+            # Layer-norm tokens share a large mean, which any projector aligns with at once: standardise them.
+            flat = tokens.flatten(0, 1)
+            on_step(1)
+            return {"tokens": (tokens - flat.mean(0)) / flat.std(0).clamp(min=1e-6)}, {}
+
+        return self._get("tokens", {}, ("data", "encoder"), 1, make_tokens).tensors["tokens"]
+
+    def _tokenizer(self, train: Digits) -> tuple[Autoencoder, Asset]:
+        spec = self.suite.tokenizer
+        network = Autoencoder(spec.autoencoder)
+
+        def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            return train_tokenizer(spec, train, on_step).state_dict(), {}
+
+        asset = self._get("tokenizer", spec.model_dump(mode="json"), ("data",), spec.training.steps, make)
+        network.load_state_dict(dict(asset.tensors))
+        network.eval().requires_grad_(False)
+
+        def make_moments(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            like = next(network.parameters())
+            with torch.no_grad():
+                parts = [network.encode(to_unit(chunk, like)) for chunk in train.images.split(CHUNK)]
+            on_step(1)
+            return {"mean": torch.cat([p.mean for p in parts]), "std": torch.cat([p.std for p in parts])}, {}
+
+        return network, self._get("latents", {}, ("data", "tokenizer"), 1, make_moments)
+
+
+@torch.no_grad()
+def _tokens_of(network: nn.Module, images: Tensor) -> Tensor:
+    network.eval().requires_grad_(False)
+    like = next(network.parameters())
+    return torch.cat([network(to_unit(chunk, like)) for chunk in images.split(CHUNK)])

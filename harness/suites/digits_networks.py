@@ -1,0 +1,221 @@
+"""The small networks of the digits suite, each trained on the spot from its own seed.
+
+- `TokenEncoder` plays DINOv2: a frozen encoder whose patch tokens the recipes align with.
+- `FeatureNetwork` plays Inception: another architecture from another seed, so that the metric is not the alignment
+  target. It is trained under blur and noise; without them it would measure only the tokenizer's blur.
+- The tokenizer is a `recipes.models.autoencoder.Autoencoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.suites.digits_data import NUM_CLASSES, POSE_WIDTH, Digits
+from recipes.core.draws import KeyedDraws, seed_of
+from recipes.core.losses import kl_loss
+from recipes.core.spec import Spec
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
+from recipes.models.sit import MLP, Attention
+
+M = TypeVar("M", bound=nn.Module)
+#: Called with the number of steps done.
+OnStep = Callable[[int], None]
+
+
+class Training(Spec):
+    """One-cycle AdamW on random batches."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.01
+
+
+class TokenizerSpec(Spec):
+    """The suite's KL autoencoder and how it is trained (no GAN, no LPIPS)."""
+
+    autoencoder: AutoencoderSpec
+    training: Training
+    l1: float = 1.0
+    l2: float = 2.0
+    kl: float = 5e-5
+
+
+class EncoderSpec(Spec):
+    """The encoder in DINOv2's role."""
+
+    width: int
+    depth: int
+    heads: int
+    grid: int
+    training: Training
+    mask_share: float = 0.5
+
+
+class FeatureSpec(Spec):
+    """The feature network in Inception's role."""
+
+    width: int
+    features: int
+    training: Training
+
+
+def fit(network: nn.Module, spec: Training, size: int, loss: Callable[[Tensor, int], Tensor], on_step: OnStep) -> None:
+    """Minimise `loss(indices, step)` over random batches of a data set of `size` items; leave it in eval mode."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=spec.steps)
+    generator = torch.Generator().manual_seed(seed_of(spec.seed, "batches"))
+    network.train()
+    for step in range(spec.steps):
+        optimizer.zero_grad(set_to_none=True)
+        indices = torch.randint(size, (spec.batch_size,), generator=generator)
+        loss(indices, step).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        on_step(step + 1)
+    network.eval().requires_grad_(False)
+
+
+def seeded(seed: int, build: Callable[[], M]) -> M:
+    """Build a network under its own seed, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "init"))
+        return build()
+
+
+class TokenEncoder(nn.Module):
+    """Images to patch tokens: a convolutional stem and a few transformer blocks."""
+
+    def __init__(self, spec: EncoderSpec, side: int) -> None:
+        super().__init__()
+        self.spec = spec
+        width, self.patch = spec.width, side // spec.grid
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 3, 3, padding=1),
+            nn.BatchNorm2d(width // 3),
+            nn.ReLU(),
+            nn.Conv2d(width // 3, 2 * width // 3, 3, stride=2, padding=1),
+            nn.BatchNorm2d(2 * width // 3),
+            nn.ReLU(),
+            nn.Conv2d(2 * width // 3, width, 3, stride=self.patch // 2, padding=1),
+        )
+        self.position = nn.Parameter(torch.randn(1, spec.grid**2, width) * 0.02)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * spec.depth)])
+        self.attentions = nn.ModuleList([Attention(width, spec.heads) for _ in range(spec.depth)])
+        self.mlps = nn.ModuleList([MLP(width, 2 * width) for _ in range(spec.depth)])
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, NUM_CLASSES)
+        self.paint = nn.Linear(width, 3 * self.patch**2)
+
+    def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1] -> tokens (N, grid * grid, width); `masked` (N, tokens) hides patches."""
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        if masked is not None:
+            x = torch.where(masked[..., None], self.mask_token, x)
+        x = x + self.position
+        for k, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            x = x + attention(self.norms[2 * k](x))
+            x = x + mlp(self.norms[2 * k + 1](x))
+        out: Tensor = self.norm(x)
+        return out
+
+    def loss(self, images: Tensor, labels: Tensor, masked: Tensor) -> Tensor:
+        """Class from the mean token, pixels of the hidden patches from their tokens."""
+        tokens = self(images, masked)
+        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        error = (self.paint(tokens) - patches).square().mean(-1)
+        hidden = masked.to(error.dtype)
+        return F.cross_entropy(self.classify(tokens.mean(1)), labels) + (error * hidden).sum() / hidden.sum()
+
+
+class FeatureNetwork(nn.Module):
+    """A plain convolutional classifier; its penultimate layer is the feature space of FID."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__()
+        w = spec.width
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, w, 1), (w, w, 2), (w, 2 * w, 1), (2 * w, 2 * w, 2), (2 * w, 2 * w, 2)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * w, spec.features), nn.ReLU())
+        self.classify = nn.Linear(spec.features, NUM_CLASSES)
+        self.pose = nn.Linear(spec.features, POSE_WIDTH)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [-1, 1] -> features (N, D) and class logits (N, 10)."""
+        features = self.trunk(images)
+        return features, self.classify(features)
+
+    def loss(self, images: Tensor, labels: Tensor, poses: Tensor) -> Tensor:
+        """Class, and pose with colours."""
+        features, logits = self(images)
+        classes = F.cross_entropy(logits, labels, label_smoothing=0.05)
+        return classes + F.mse_loss(self.pose(features), poses)
+
+
+def corrupt(images: Tensor, draws: KeyedDraws) -> Tensor:
+    """A third each: untouched, blurred, down-and-up sampled; each with noise, all of random strength."""
+    choice = draws.uniform("corruption").to(images.dtype)[:, None, None, None]
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    small = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    soft = torch.where(choice < 1 / 3, images, torch.where(choice < 2 / 3, blurred, small))
+    mixed = torch.lerp(images, soft, draws.uniform("strength").to(images.dtype)[:, None, None, None])
+    level = 0.3 * draws.uniform("noise level").to(images.dtype)[:, None, None, None]
+    return mixed + level * draws.normal_like("pixel noise", images)
+
+
+def train_encoder(spec: EncoderSpec, digits: Digits, on_step: OnStep) -> TokenEncoder:
+    """Train the encoder in DINOv2's role."""
+    network = seeded(spec.training.seed, lambda: TokenEncoder(spec, digits.images.shape[-1]))
+
+    def loss(indices: Tensor, step: int) -> Tensor:
+        draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
+        scores = draws.normal_like("mask", torch.empty(len(indices), spec.grid**2))
+        masked = scores.argsort(dim=1) < int(spec.mask_share * spec.grid**2)
+        images = to_unit(digits.images[indices], network.position)
+        return network.loss(images, digits.labels[indices], masked)
+
+    fit(network, spec.training, len(digits.labels), loss, on_step)
+    return network
+
+
+def train_features(spec: FeatureSpec, digits: Digits, on_step: OnStep) -> FeatureNetwork:
+    """Train the feature network in Inception's role, under corruption."""
+    network = seeded(spec.training.seed, lambda: FeatureNetwork(spec))
+
+    def loss(indices: Tensor, step: int) -> Tensor:
+        draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
+        images = corrupt(to_unit(digits.images[indices], network.pose.weight), draws)
+        return network.loss(images, digits.labels[indices], digits.poses[indices])
+
+    fit(network, spec.training, len(digits.labels), loss, on_step)
+    return network
+
+
+def train_tokenizer(spec: TokenizerSpec, digits: Digits, on_step: OnStep) -> Autoencoder:
+    """Train the KL autoencoder."""
+    network = seeded(spec.training.seed, lambda: Autoencoder(spec.autoencoder))
+    like = next(network.parameters())
+
+    def loss(indices: Tensor, step: int) -> Tensor:
+        draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
+        images = to_unit(digits.images[indices], like)
+        posterior = network.encode(images)
+        reconstruction = network.decode(posterior.sample(draws.normal_like("posterior", posterior.mean)))
+        l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
+        return spec.l1 * l1 + spec.l2 * l2 + spec.kl * kl_loss(posterior.mean, posterior.std).mean()
+
+    fit(network, spec.training, len(digits.labels), loss, on_step)
+    return network

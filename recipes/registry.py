@@ -1,0 +1,53 @@
+"""Recipes by name: ours explicitly, others through the entry-point group ``repa_bench.recipes``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from recipes.core.errors import UserError, nearest
+from recipes.objective import Objective
+from recipes.repa import Repa
+from recipes.repa_e import RepaE
+from recipes.vanilla import Vanilla
+
+RECIPES: dict[str, type[Vanilla]] = {"vanilla": Vanilla, "repa": Repa, "repa_e": RepaE}
+ENTRY_POINTS = "repa_bench.recipes"
+
+
+def recipe_names() -> list[str]:
+    """Every known recipe."""
+    return [*RECIPES, *(point.name for point in entry_points(group=ENTRY_POINTS))]
+
+
+def recipe(name: str) -> type[Vanilla]:
+    """The recipe class of that name.
+
+    Raises:
+        UserError: no such recipe, or two of that name.
+    """
+    outside = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    if len(outside) + (name in RECIPES) > 1:
+        raise UserError(f"two installed recipes are named '{name}'; uninstall one.")
+    if name in RECIPES:
+        return RECIPES[name]
+    if outside:
+        loaded: type[Vanilla] = outside[0].load()
+        return loaded
+    raise UserError(f"there is no recipe '{name}'.{nearest(name, recipe_names())}")
+
+
+def recipe_options(name: str, options: Mapping[str, Any], *, where: str) -> Objective:
+    """A recipe's options, its defaults filled in.
+
+    Raises:
+        UserError: an option that the recipe does not have, with the nearest one.
+    """
+    kind = recipe(name).Options
+    for key in options:
+        if key not in kind.model_fields:
+            raise UserError(
+                f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.model_fields)}"
+            )
+    return kind.parse(options, where=where)
