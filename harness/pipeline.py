@@ -105,8 +105,8 @@ def prepare(session: Session) -> Prepared:
     before = next(r for r in session.records.all() if isinstance(r, TokenizerRecord) and r.run is None)
     if before.rfid > session.suite.max_rfid:
         raise UserError(
-            f"the tokenizer's rFID is {before.rfid:.2f}, over the gate of {session.suite.max_rfid:g}: FID would measure "
-            "the tokenizer, not the recipes. Train it longer (--set tokenizer.training.steps=...)."
+            f"the tokenizer's rFID is {before.rfid:.2f}, over the gate of {session.suite.max_rfid:g}: FID would "
+            "measure the tokenizer, not the recipes. Train it longer (--set tokenizer.training.steps=...)."
         )
     return prepared
 
@@ -173,7 +173,13 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
             finished = 0
             for step, protocol, generation_seed in missing:
                 record = score_checkpoint(
-                    session, prepared, run, step, protocol, generation_seed, lambda n, f=finished: on_step(f + n)
+                    session,
+                    prepared,
+                    run,
+                    step,
+                    protocol,
+                    generation_seed,
+                    lambda n, f=finished: on_step(f + n),
                 )
                 session.records.append(record)
                 finished += protocol.samples
@@ -192,9 +198,7 @@ def _protocol_digest(protocol: Protocol, prepared: Prepared) -> str:
 
 def open_sampler(run: Run, prepared: Prepared, step: int, protocol: Protocol) -> Sampler:
     """A checkpoint, ready to draw from with the weights that the protocol names."""
-    sit, tokenizer = load_for_sampling(
-        run, step, prepared.inputs.tokenizer, average=protocol.weights == "ema"
-    )
+    sit, tokenizer = load_for_sampling(run, step, prepared.inputs.tokenizer, average=protocol.weights == "ema")
     options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm)
     return Sampler(sit, tokenizer, options.path)
 
@@ -224,6 +228,8 @@ def score_checkpoint(
     return ScoreRecord(
         **session.common(),
         arm=spec.arm,
+        label=session.suite.arms[spec.arm].label,
+        about=session.suite.arms[spec.arm].about,
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
@@ -253,9 +259,7 @@ def _metrics(fake: Features, labels: Tensor, prepared: Prepared, protocol: Proto
         real=prepared.reference.features[:n], fake=fake.features[:n], k=protocol.neighbours
     )
     return Metrics(
-        fid=metrics.frechet_distance(
-            real=prepared.reference_moments, fake=metrics.Moments.of(fake.features)
-        ),
+        fid=metrics.frechet_distance(real=prepared.reference_moments, fake=metrics.Moments.of(fake.features)),
         inception_score=metrics.inception_score(fake.logits),
         precision=precision,
         recall=recall,
@@ -264,7 +268,11 @@ def _metrics(fake: Features, labels: Tensor, prepared: Prepared, protocol: Proto
 
 
 def _measure_tokenizer(
-    session: Session, prepared: Prepared, tokenizer: Autoencoder, run: Run | None = None, step: int | None = None
+    session: Session,
+    prepared: Prepared,
+    tokenizer: Autoencoder,
+    run: Run | None = None,
+    step: int | None = None,
 ) -> TokenizerRecord:
     """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
     originals = prepared.reference_images[:RECONSTRUCTED]
@@ -306,9 +314,7 @@ def _measure_floor(session: Session, prepared: Prepared) -> None:
     }
     for name, (real, fake) in pairs.items():
         fid = metrics.frechet_distance(real=metrics.Moments.of(real), fake=metrics.Moments.of(fake))
-        session.records.append(
-            FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real))
-        )
+        session.records.append(FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real)))
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:

@@ -22,7 +22,6 @@ from harness.protocol import Protocol
 from recipes.core.errors import UserError
 from recipes.core.spec import Spec
 
-SCHEMA_VERSION = 1
 FILE = "records.jsonl"
 PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "scikit-learn", "torch-fidelity", "clean-fid")
 
@@ -44,7 +43,7 @@ class Provenance(Spec):
 
 
 class _Base(Spec):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     suite: str
     suite_digest: str
     notice: str
@@ -68,6 +67,9 @@ class ScoreRecord(_Base):
 
     kind: Literal["score"] = "score"
     arm: str
+    label: str
+    """The arm's name for people."""
+    about: str
     recipe: str
     seed: int
     run: str
@@ -199,9 +201,7 @@ def _surroundings() -> dict[str, object]:
 def provenance() -> Provenance:
     """Commit, versions and hardware of this process, now."""
     now = datetime.now(UTC).isoformat(timespec="microseconds")
-    return Provenance.parse(
-        {"created": now, "threads": torch.get_num_threads(), **_surroundings()}, where="provenance"
-    )
+    return Provenance.parse({"created": now, "threads": torch.get_num_threads(), **_surroundings()}, where="provenance")
 
 
 def peak_memory_bytes() -> int:

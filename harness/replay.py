@@ -67,8 +67,8 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     ours, theirs = ours.double(), theirs.double()
-    scale = torch.linalg.vector_norm(theirs).item()
-    return torch.linalg.vector_norm(ours - theirs).item() / (scale or 1.0)
+    scale = float(torch.linalg.vector_norm(theirs))
+    return float(torch.linalg.vector_norm(ours - theirs)) / (scale or 1.0)
 
 
 class Folder:
@@ -88,9 +88,7 @@ class Folder:
         try:
             loaded = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}). A replay folder holds {', '.join(FILES)}."
-            ) from None
+            raise UserError(f"{path} cannot be read ({error}). A replay folder holds {', '.join(FILES)}.") from None
         return {k: v.double() if v.is_floating_point() else v for k, v in loaded.items()}
 
     def sit(self, state: Mapping[str, Tensor]) -> SiT:
@@ -127,9 +125,7 @@ class Folder:
     def discriminator(self, state: Mapping[str, Tensor]) -> PatchDiscriminator:
         """A float64 discriminator; its depth shows in its keys."""
         layers = sum(name.endswith("running_mean") for name in state)
-        discriminator = PatchDiscriminator(
-            DiscriminatorSpec(base_width=self.dims["ndf"], layers=layers)
-        ).double()
+        discriminator = PatchDiscriminator(DiscriminatorSpec(base_width=self.dims["ndf"], layers=layers)).double()
         discriminator.load_state_dict(dict(state))
         return discriminator
 

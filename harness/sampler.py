@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -58,14 +59,14 @@ def number_of_evaluations(solver: Solver, steps: int, guidance: Guidance) -> int
 
 def ode_euler(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
     """First-order steps of dx/dt = drift."""
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in pairwise(grid):
         x = x + (t_next - t) * drift(x, t, t)
     return x
 
 
 def ode_heun(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
     """Second-order steps: all but the last are corrected by the drift at their end."""
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in pairwise(grid):
         first = drift(x, t, t)
         ahead = x + (t_next - t) * first
         if t_next > 0:
@@ -77,7 +78,7 @@ def ode_heun(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
 
 def sde_euler_maruyama(drift: Drift, x: Tensor, grid: list[float], noise: StepNoise) -> Tensor:
     """Steps of the reverse SDE with diffusion w = 2 t; the last one adds no noise."""
-    for k, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for k, (t, t_next) in enumerate(pairwise(grid)):
         dt = t_next - t
         step_noise = noise(k, x) if t_next > 0 else None
         x = x + dt * drift(x, t, t)

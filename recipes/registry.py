@@ -47,7 +47,5 @@ def recipe_options(name: str, options: Mapping[str, Any], *, where: str) -> Obje
     kind = recipe(name).Options
     for key in options:
         if key not in kind.model_fields:
-            raise UserError(
-                f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.model_fields)}"
-            )
+            raise UserError(f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.model_fields)}")
     return kind.parse(options, where=where)

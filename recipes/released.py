@@ -24,10 +24,10 @@ def _rules(levels: int) -> list[tuple[str, str]]:
         (r"^(encoder|decoder)\.mid\.attn_1\.", r"\1.mid_block.attentions.0."),
     ]
     for level in range(levels):
-        ends = ((f"encoder.down.{level}", f"encoder.down_blocks.{level}", "downsample", "downsamplers.0"),)
-        ends += (
+        ends = [
+            (f"encoder.down.{level}", f"encoder.down_blocks.{level}", "downsample", "downsamplers.0"),
             (f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}", "upsample", "upsamplers.0"),
-        )
+        ]
         for ours, theirs, sampler, samplers in ends:
             here = "^" + re.escape(ours) + r"\."
             rules += [
@@ -64,9 +64,7 @@ def autoencoder_from_compvis(state: Mapping[str, Tensor], levels: int) -> dict[s
     return out
 
 
-def autoencoder_to_compvis(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor], levels: int
-) -> dict[str, Tensor]:
+def autoencoder_to_compvis(state: Mapping[str, Tensor], like: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     """Back to CompVis names and shapes, taking both from a CompVis state dict `like`."""
     return {
         name: state[diffusers_name(name, levels)].reshape(value.shape)

@@ -30,7 +30,7 @@ class RepaE(Repa):
 
         vae_alignment: float = 1.5
         vae_diffusion: float = 0.0
-        """Coefficient of the denoising loss in the VAE's step: above 0 it is naive end-to-end tuning, which collapses."""
+        """Coefficient of the denoising loss in the VAE's step: naive end-to-end tuning, which collapses."""
         l1: float = 1.0
         l2: float = 0.0
         perceptual: float = 1.0

@@ -110,7 +110,7 @@ def flops_per_step(spec: RunSpec, image_size: int) -> int:
         draws = KeyedDraws(0, 0, torch.arange(n))
         with FlopCounterMode(display=False) as counter:
             for update in recipe(spec.recipe)(networks, options).updates(batch, draws):
-                update.loss.backward()  # type: ignore[no-untyped-call]
+                update.loss.backward()
     return int(counter.get_total_flops())
 
 
@@ -212,9 +212,7 @@ def train_run(
     checkpoint.write_text(run.folder / "spec.json", run.spec.model_dump_json(indent=1))
     _trim_log(run, trainer.step)
     train = run.spec.train
-    stream = batches(
-        inputs.data, seed=train.seed, batch_size=train.batch_size, start=trainer.step, stop=missing[-1]
-    )
+    stream = batches(inputs.data, seed=train.seed, batch_size=train.batch_size, start=trainer.step, stop=missing[-1])
     with run.log_path.open("a") as log:
         for step, logs in trainer.train(stream):
             if step % log_every == 0 or step == 1 or step in missing:

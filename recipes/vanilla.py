@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.core.data import Batch
 from recipes.core.draws import Draws
@@ -27,7 +27,7 @@ class Vanilla:
 
     def __init__(self, networks: Networks, options: Objective) -> None:
         self.sit: SiT = networks.sit
-        self.networks = {"sit": networks.sit}
+        self.networks: dict[str, nn.Module] = {"sit": networks.sit}
         self.options = options
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
@@ -42,7 +42,10 @@ class Vanilla:
         out = self.sit(point.x_t, point.t, labels)
         denoising = denoising_loss(out.velocity, point.target).mean()
         extra, logs = self.extra_loss(out, batch)
-        return denoising + extra if extra is not None else denoising, {"denoising": denoising.detach(), **logs}
+        return denoising + extra if extra is not None else denoising, {
+            "denoising": denoising.detach(),
+            **logs,
+        }
 
     def extra_loss(self, out: SiTOutput, batch: Batch) -> tuple[Tensor | None, Mapping[str, Tensor]]:
         """What a recipe adds to the denoising loss: here nothing."""

@@ -59,14 +59,45 @@ class Prepared:
 class Suite(Protocol):
     """What is trained on what, and how it is judged."""
 
-    name: str
-    notice: str
-    arms: dict[str, Arm]
-    default_arms: tuple[str, ...]
-    budget: Budget
-    curve_protocol: EvaluationProtocol
-    final_protocols: tuple[EvaluationProtocol, ...]
-    max_rfid: float
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
+
+    @property
+    def notice(self) -> str:
+        """What its numbers are not."""
+        ...
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """Every configuration that it can run."""
+        ...
+
+    @property
+    def default_arms(self) -> tuple[str, ...]:
+        """Those that run unless others are asked for."""
+        ...
+
+    @property
+    def budget(self) -> Budget:
+        """How long, unless told otherwise."""
+        ...
+
+    @property
+    def curve_protocol(self) -> EvaluationProtocol:
+        """For every checkpoint."""
+        ...
+
+    @property
+    def final_protocols(self) -> tuple[EvaluationProtocol, ...]:
+        """For the last checkpoint, besides."""
+        ...
+
+    @property
+    def max_rfid(self) -> float:
+        """Gate for the tokenizer's own rFID."""
+        ...
 
     def identity(self) -> str:
         """Digest of everything that can change a number, the budget left out."""

@@ -120,12 +120,8 @@ def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
         "train_pos_embed": False,
     }
     return {
-        "vanilla": Arm(
-            recipe="vanilla", label="vanilla (SiT)", about="Denoising loss only, frozen tokenizer."
-        ),
-        "repa": Arm(
-            recipe="repa", label="REPA", about="Plus alignment of the SiT's tokens with a frozen encoder's."
-        ),
+        "vanilla": Arm(recipe="vanilla", label="vanilla (SiT)", about="Denoising loss only, frozen tokenizer."),
+        "repa": Arm(recipe="repa", label="REPA", about="Plus alignment of the SiT's tokens with a frozen encoder's."),
         "repa_e": Arm(
             recipe="repa_e",
             label="REPA-E",
@@ -171,9 +167,7 @@ def digits() -> DigitsSuite:
             grid=4,
             training=Training(seed=102, steps=500, batch_size=128, lr=3e-3),
         ),
-        features=FeatureSpec(
-            width=32, features=64, training=Training(seed=101, steps=400, batch_size=128, lr=3e-3)
-        ),
+        features=FeatureSpec(width=32, features=64, training=Training(seed=101, steps=400, batch_size=128, lr=3e-3)),
         sit=SiTSpec(
             latent_size=4,
             channels=16,
@@ -285,9 +279,7 @@ class _Preparation:
             self.reporter.say(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"feature_accuracy": correct}
 
-        asset = self._get(
-            "features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make
-        )
+        asset = self._get("features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make)
         network.load_state_dict(dict(asset.tensors))
         network.eval().requires_grad_(False)
         return extract

@@ -75,7 +75,7 @@ def fit(network: nn.Module, spec: Training, size: int, loss: Callable[[Tensor, i
     for step in range(spec.steps):
         optimizer.zero_grad(set_to_none=True)
         indices = torch.randint(size, (spec.batch_size,), generator=generator)
-        loss(indices, step).backward()  # type: ignore[no-untyped-call]
+        loss(indices, step).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -131,9 +131,10 @@ class TokenEncoder(nn.Module):
         """Class from the mean token, pixels of the hidden patches from their tokens."""
         tokens = self(images, masked)
         patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
-        error = (self.paint(tokens) - patches).square().mean(-1)
+        error: Tensor = (self.paint(tokens) - patches).square().mean(-1)
         hidden = masked.to(error.dtype)
-        return F.cross_entropy(self.classify(tokens.mean(1)), labels) + (error * hidden).sum() / hidden.sum()
+        painting = (error * hidden).sum() / hidden.sum()
+        return F.cross_entropy(self.classify(tokens.mean(1)), labels) + painting
 
 
 class FeatureNetwork(nn.Module):
@@ -143,7 +144,13 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         w = spec.width
         layers: list[nn.Module] = []
-        for inputs, outputs, stride in ((3, w, 1), (w, w, 2), (w, 2 * w, 1), (2 * w, 2 * w, 2), (2 * w, 2 * w, 2)):
+        for inputs, outputs, stride in (
+            (3, w, 1),
+            (w, w, 2),
+            (w, 2 * w, 1),
+            (2 * w, 2 * w, 2),
+            (2 * w, 2 * w, 2),
+        ):
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
                 nn.BatchNorm2d(outputs),

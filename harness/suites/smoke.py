@@ -1,4 +1,4 @@
-"""The digits suite at sizes that take seconds: the same path for tests and kill experiments. Its numbers mean nothing."""
+"""The digits suite at sizes that take seconds, for tests and kill experiments. Its numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,11 @@ def smoke() -> DigitsSuite:
             "name": "smoke",
             "notice": "smoke suite: proves that the path works; its numbers mean nothing",
             "data": DigitsData(train=768, reference=768),
-            "tokenizer": full.tokenizer.model_copy(
-                update={"training": short(full.tokenizer.training, 40)}
-            ),
+            "tokenizer": full.tokenizer.model_copy(update={"training": short(full.tokenizer.training, 40)}),
             "encoder": full.encoder.model_copy(
                 update={"width": 48, "depth": 1, "training": short(full.encoder.training, 20)}
             ),
-            "features": full.features.model_copy(
-                update={"width": 16, "training": short(full.features.training, 40)}
-            ),
+            "features": full.features.model_copy(update={"width": 16, "training": short(full.features.training, 40)}),
             "sit": full.sit.model_copy(update={"hidden": 48, "depth": 2, "encoder_depth": 1, "projector_width": 64}),
             "batch_size": 16,
             "curve_protocol": full.curve_protocol.model_copy(

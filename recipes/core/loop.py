@@ -35,10 +35,15 @@ class Update:
 class Recipe(Protocol):
     """What differs between two ways of training."""
 
-    networks: Mapping[str, nn.Module]
-    """The networks that are trained, by name. Each has an optimizer of that name."""
-    averaged: Sequence[str]
-    """Those of them that are sampled from, and so have an EMA."""
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks that are trained, by name. Each has an optimizer of that name."""
+        ...
+
+    @property
+    def averaged(self) -> Sequence[str]:
+        """Those of them that are sampled from, and so have an EMA."""
+        ...
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Yield the optimizer steps of one iteration, in order."""
@@ -117,7 +122,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = spec.lr * min(1.0, (self.step + 1) / max(1, spec.warmup_steps))
         optimizer.zero_grad(set_to_none=True)
-        update.loss.backward()  # type: ignore[no-untyped-call]
+        update.loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimizer.step()

@@ -44,9 +44,7 @@ class Posterior:
 
 
 def _level_types(spec: AutoencoderSpec, plain: str, attention: str) -> list[str]:
-    return [
-        attention if level in spec.attention_levels else plain for level in range(len(spec.multipliers))
-    ]
+    return [attention if level in spec.attention_levels else plain for level in range(len(spec.multipliers))]
 
 
 class Autoencoder(nn.Module):

@@ -106,7 +106,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(N,) -> (N, hidden)."""
-        dtype = self.mlp[0].weight.dtype
+        dtype = next(self.mlp.parameters()).dtype
         # At least float32: a low-precision angle would lose t.
         wide = torch.promote_types(dtype, torch.float32)
         angles = t.to(wide)[:, None] * self.frequencies.to(wide)
@@ -172,7 +172,8 @@ class Block(nn.Module):
         """Tokens (N, T, D) under condition (N, D)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate_a[:, None] * self.attn(modulate(self.norm1(x), shift_a, scale_a))
-        return x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+        out: Tensor = x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+        return out
 
 
 class FinalLayer(nn.Module):
@@ -193,9 +194,7 @@ class FinalLayer(nn.Module):
 
 def projector(hidden: int, width: int, out: int) -> nn.Sequential:
     """REPA's three-layer projector."""
-    return nn.Sequential(
-        nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out)
-    )
+    return nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out))
 
 
 class SiT(nn.Module):
@@ -209,9 +208,7 @@ class SiT(nn.Module):
         self.y_embedder = LabelEmbedder(spec.num_classes, spec.hidden)
         position = sincos_position_embedding(spec.hidden, spec.latent_size // spec.patch_size)
         self.pos_embed = nn.Parameter(position, requires_grad=False)
-        self.blocks = nn.ModuleList(
-            [Block(spec.hidden, spec.heads, spec.mlp_ratio) for _ in range(spec.depth)]
-        )
+        self.blocks = nn.ModuleList([Block(spec.hidden, spec.heads, spec.mlp_ratio) for _ in range(spec.depth)])
         self.projectors = nn.ModuleList(
             [projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
         )
@@ -247,7 +244,7 @@ class SiT(nn.Module):
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         p, side = self.spec.patch_size, self.spec.latent_size // self.spec.patch_size
-        patches = x.unflatten(-1, (p, p, self.spec.channels)).unflatten(1, (side, side))
+        patches: Tensor = x.unflatten(-1, (p, p, self.spec.channels)).unflatten(1, (side, side))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def normalize(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,209 @@
+"""From records to a comparison: curves, finals and speedups over seeds. Reports only lay it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness import records
+from harness.records import FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.speedup import Speedup, Spread, speedup, spread
+from recipes.core.errors import UserError
+
+BASELINE = "vanilla"
+#: What a budget is counted in.
+CURRENCIES: dict[str, Callable[[ScoreRecord], float]] = {
+    "iterations": lambda r: float(r.step),
+    "FLOPs": lambda r: float(r.flops),
+    "seconds": lambda r: r.train_seconds,
+}
+
+
+@dataclass(frozen=True)
+class ArmSpeedup:
+    """One arm against the baseline in one currency, paired by training seed."""
+
+    arm: str
+    label: str
+    currency: str
+    by_seed: dict[int, Speedup]
+
+    @property
+    def reached(self) -> dict[int, Speedup]:
+        """The seeds that reached the baseline's last FID."""
+        return {seed: s for seed, s in self.by_seed.items() if s.low is not None}
+
+    @property
+    def first_checkpoint(self) -> Spread | None:
+        """By the first checkpoint at or below the target; only if every seed reached it."""
+        lows = [s.low for s in self.by_seed.values() if s.low is not None]
+        return spread(lows) if len(lows) == len(self.by_seed) else None
+
+    @property
+    def loglog(self) -> Spread | None:
+        """By log-log interpolation; only if every seed has one."""
+        values = [s.loglog for s in self.by_seed.values() if s.loglog is not None]
+        return spread(values) if len(values) == len(self.by_seed) else None
+
+    @property
+    def bracket(self) -> tuple[float, float | None] | None:
+        """The widest bracket over the seeds; only if every seed reached the target."""
+        found = list(self.by_seed.values())
+        if any(s.low is None for s in found):
+            return None
+        highs = [s.high for s in found]
+        known = [h for h in highs if h is not None]
+        return min(s.low for s in found if s.low is not None), max(known) if len(known) == len(highs) else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the records of some results folders say."""
+
+    folders: tuple[Path, ...]
+    scores: tuple[ScoreRecord, ...]
+    tokenizers: tuple[TokenizerRecord, ...]
+    floors: tuple[FloorRecord, ...]
+    stages: tuple[StageRecord, ...]
+    roots: dict[str, Path]
+    """Folder of each picture that a record names."""
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """Arm to label, the baseline first, then in the order of appearance."""
+        seen = {r.arm: r.label for r in self.scores}
+        return {arm: seen[arm] for arm in sorted(seen, key=lambda arm: arm != BASELINE)}
+
+    @cached_property
+    def curve_digest(self) -> str:
+        """The protocol that the curves are drawn under: the one scored at the most checkpoints."""
+        counts: dict[str, int] = {}
+        for r in self.scores:
+            counts[r.protocol_digest] = counts.get(r.protocol_digest, 0) + 1
+        return max(counts, key=lambda digest: counts[digest])
+
+    @cached_property
+    def finals(self) -> tuple[str, ...]:
+        """Digests of the other protocols."""
+        return tuple(dict.fromkeys(r.protocol_digest for r in self.scores if r.protocol_digest != self.curve_digest))
+
+    def protocol(self, digest: str) -> ScoreRecord:
+        """A record that was made under the protocol of that digest."""
+        return next(r for r in self.scores if r.protocol_digest == digest)
+
+    def curve(self, arm: str, seed: int) -> list[ScoreRecord]:
+        """The checkpoints of one run under the curve protocol, generation seed 0, by step."""
+        return sorted(
+            (
+                r
+                for r in self.scores
+                if (r.arm, r.seed, r.protocol_digest, r.generation_seed) == (arm, seed, self.curve_digest, 0)
+            ),
+            key=lambda r: r.step,
+        )
+
+    def seeds(self, arm: str) -> list[int]:
+        """The training seeds of an arm."""
+        return sorted({r.seed for r in self.scores if r.arm == arm})
+
+    def steps(self) -> list[int]:
+        """Every scored step of the curves."""
+        return sorted({r.step for r in self.scores if r.protocol_digest == self.curve_digest})
+
+    def fid_at(self, arm: str, step: int) -> Spread | None:
+        """FID of an arm at a step over its seeds."""
+        values = [r.metrics.fid for s in self.seeds(arm) for r in self.curve(arm, s) if r.step == step]
+        return spread(values) if values else None
+
+    def last(self, arm: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
+        """The last checkpoint of each seed under a protocol."""
+        chosen: dict[int, ScoreRecord] = {}
+        for r in self.scores:
+            if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed) and (
+                r.seed not in chosen or r.step > chosen[r.seed].step
+            ):
+                chosen[r.seed] = r
+        return [chosen[seed] for seed in sorted(chosen)]
+
+    def generation_noise(self) -> Spread | None:
+        """|difference of FID| between two generation seeds of one checkpoint."""
+        pairs = [
+            abs(a.metrics.fid - b.metrics.fid)
+            for arm in self.arms
+            for a in self.last(arm, self.curve_digest, 0)
+            for b in self.last(arm, self.curve_digest, 1)
+            if (a.run, a.step) == (b.run, b.step)
+        ]
+        return spread(pairs) if pairs else None
+
+    def speedups(self, baseline: str = BASELINE) -> list[ArmSpeedup]:
+        """Every other arm against the baseline, in every currency, for the seeds they share."""
+        out = []
+        if baseline not in self.arms:
+            return []
+        for arm, label in self.arms.items():
+            shared = [s for s in self.seeds(arm) if s in self.seeds(baseline)]
+            if arm == baseline or not shared:
+                continue
+            for currency, budget in CURRENCIES.items():
+                by_seed = {
+                    s: speedup(
+                        [(budget(r), r.metrics.fid) for r in self.curve(baseline, s)],
+                        [(budget(r), r.metrics.fid) for r in self.curve(arm, s)],
+                    )
+                    for s in shared
+                }
+                out.append(ArmSpeedup(arm, label, currency, by_seed))
+        return out
+
+
+def load(folders: Sequence[Path]) -> Comparison:
+    """Read the records of some results folders.
+
+    Raises:
+        UserError: a folder without scores, or folders whose numbers must not stand in one table.
+    """
+    scores: list[ScoreRecord] = []
+    tokenizers: list[TokenizerRecord] = []
+    floors: list[FloorRecord] = []
+    stages: list[StageRecord] = []
+    roots: dict[str, Path] = {}
+    for folder in folders:
+        found = list(records.read(folder / records.FILE))
+        if not any(isinstance(r, ScoreRecord) for r in found):
+            raise UserError(f"{folder} holds no scores ({records.FILE}); run `repa-bench run --out {folder}` first.")
+        for r in found:
+            if isinstance(r, ScoreRecord):
+                scores.append(r)
+                roots.setdefault(r.grid, folder)
+            elif isinstance(r, TokenizerRecord):
+                tokenizers.append(r)
+                roots.setdefault(r.grid, folder)
+            elif isinstance(r, FloorRecord):
+                floors.append(r)
+            else:
+                stages.append(r)
+    _refuse_mixtures(scores)
+    unique = {r.key(): r for r in scores}
+    return Comparison(
+        tuple(folders),
+        tuple(unique.values()),
+        tuple({r.key(): r for r in tokenizers}.values()),
+        tuple({r.key(): r for r in floors}.values()),
+        tuple(stages),
+        roots,
+    )
+
+
+def _refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
+    seen: dict[str, ScoreRecord] = {}
+    for r in scores:
+        first = seen.setdefault(r.protocol.name, r)
+        if (first.suite_digest, first.protocol_digest) != (r.suite_digest, r.protocol_digest):
+            raise UserError(
+                f"the folders' numbers under {r.protocol.label} are not comparable: their suite or protocol digests "
+                f"differ ({first.suite_digest[:8]}/{first.protocol_digest[:8]} and "
+                f"{r.suite_digest[:8]}/{r.protocol_digest[:8]}); report them one by one."
+            )

@@ -1,0 +1,112 @@
+"""Sessions of repa-bench. All share one environment: torch with CUDA is 5 GB, too much for one each.
+
+nox -s demo              the comparison on real digits, minutes on two cores
+nox -s repa_e -- ARGS    train and score one recipe; ARGS go to `repa-bench run`
+nox -l                   everything else
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+ENVIRONMENT = Path(os.environ.get("REPA_BENCH_ENV", ROOT / ".nox" / "shared"))
+BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"
+nox.options.error_on_external_run = False
+
+
+def environment(session: nox.Session) -> None:
+    """Make the shared environment, or bring it up to date when pyproject.toml has changed."""
+    stamp = ENVIRONMENT / "repa-bench.stamp"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.log(f"setting up {ENVIRONMENT} (once; torch is about 3 GB)")
+    if not BIN.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+    pip = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--editable", f"{ROOT}[dev]"], check=True)
+    stamp.write_text(wanted)
+
+
+def run(session: nox.Session, command: str, *arguments: str) -> None:
+    """Run a command of the shared environment."""
+    environment(session)
+    session.run(str(BIN / command), *arguments, external=True)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train, score and compare the three recipes on real handwritten digits; write the report."""
+    run(session, "repa-bench", "run", "--suite", "digits", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests that need no GPU."""
+    run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def vanilla(session: nox.Session) -> None:
+    """Train and score vanilla SiT."""
+    run(session, "repa-bench", "run", "--recipes", "vanilla", *session.posargs)
+
+
+@nox.session
+def repa(session: nox.Session) -> None:
+    """Train and score REPA."""
+    run(session, "repa-bench", "run", "--recipes", "repa", *session.posargs)
+
+
+@nox.session
+def repa_e(session: nox.Session) -> None:
+    """Train and score REPA-E."""
+    run(session, "repa-bench", "run", "--recipes", "repa_e", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the comparison report of an output folder (default: the demo's)."""
+    run(session, "repa-bench", "report", *(session.posargs or ["runs/digits"]))
+
+
+@nox.session
+def regression(session: nox.Session) -> None:
+    """Rerun the smoke suite and compare it with what baselines/reference accepted."""
+    run(session, "pytest", "-m", "regression", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy --strict on the four packages."""
+    run(session, "mypy")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Benchmarks (pytest-benchmark); keeps the figures as JSON."""
+    saved = "--benchmark-json=baselines/performance/latest.json"
+    run(session, "pytest", "tests/benchmarks", "--benchmark-only", saved, *session.posargs)
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """The tests that need a CUDA device."""
+    run(session, "pytest", "-m", "gpu", *session.posargs)

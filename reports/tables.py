@@ -1,0 +1,213 @@
+"""Tables as data: the same cells go to the terminal, to Markdown and to HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.compare import ArmSpeedup, Comparison
+from harness.records import ScoreRecord
+from harness.speedup import Spread, spread
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are finished text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """A GitHub table under its title."""
+        lines = [
+            f"### {self.title}",
+            "",
+            _row(self.columns),
+            _row(["---", *["---:"] * (len(self.columns) - 1)]),
+        ]
+        lines += [_row(row) for row in self.rows]
+        return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def number(value: Spread | None, digits: int = 2) -> str:
+    """Mean, with the standard deviation where there are two seeds or more."""
+    if value is None:
+        return "–"
+    deviation = f" ± {value.sd:.{digits}f}" if value.sd is not None else ""
+    return f"{value.mean:.{digits}f}{deviation}"
+
+
+def seeds_text(count: int) -> str:
+    """``single seed`` or ``3 seeds``."""
+    return "single seed" if count == 1 else f"{count} seeds"
+
+
+def _bracket(s: ArmSpeedup) -> str:
+    if (found := s.bracket) is None:
+        return "–"
+    low, high = found
+    return f"{low:.2f} to {high:.2f}" if high is not None else f"at least {low:.2f}"
+
+
+def _headline(s: ArmSpeedup) -> str:
+    """The log-log figure, or the bound, never a number made up."""
+    if s.loglog is not None:
+        return f"{number(s.loglog)}×"
+    missed = [x.bound for x in s.by_seed.values() if x.bound is not None]
+    if missed:
+        return f"not reached in {len(missed)} of {len(s.by_seed)} (< {max(missed):.2f}×)"
+    return f"≥ {number(s.first_checkpoint)}×"
+
+
+def speedup_table(comparison: Comparison) -> Table:
+    """How much sooner each arm reaches the baseline's last FID, in each currency."""
+    rows = tuple(
+        (s.label, s.currency, _headline(s), _bracket(s), seeds_text(len(s.by_seed))) for s in comparison.speedups()
+    )
+    return Table(
+        "Speedup to the baseline's last FID",
+        ("recipe", "counted in", "speedup (log-log)", "bracket", "seeds"),
+        rows,
+        "Budget of vanilla at its last checkpoint over the budget at which the recipe first reaches vanilla's FID "
+        "there, paired by training seed; mean ± sd over seeds. The bracket needs no interpolation: the first checkpoint "
+        "at or below the target, and the last above it. Tokenizer pre-training is common to all and not counted.",
+    )
+
+
+def fid_table(comparison: Comparison) -> Table:
+    """FID of every arm at every scored step."""
+    steps = comparison.steps()
+    protocol = comparison.protocol(comparison.curve_digest).protocol
+    rows = tuple(
+        (label, *(number(comparison.fid_at(arm, step)) for step in steps)) for arm, label in comparison.arms.items()
+    )
+    return Table(
+        f"FID by iterations ({protocol.label})",
+        ("recipe", *(f"{step:,}" for step in steps)),
+        rows,
+        f"{protocol.samples:,} samples, {protocol.weights} weights, {protocol.nfe} NFE, {protocol.labels} labels, "
+        f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better.",
+    )
+
+
+def _over(records: Sequence[ScoreRecord], name: str) -> Spread | None:
+    return spread([getattr(r.metrics, name) for r in records]) if records else None
+
+
+def metrics_table(comparison: Comparison) -> Table:
+    """Every metric at the last checkpoint, a row for each arm and protocol."""
+    rows = []
+    for arm, label in comparison.arms.items():
+        for digest in (comparison.curve_digest, *comparison.finals):
+            last = comparison.last(arm, digest)
+            if not last:
+                continue
+            rows.append(
+                (
+                    label,
+                    last[0].protocol.label,
+                    f"{last[0].step:,}",
+                    number(_over(last, "fid")),
+                    number(_over(last, "inception_score")),
+                    number(_over(last, "precision"), 3),
+                    number(_over(last, "recall"), 3),
+                    number(_over(last, "accuracy"), 3),
+                )
+            )
+    return Table(
+        "Metrics at the last checkpoint",
+        ("recipe", "protocol", "step", "FID", "IS", "precision", "recall", "accuracy"),
+        tuple(rows),
+        "Compare FID only within one protocol. Accuracy: share of the samples that the feature network gives the class "
+        "they were asked for.",
+    )
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What a step and a run cost."""
+    rows = []
+    for arm, label in comparison.arms.items():
+        last = comparison.last(arm, comparison.curve_digest)
+        rows.append(
+            (
+                label,
+                number(spread([1000 * r.train_seconds / r.step for r in last]), 1),
+                number(spread([r.train_seconds for r in last]), 1),
+                f"{last[0].flops / last[0].step / 1e9:.2f}",
+                f"{last[0].images:,}",
+            )
+        )
+    return Table(
+        "Cost of training",
+        ("recipe", "ms a step", "seconds", "GFLOP a step", "images"),
+        tuple(rows),
+        "Training alone: the clock stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions "
+        "and attention, forward and backward, counted by PyTorch; a multiply-add is two.",
+    )
+
+
+def tokenizer_table(comparison: Comparison) -> Table:
+    """Reconstruction before and after joint training, with the two signs of a collapse."""
+    rows = []
+    for arm in (None, *comparison.arms):
+        found = [t for t in comparison.tokenizers if t.arm == arm]
+        last = {t.seed: t for t in sorted(found, key=lambda t: t.step or 0)}
+        if not last:
+            continue
+        group = list(last.values())
+        name = "before (shared)" if arm is None else f"after {comparison.arms[arm]}"
+        values = ("rfid", "psnr", "latent_variance", "effective_rank")
+        digits = (3, 2, 2, 1)
+        rows.append(
+            (
+                name,
+                *(number(spread([getattr(t, v) for t in group]), d) for v, d in zip(values, digits, strict=True)),
+            )
+        )
+    n = comparison.tokenizers[0].n if comparison.tokenizers else 0
+    return Table(
+        "Tokenizer before and after joint training",
+        ("tokenizer", "rFID", "PSNR (dB)", "latent variance", "effective rank"),
+        tuple(rows),
+        f"{n:,} reference images rebuilt from their posterior mean; rFID against the whole reference. A collapse shows "
+        "as variance near zero, or, under batch norm, as a low effective rank (participation ratio of the covariance).",
+    )
+
+
+def floor_table(comparison: Comparison) -> Table:
+    """What differences mean nothing."""
+    rows = [(f.name, f"{f.n_fake:,}", f"{f.n_real:,}", f"{f.fid:.3f}") for f in comparison.floors]
+    if (noise := comparison.generation_noise()) is not None:
+        label = f"|difference| of two generation seeds, {len(noise.values)} checkpoints"
+        rows.append((label, "", "", f"{noise.mean:.3f} (max {max(noise.values):.3f})"))
+    return Table(
+        "Noise floor",
+        ("what", "N", "N reference", "FID"),
+        tuple(rows),
+        "FID between real images is what no model can be told apart below; a difference under the last row's is noise "
+        "of sampling. Another training seed moves FID more: see the ± above.",
+    )
+
+
+def stage_table(comparison: Comparison) -> Table:
+    """Wall-clock of every stage that ran, summed over sessions."""
+    total: dict[str, tuple[float, int]] = {}
+    for s in comparison.stages:
+        name = s.stage if s.arm is None else f"{s.stage} {comparison.arms.get(s.arm, s.arm)}"
+        seconds, peak = total.get(name, (0.0, 0))
+        total[name] = (seconds + s.seconds, max(peak, s.peak_memory_bytes))
+    rows = [(name, f"{seconds:.1f}", f"{peak / 2**30:.2f}") for name, (seconds, peak) in total.items()]
+    everything = sum(seconds for seconds, _ in total.values())
+    rows.append(("all", f"{everything:.1f}", f"{max((p for _, p in total.values()), default=0) / 2**30:.2f}"))
+    return Table(
+        "Time and memory of every stage",
+        ("stage", "seconds", "peak GiB so far"),
+        tuple(rows),
+        "Wall clock, all seeds together; a stage whose result was found in the cache is absent.",
+    )
