@@ -32,8 +32,8 @@ class DigitsData(Spec):
     max_log_scale: float = 0.12
     max_shift: float = 0.12
     """In half images."""
-    min_contrast: float = 0.6
-    """Least distance between the two colours, in RGB with each channel in [0, 1]."""
+    paper_brightest: float = 0.45
+    """Paper is uniform in [0, this]^3 RGB, ink in [1 - this, 1]^3: two random colours that stay apart."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,6 @@ class Digits:
     """int64, (N,)."""
     poses: Tensor
     """float32, (N, POSE_WIDTH), each about unit scale."""
-
-
-def _colours(u: Tensor, min_contrast: float) -> tuple[Tensor, Tensor]:
-    """Ink and paper from uniform (N, 6); papers too near to their ink are replaced by its complement's side."""
-    ink, paper = u[:, :3], u[:, 3:]
-    near = (ink - paper).norm(dim=1, keepdim=True) < min_contrast
-    return ink, torch.where(near, torch.where(ink > 0.5, paper * 0.3, 1 - paper * 0.3), paper)
 
 
 def render(spec: DigitsData, start: int, stop: int) -> Digits:
@@ -74,7 +67,7 @@ def render(spec: DigitsData, start: int, stop: int) -> Digits:
     rows = torch.stack((cos, -sin, shift[:, 0], sin, cos, shift[:, 1]), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(rows, [len(rows), 1, SIDE, SIDE], align_corners=False)
     ink_mask = F.grid_sample(glyphs[chosen][:, None], grid, align_corners=False).clamp(0, 1)
-    ink, paper = _colours(u[:, 4:10], spec.min_contrast)
+    paper, ink = u[:, 4:7] * spec.paper_brightest, 1 - u[:, 7:10] * spec.paper_brightest
     pixels = torch.lerp(paper[:, :, None, None], ink[:, :, None, None], ink_mask)
-    poses = torch.cat((signed, 2 * ink - 1, 2 * paper - 1), dim=1)
+    poses = torch.cat((signed, 2 * u[:, 4:10] - 1), dim=1)
     return Digits((pixels * 255).round().to(torch.uint8), targets[chosen], poses)

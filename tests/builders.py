@@ -1,0 +1,78 @@
+"""Tiny networks, batches and specs for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from recipes.core.data import Batch
+from recipes.core.spec import EMASpec, OptimizerSpec, TrainSpec
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
+from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
+from recipes.models.sit import SiT, SiTSpec, initialize
+from recipes.networks import Networks
+
+SIT = SiTSpec(
+    latent_size=4,
+    channels=4,
+    num_classes=10,
+    patch_size=2,
+    hidden=32,
+    depth=3,
+    heads=4,
+    encoder_depth=2,
+    encoder_widths=(12,),
+    projector_width=16,
+)
+TOKENIZER = AutoencoderSpec(
+    latent_channels=4, base_width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, unshuffle=2
+)
+
+
+class MeanSquares(torch.nn.Module):
+    """A perceptual loss without weights."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).square().mean()
+
+
+def make_sit(seed: int = 0, spec: SiTSpec = SIT, *, awake: bool = True) -> SiT:
+    """A SiT; `awake` replaces the zero-initialised outputs, so that its velocity depends on everything."""
+    sit = SiT(spec)
+    initialize(sit, seed)
+    if awake:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in sit.named_parameters():
+            if "adaLN" in name or name.startswith("final_layer"):
+                parameter.data.normal_(0, 0.1, generator=generator)
+    return sit
+
+
+def make_networks(seed: int = 0) -> Networks:
+    """Everything that REPA-E wants."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = Autoencoder(TOKENIZER)
+        discriminator = PatchDiscriminator(DiscriminatorSpec(base_width=4, layers=1))
+    return Networks(sit=make_sit(seed), vae=vae, discriminator=discriminator, perceptual=MeanSquares())
+
+
+def make_batch(n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+    """Random images, labels, encoder tokens and cached posterior."""
+    g = torch.Generator().manual_seed(seed)
+    return Batch(
+        images=torch.randint(0, 256, (n, 3, 16, 16), generator=g, dtype=torch.uint8),
+        labels=torch.randint(0, 10, (n,), generator=g),
+        features=(torch.randn(n, 4, 12, generator=g).to(dtype),),
+        mean=torch.randn(n, 4, 4, 4, generator=g).to(dtype),
+        std=torch.rand(n, 4, 4, 4, generator=g).to(dtype),
+    )
+
+
+def make_train_spec(*networks: str, batch_size: int = 6) -> TrainSpec:
+    """AdamW everywhere."""
+    return TrainSpec(
+        seed=3,
+        batch_size=batch_size,
+        optimizers={name: OptimizerSpec(lr=1e-3, warmup_steps=2) for name in networks},
+        ema=EMASpec(decay=0.99, warmup=True),
+    )

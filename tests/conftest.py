@@ -1,0 +1,24 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The first draw imports torch kernels and can be slow; no deadline, and the same examples every time.
+hypothesis.settings.register_profile("repa-bench", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("repa-bench")
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A fresh seeded generator."""
+    return torch.Generator().manual_seed(0)
