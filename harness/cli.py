@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -40,10 +39,10 @@ out_console = Console()
 SEVERAL = ("--seeds", "--recipes")
 
 
-class UserMistake(click.ClickException):
-    """A `UserError` on its way to the terminal: one sentence, exit code 2."""
-
-    exit_code = 2
+INTERRUPTED = 130
+# What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
+# some versions of Typer and a copy in others.
+PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 SuiteOption = Annotated[str, typer.Option("--suite", help="Which suite; `repa-bench list` names them.")]
@@ -417,14 +416,15 @@ def main() -> None:
     try:
         code = command.main(expand_several(sys.argv[1:]), prog_name="repa-bench", standalone_mode=False)
     except UserError as error:
-        UserMistake(str(error)).show()
-        sys.exit(UserMistake.exit_code)
-    except click.ClickException as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PARSER_ERROR as error:
         error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code, in some versions
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -120,27 +120,30 @@ def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
         "train_pos_embed": False,
     }
     return {
-        "vanilla": Arm(recipe="vanilla", label="vanilla (SiT)", about="Denoising loss only, frozen tokenizer."),
-        "repa": Arm(recipe="repa", label="REPA", about="Plus alignment of the SiT's tokens with a frozen encoder's."),
-        "repa_e": Arm(
-            recipe="repa_e",
-            label="REPA-E",
-            about="Plus joint training of the tokenizer, through the alignment loss alone.",
-            options=joint,
+        "vanilla": _arm("vanilla", "vanilla (SiT)", "Denoising loss only, frozen tokenizer."),
+        "repa": _arm("repa", "REPA", "Plus alignment of the SiT's tokens with a frozen encoder's."),
+        "repa_e": _arm(
+            "repa_e", "REPA-E", "Plus joint training of the tokenizer, through the alignment loss alone.", **joint
         ),
-        "joint_no_align": Arm(
-            recipe="repa_e",
-            label="joint, VAE align 0",
-            about="Control: the tokenizer trains on, but the alignment gradient does not reach it.",
-            options=joint | {"vae_alignment": 0.0},
+        "joint_no_align": _arm(
+            "repa_e",
+            "joint, VAE align 0",
+            "Control: the tokenizer trains on, but the alignment gradient does not reach it.",
+            **joint | {"vae_alignment": 0.0},
         ),
-        "naive_e2e": Arm(
-            recipe="repa_e",
-            label="naive end-to-end",
-            about="Control: the diffusion loss trains the tokenizer, which learns latents that are easy, not good.",
-            options=joint | {"vae_alignment": 0.0, "vae_diffusion": 1.0},
+        "naive_e2e": _arm(
+            "repa_e",
+            "naive end-to-end",
+            "Control: the diffusion loss trains the tokenizer, which learns latents that are easy, not good.",
+            **joint | {"vae_alignment": 0.0, "vae_diffusion": 1.0},
         ),
     }
+
+
+def _arm(name: str, label: str, about: str, **options: Any) -> Arm:
+    """An arm with every option written out, so that each can be overridden by its key."""
+    full = recipe_options(name, options, where=label).model_dump(mode="json")
+    return Arm(recipe=name, label=label, about=about, options=full)
 
 
 def digits() -> DigitsSuite:

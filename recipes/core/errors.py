@@ -20,4 +20,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" There are: {', '.join(choices)}."
+    return f" There are: {', '.join(choices) or 'none'}."

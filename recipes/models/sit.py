@@ -39,8 +39,6 @@ class SiTSpec(Spec):
     encoder_widths: tuple[int, ...] = ()
     """Feature width of each frozen encoder; one projector for each, none without alignment."""
     projector_width: int = 2048
-    embedding_std: float = 0.02
-    """Initial spread of the label table and the time MLP. The papers' value is for their widths and budgets."""
 
     @property
     def tokens(self) -> int:
@@ -282,8 +280,8 @@ class SiT(nn.Module):
 def initialize(sit: SiT, seed: int) -> None:
     """SiT's initialisation, each tensor from its own generator so that adding a projector moves nothing else.
 
-    Xavier-uniform linears (the patch embedding flattened likewise) with zero bias, N(0, embedding_std) for the
-    label table and the time MLP, zero for every adaLN output and the final linear layer.
+    Xavier-uniform linears (the patch embedding flattened likewise) with zero bias, N(0, 0.02) for the label table
+    and the time MLP, zero for every adaLN output and the final linear layer.
     """
     tables: tuple[Callable[[str], bool], ...] = (
         lambda n: n == "y_embedder.embedding_table.weight",
@@ -299,6 +297,6 @@ def initialize(sit: SiT, seed: int) -> None:
             if name.endswith("bias") or "adaLN_modulation" in name or name == "final_layer.linear.weight":
                 parameter.zero_()
             elif any(matches(name) for matches in tables):
-                parameter.normal_(0.0, sit.spec.embedding_std, generator=generator)
+                parameter.normal_(0.0, 0.02, generator=generator)
             else:
                 nn.init.xavier_uniform_(parameter.view(len(parameter), -1), generator=generator)

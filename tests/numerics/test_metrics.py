@@ -129,9 +129,7 @@ def test_precision_recall_by_hand():
 def test_precision_recall_survive_shuffling(seed):
     g = torch.Generator().manual_seed(seed)
     real, fake = cloud(seed, 60), cloud(seed + 1, 50)
-    shuffled = precision_recall(
-        real=real[torch.randperm(60, generator=g)], fake=fake[torch.randperm(50, generator=g)]
-    )
+    shuffled = precision_recall(real=real[torch.randperm(60, generator=g)], fake=fake[torch.randperm(50, generator=g)])
     assert shuffled == precision_recall(real=real, fake=fake)
 
 

@@ -7,6 +7,7 @@ probability-flow ODE carries x_1 = z to x_0 = m + s z.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_schedules():
     assert len(grid) == 251
     assert grid[0] == 1.0
     assert grid[-2:] == pytest.approx([0.04, 0.0])
-    gaps = {round(a - b, 12) for a, b in zip(grid[:-2], grid[1:-1], strict=True)}
+    gaps = {round(a - b, 12) for a, b in pairwise(grid[:-1])}
     assert len(gaps) == 1
 
 

@@ -18,9 +18,7 @@ from recipes.core.errors import UserError
 
 
 def write(folder, value=1.0):
-    checkpoint.save_folder(
-        folder, {"a": {"x": torch.full((3,), value)}, "b": {"y": torch.arange(4)}}, {"step": 7}
-    )
+    checkpoint.save_folder(folder, {"a": {"x": torch.full((3,), value)}, "b": {"y": torch.arange(4)}}, {"step": 7})
 
 
 def test_round_trip(tmp_path):

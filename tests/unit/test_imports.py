@@ -1,4 +1,4 @@
-"""Arrows run one way: recipes, baselines <- harness <- reports <- harness/cli.py; inside recipes: core, models first."""
+"""Arrows run one way: recipes, baselines <- harness <- reports <- harness/cli.py; core and models come first."""
 
 from __future__ import annotations
 

@@ -53,9 +53,7 @@ def test_core_names_no_recipe(path: Path):
     """No string and no identifier of the code in core/ names a recipe; docstrings may."""
     tree = ast.parse(path.read_text())
     documents = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     found = []
     for node in ast.walk(tree):

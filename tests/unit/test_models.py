@@ -69,9 +69,7 @@ def test_state_dict_names():
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_published_parameter_counts(size, millions):
     hidden, depth, heads = SIZES[size]
-    spec = SiTSpec(
-        latent_size=32, channels=4, num_classes=1000, patch_size=2, hidden=hidden, depth=depth, heads=heads
-    )
+    spec = SiTSpec(latent_size=32, channels=4, num_classes=1000, patch_size=2, hidden=hidden, depth=depth, heads=heads)
     with torch.device("meta"):
         sit = SiT(spec)
     assert sum(p.numel() for p in sit.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
@@ -135,9 +133,7 @@ def test_autoencoder_shapes(generator):
 COMPVIS = [
     AutoencoderSpec(latent_channels=4, base_width=32, multipliers=(1, 1), residual_blocks=1),
     AutoencoderSpec(latent_channels=3, base_width=32, multipliers=(1, 2, 4), residual_blocks=2),
-    AutoencoderSpec(
-        latent_channels=8, base_width=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,)
-    ),
+    AutoencoderSpec(latent_channels=8, base_width=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,)),
 ]
 
 

@@ -1,0 +1,290 @@
+"""Real `repa-bench` processes on the smoke suite."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, ROOT
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "harness.cli"]
+# Of a run that repeats another one, only these may differ.
+VOLATILE = {"provenance", "train_seconds", "sample_seconds"}
+
+
+def repa_bench(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"REPA_BENCH_CACHE": str(cache)} if cache else {}) | {"COLUMNS": "200"}
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def scores(folder: Path) -> dict[tuple, dict]:
+    """The scores of a results folder, without what may differ between equal runs."""
+    out: dict[tuple, dict] = {}
+    for line in (folder / "records.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] in ("score", "tokenizer", "floor"):
+            key = tuple(str(row.get(k)) for k in ("kind", "arm", "seed", "step", "protocol", "generation_seed", "name"))
+            assert key not in out, f"measured twice: {key}"
+            out[key] = {k: v for k, v in row.items() if k not in VOLATILE}
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An uninterrupted run of the smoke suite: (results, cache)."""
+    root = tmp_path_factory.mktemp("smoke")
+    done = repa_bench("run", "--suite", "smoke", "--out", root / "out", cache=root / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return root / "out", root / "cache"
+
+
+def test_run_scores_every_arm_at_every_checkpoint(finished):
+    rows = [json.loads(line) for line in (finished[0] / "records.jsonl").read_text().splitlines()]
+    curve = {(r["arm"], r["step"]) for r in rows if r["kind"] == "score" and r["protocol"]["name"] == "smoke-ode4"}
+    assert curve == {(arm, step) for arm in ("vanilla", "repa", "repa_e") for step in (8, 16, 24)}
+    first = next(r for r in rows if r["kind"] == "score")
+    assert first["n_fake"] == 128
+    assert first["schema_version"] == 1
+    assert len(first["protocol_digest"]) == 64
+    assert first["flops"] > 0
+    assert first["provenance"]["versions"]["torch"]
+    after = [r for r in rows if r["kind"] == "tokenizer"]
+    assert [r["arm"] for r in after] == [None, "repa_e"]
+
+
+def test_report_is_one_page_without_network(finished):
+    folder = finished[0] / "report"
+    page = (folder / "index.html").read_text()
+    assert "smoke suite: proves that the path works" in page
+    assert "<svg" in page
+    assert page.count("data:image/png;base64,") >= 8
+
+    class Links(HTMLParser):
+        found: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag in ("img", "link", "script", "iframe"):
+                self.found += [v or "" for k, v in attrs if k in ("src", "href")]
+
+    links = Links()
+    links.feed(page)
+    assert links.found
+    assert all(link.startswith("data:") for link in links.found)
+    assert "| REPA-E |" in (folder / "report.md").read_text()
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 5
+    assert {row["protocol"] for row in rows} == {"smoke-ode4@1", "smoke-sde4@1"}
+    with Image.open(folder / "fid.png") as image:
+        assert image.width > 1000
+
+
+def test_a_report_is_a_function_of_the_records(finished, tmp_path):
+    for name in ("one", "two"):
+        assert repa_bench("report", finished[0], "--out", tmp_path / name).returncode == 0
+    for file in ("index.html", "report.md", "results.csv", "fid.png"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_every_figure_of_the_csv_is_a_record(finished):
+    recorded = {
+        (row["arm"], str(row["step"]), f"{row['protocol']['name']}@1", str(row["generation_seed"])): row["metrics"]
+        for row in map(json.loads, (finished[0] / "records.jsonl").read_text().splitlines())
+        if row["kind"] == "score"
+    }
+    with (finished[0] / "report" / "results.csv").open() as file:
+        for row in csv.DictReader(file):
+            metrics = recorded[row["arm"], row["step"], row["protocol"], row["generation_seed"]]
+            assert float(row["fid"]) == metrics["fid"]
+
+
+def test_running_again_does_nothing_again(finished):
+    out, cache = finished
+    before = (out / "records.jsonl").read_text()
+    again = repa_bench("run", "--suite", "smoke", "--out", out, cache=cache)
+    assert again.returncode == 0, again.stderr
+    assert (out / "records.jsonl").read_text() == before
+    assert "train" not in again.stderr
+
+
+def test_another_seed_reuses_the_assets(finished, tmp_path):
+    _, cache = finished
+    made = sorted(cache.iterdir())
+    done = repa_bench(
+        "run", "--suite", "smoke", "--recipes", "vanilla", "--seeds", "5", "6", "--out", tmp_path, cache=cache
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(cache.iterdir()) == made
+    seeds = {key[2] for key in scores(tmp_path) if key[0] == "score"}
+    assert seeds == {"5", "6"}
+
+
+def test_more_steps_extend_a_run(finished, tmp_path):
+    _, cache = finished
+    arguments = ("run", "--suite", "smoke", "--recipes", "vanilla", "--out", tmp_path, "--score-every", "8")
+    assert repa_bench(*arguments, "--steps", "8", cache=cache).returncode == 0
+    assert repa_bench(*arguments, "--steps", "24", cache=cache).returncode == 0
+    whole = scores(finished[0])
+    for key, row in scores(tmp_path).items():
+        if key[0] == "score" and key[3] != "8" and "smoke-ode4" in key[4]:
+            assert row == whole[key]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_and_rerun_ends_with_the_same_numbers(finished, tmp_path, seed):
+    """SIGKILL at three random moments, caches empty at first; then the same command to its end."""
+    moments = random.Random(seed)
+    cache = tmp_path / "cache"
+    arguments = ["run", "--suite", "smoke", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"REPA_BENCH_CACHE": str(cache)}
+    for _ in range(3):
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(4.0, 14.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = repa_bench(*arguments, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "out") == scores(finished[0])
+
+
+def test_interrupted_by_ctrl_c(finished, tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "run", "--suite", "smoke", "--steps", "4000", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"REPA_BENCH_CACHE": str(finished[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(9)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command continues" in errors
+    assert "Traceback" not in errors
+
+
+def test_sample_writes_a_grid_and_an_npz(finished, tmp_path):
+    import numpy as np
+
+    out, cache = finished
+    done = repa_bench(
+        "sample", "--suite", "smoke", "--recipe", "repa_e", "--out", out, "--count", "20",
+        "--images", tmp_path / "grid.png", cache=cache,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "grid.npz") as saved:
+        assert saved["arr_0"].shape == (20, 16, 16, 3)
+        assert saved["labels"].tolist() == [*range(10)] * 2
+    stored = next((out / "samples").glob("repa_e-seed0-*/0000024-smoke-ode4-g0.png"))
+    with Image.open(stored) as one, Image.open(tmp_path / "grid.png") as two:
+        assert np.array_equal(np.asarray(one)[:32], np.asarray(two))
+
+
+def test_speedup_json(finished):
+    done = repa_bench("speedup", finished[0], "--json")
+    found = json.loads(done.stdout)
+    assert set(found["speedups"]) == {"repa", "repa_e"}
+    assert set(found["speedups"]["repa"]) == {"iterations", "FLOPs", "seconds"}
+    assert found["notice"].startswith("smoke suite")
+
+
+def test_replay_passes_on_the_recorded_folder_and_fails_on_a_changed_one(tmp_path):
+    done = repa_bench("replay", GOLDEN, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["passed"]
+    assert len(result["quantities"]) > 90
+
+    meta = json.loads((GOLDEN / "meta.json").read_text())
+    for path in GOLDEN.glob("*.safetensors"):
+        (tmp_path / path.name).symlink_to(path)
+    meta["repa_e_log"][1]["vae_align"] += 1e-4
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    wrong = repa_bench("replay", tmp_path)
+    assert wrong.returncode == 1
+    assert [line.split()[-1] for line in wrong.stdout.splitlines() if line.startswith("FAIL")] == [
+        "repa_e_steps.step1.vae_align"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--suite", "digit"], "Did you mean 'digits'"),
+        (["run", "--recipes", "repa-e"], "Did you mean 'repa_e'"),
+        (["run", "--set", "sit.dept=3"], "Did you mean 'depth'"),
+        (["run", "--set", "sit.depth"], "write it as KEY=VALUE"),
+        (["run", "--set", "sit.depth=deep"], "sit.depth"),
+        (["run", "--set", "arms.repa.options.allignment=1"], "'alignment'"),
+        (["run", "--seeds", "one"], "Invalid value for '--seeds'"),
+        (["run", "--seedz", "1"], "--seeds"),
+        (["rum"], "run"),
+        (["run", "--steps", "0"], "--steps"),
+        (["report", "nowhere"], "nowhere holds no scores"),
+        (["speedup", "nowhere"], "nowhere holds no scores"),
+        (["replay", "nowhere"], "not a replay folder"),
+        (["sample", "--suite", "smoke", "--recipe", "vanila", "--images", "x.png"], "Did you mean 'vanilla'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path):
+    if arguments[0] in ("run", "sample"):
+        arguments = [*arguments, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    done = repa_bench(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_another_specification_are_refused(finished):
+    out, cache = finished
+    before = (out / "records.jsonl").read_text()
+    done = repa_bench("run", "--suite", "smoke", "--set", "sit.depth=3", "--out", out, cache=cache)
+    assert done.returncode == 2
+    assert "choose another --out" in " ".join(done.stderr.split())
+    assert (out / "records.jsonl").read_text() == before
+
+
+def test_milestones_that_were_passed_by_are_refused(finished, tmp_path):
+    _, cache = finished
+    base = ("run", "--suite", "smoke", "--recipes", "vanilla", "--out", tmp_path, "--steps", "8")
+    assert repa_bench(*base, "--score-every", "8", cache=cache).returncode == 0
+    done = repa_bench(*base, "--score-every", "3", cache=cache)
+    assert done.returncode == 2
+    assert "keep --score-every as it was" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "prepare", "train", "sample", "score", "speedup", "report", "replay", "list", "doctor"],
+)
+def test_every_command_has_help_with_an_example(command):
+    done = repa_bench(command, "--help")
+    assert done.returncode == 0
+    assert f"repa-bench {command}" in " ".join(done.stdout.split())
+    assert "Example" in done.stdout
+
+
+def test_list_and_doctor(finished):
+    listed = repa_bench("list")
+    assert listed.returncode == 0
+    assert "naive_e2e (control)" in listed.stdout
+    looked = repa_bench("doctor", cache=finished[1])
+    assert looked.returncode == 0
+    assert "digits-tokenizer-" in looked.stdout
