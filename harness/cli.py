@@ -112,6 +112,23 @@ def _seeds(chosen: Sequence[int] | None) -> list[int]:
     return list(dict.fromkeys(chosen or [0]))
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"repa-bench {version('repa-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
 @app.command()
 def run(
     suite: SuiteOption = "digits",

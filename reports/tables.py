@@ -75,8 +75,9 @@ def speedup_table(comparison: Comparison) -> Table:
         ("recipe", "counted in", "speedup (log-log)", "bracket", "seeds"),
         rows,
         "Budget of vanilla at its last checkpoint over the budget at which the recipe first reaches vanilla's FID "
-        "there, paired by training seed; mean ± sd over seeds. The bracket needs no interpolation: the first "
-        "checkpoint at or below the target, and the last above it. Tokenizer pre-training is common to all and not counted.",
+        "there, paired by training seed; mean ± sd over seeds. The bracket needs no interpolation: it runs from the "
+        "first checkpoint at or below the target to the last above it. Tokenizer pre-training is common to all and "
+        "not counted.",
     )
 
 

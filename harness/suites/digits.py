@@ -152,7 +152,7 @@ def digits() -> DigitsSuite:
         autoencoder=AutoencoderSpec(
             latent_channels=16,
             base_width=32,
-            multipliers=(1, 2),
+            multipliers=(1, 1),
             residual_blocks=1,
             norm_groups=8,
             unshuffle=2,
@@ -190,7 +190,7 @@ def digits() -> DigitsSuite:
         default_arms=("vanilla", "repa", "repa_e"),
         curve_protocol=_protocol("digits-ode25", "ode", 25),
         final_protocols=(_protocol("digits-sde50", "sde", 50),),
-        max_rfid=1.5,
+        max_rfid=1.0,
         budget=Budget(steps=1500, score_every=250),
     )
 

@@ -53,8 +53,9 @@ def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: M
         meta: JSON-able facts, kept in the manifest.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while writing
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     hashes = {}
     for name, tensors in parts.items():

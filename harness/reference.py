@@ -1,0 +1,80 @@
+"""Accepted runs, for regression: the losses and FIDs that a change of code may not move.
+
+A reference is taken from a results folder with a reason: ``python -m harness.reference RUNS FILE --reason "..."``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness import records
+from harness.compare import load
+from harness.records import ScoreRecord
+from recipes.core.checkpoint import write_text
+
+#: Relative differences that other machines' arithmetic explains. A change of code moves a trace by more.
+TOLERANCES = {"loss": 1e-2, "fid": 5e-2}
+TRACED = ("denoising", "sit_align", "vae_align", "l1")
+
+
+def summarize(folder: Path) -> dict[str, Any]:
+    """Loss traces and FIDs of a results folder, by arm and seed."""
+    comparison = load([folder])
+    runs: dict[str, Any] = {}
+    for arm in comparison.arms:
+        for seed in comparison.seeds(arm):
+            curve = comparison.curve(arm, seed)
+            runs[f"{arm}/seed{seed}"] = {
+                "fid": {str(r.step): r.metrics.fid for r in curve},
+                "loss": _traces(next((folder / "runs").glob(f"{arm}-seed{seed}-{curve[0].run[:8]}"))),
+            }
+    first = comparison.scores[0]
+    return {"suite": first.suite, "suite_digest": first.suite_digest, "runs": runs}
+
+
+def _traces(run: Path) -> dict[str, dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {
+        name: {str(row["step"]): row[name] for row in rows if name in row}
+        for name in TRACED
+        if any(name in row for row in rows)
+    }
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, float]:
+    if not isinstance(node, dict):
+        return {path: float(node)}
+    return {k: v for key, child in node.items() for k, v in _leaves(child, f"{path}/{key}".strip("/")).items()}
+
+
+def differences(accepted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What moved by more than its tolerance, in words; empty if nothing did."""
+    if accepted["suite_digest"] != found["suite_digest"]:
+        return ["the suite's specification changed: accept a new reference, with the reason"]
+    ours, theirs = _leaves(found["runs"]), _leaves(accepted["runs"])
+    out = [f"{key}: only on one side" for key in sorted(ours.keys() ^ theirs.keys())]
+    for key in sorted(ours.keys() & theirs.keys()):
+        tolerance = TOLERANCES["fid" if "/fid/" in f"/{key}/" else "loss"]
+        scale = max(abs(theirs[key]), 0.05)  # alignment losses pass through zero
+        if abs(ours[key] - theirs[key]) > tolerance * scale:
+            out.append(f"{key}: {ours[key]:.6g}, accepted {theirs[key]:.6g} (tolerance {tolerance:g})")
+    return out
+
+
+def accept(
+    runs: Annotated[Path, typer.Argument(help="A results folder.")],
+    file: Annotated[Path, typer.Argument(help="The reference to write, baselines/reference/SUITE.json.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why the accepted numbers change.")],
+) -> None:
+    """Accept a results folder as the reference of its suite."""
+    made = next(r for r in records.read(runs / records.FILE) if isinstance(r, ScoreRecord)).provenance
+    body = {"reason": reason, "provenance": made.model_dump(mode="json"), **summarize(runs)}
+    write_text(file, json.dumps(body, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(accept)

@@ -1,0 +1,107 @@
+"""Runs: FLOPs, folders, and checkpoints that resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import SIT, TOKENIZER, make_batch
+
+from recipes.core.errors import UserError
+from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.models.autoencoder import Autoencoder
+from recipes.run import Run, RunSpec, TrainingInputs, flops_per_step, load_for_sampling, train_run
+
+OFF = {"gan": 0.0, "perceptual": 0.0, "train_pos_embed": False}
+
+
+def make_spec(recipe: str = "repa_e", **sit) -> RunSpec:
+    return RunSpec(
+        suite="test",
+        arm=recipe,
+        recipe=recipe,
+        options=OFF if recipe == "repa_e" else {},
+        sit=SIT.model_copy(update=sit),
+        tokenizer=TOKENIZER,
+        train=TrainSpec(
+            seed=1, batch_size=4, optimizers={"sit": OptimizerSpec(lr=1e-3), "vae": OptimizerSpec(lr=1e-3)}
+        ),
+        inputs={},
+    )
+
+
+def make_inputs() -> TrainingInputs:
+    torch.manual_seed(0)
+    return TrainingInputs(make_batch(12), Autoencoder(TOKENIZER), torch.zeros(4), torch.ones(4))
+
+
+def test_flops_of_vanilla_by_hand():
+    """Counted: matrix products of the blocks, attention included, times three for forward and backward."""
+    d, tokens, depth, n = 64, 256, 3, 4
+    spec = make_spec("vanilla", hidden=d, latent_size=32, patch_size=2, depth=depth, encoder_widths=())
+    linear = 12 * d * d * tokens
+    attention = 2 * tokens * tokens * d
+    conditioning = 6 * d * d
+    forward = 2 * depth * (linear + attention + conditioning)
+    ends = 2 * tokens * (2 * 2 * 4 * d) * 2 + 2 * (2 * d * d + 256 * d + d * d)
+    expected = 3 * n * (forward + ends)
+    # The first convolution wants no gradient of its input, and attention's backward recomputes: a few per cent.
+    assert flops_per_step(spec, 128) == pytest.approx(expected, rel=0.12)
+    without_attention = 3 * n * (2 * depth * (linear + conditioning) + ends)
+    assert flops_per_step(spec, 128) > 1.15 * without_attention
+
+
+def test_joint_training_costs_more_than_repa_and_repa_more_than_vanilla():
+    vanilla, repa, joint = (flops_per_step(make_spec(r), 16) for r in ("vanilla", "repa", "repa_e"))
+    assert vanilla <= repa < joint
+
+
+@pytest.mark.parametrize("recipe", ["vanilla", "repa", "repa_e"])
+def test_a_run_resumes_to_the_same_weights(tmp_path, recipe):
+    spec, inputs = make_spec(recipe), make_inputs()
+    whole, parts = Run(spec, tmp_path / "whole"), Run(spec, tmp_path / "parts")
+    train_run(whole, inputs, [3, 6], log_every=1)
+    train_run(parts, inputs, [3], log_every=1)
+    assert parts.resumable() == 3
+    train_run(parts, inputs, [3, 6], log_every=1)
+    assert whole.weights_hash(6) == parts.weights_hash(6)
+    assert parts.steps() == [3, 6]
+    assert parts.resumable() == 6
+    assert not (parts.checkpoint(3) / "optimizer.safetensors").exists()
+    assert parts.clock(6)["seconds"] > parts.clock(3)["seconds"] > 0
+    losses = [line.split('"seconds"')[0] for line in parts.log_path.read_text().splitlines()]
+    assert losses == [line.split('"seconds"')[0] for line in whole.log_path.read_text().splitlines()]
+    assert len(losses) == 6
+
+
+def test_the_log_forgets_what_was_logged_after_the_checkpoint(tmp_path):
+    run, inputs = Run(make_spec("vanilla"), tmp_path), make_inputs()
+    train_run(run, inputs, [2], log_every=1)
+    with run.log_path.open("a") as log:
+        log.write('{"step": 3, "denoising": 1.0}\n{"step": 4, "den')
+    train_run(run, inputs, [2, 4], log_every=1)
+    assert [line[9] for line in run.log_path.read_text().splitlines()] == ["1", "2", "3", "4"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run, inputs = Run(make_spec("vanilla"), tmp_path), make_inputs()
+    train_run(run, inputs, [2])
+    path = run.checkpoint(2) / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged"):
+        train_run(run, inputs, [2, 4])
+
+
+def test_sampling_takes_the_weights_it_is_asked_for(tmp_path):
+    run, inputs = Run(make_spec(), tmp_path), make_inputs()
+    train_run(run, inputs, [2])
+    weights = run.weights(2)
+    average, tokenizer = load_for_sampling(run, 2, inputs.tokenizer, average=True)
+    raw, _ = load_for_sampling(run, 2, inputs.tokenizer, average=False)
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.equal(average.state_dict()[key], weights[f"ema.sit.{key}"])
+    assert torch.equal(raw.state_dict()[key], weights[f"sit.{key}"])
+    assert not torch.equal(raw.state_dict()[key], average.state_dict()[key])
+    assert tokenizer is not inputs.tokenizer
+    frozen = Run(make_spec("vanilla"), tmp_path / "v")
+    train_run(frozen, inputs, [1])
+    assert load_for_sampling(frozen, 1, inputs.tokenizer, average=True)[1] is inputs.tokenizer
