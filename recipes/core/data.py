@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -38,16 +38,14 @@ class Batch:
         """Every tensor on `device`."""
         return self._map(lambda x: x.to(device, non_blocking=True))
 
-    def _map(self, f: object) -> Batch:
-        assert callable(f)
-        changes: dict[str, object] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                changes[field.name] = tuple(f(x) for x in value)
-            elif value is not None:
-                changes[field.name] = f(value)
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            images=f(self.images),
+            labels=f(self.labels),
+            features=tuple(f(x) for x in self.features),
+            mean=None if self.mean is None else f(self.mean),
+            std=None if self.std is None else f(self.std),
+        )
 
 
 @lru_cache(maxsize=2)

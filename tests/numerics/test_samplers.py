@@ -83,6 +83,33 @@ def test_sde_lands_on_the_data_distribution():
     assert out.std().item() == pytest.approx(SPREAD, abs=0.015)
 
 
+def sde_moments_at_the_last_time(steps: int) -> tuple[float, float]:
+    """Mean and variance that Euler-Maruyama has at t = 0.04, without Monte Carlo.
+
+    The drift is linear, so the result is a linear function of the start and of each step's noise: one run with each of
+    them alone gives its coefficient.
+    """
+
+    def drift(x, t, _):
+        v = exact_velocity(x, t)
+        return v - t * score(v, x, t, "linear")
+
+    grid = times("sde_euler_maruyama", steps)[:-1]
+    unit = torch.eye(steps + 1, dtype=torch.float64)  # column 0: nothing; 1: the start; 1 + k: the noise of step k - 1
+    out = sde_euler_maruyama(drift, unit[1], grid, lambda k, x: unit[k + 2])
+    coefficients = out[1:] - out[0]
+    return float(out[0]), float(coefficients.square().sum())
+
+
+def test_sde_error_falls_at_weak_order_one():
+    t = 0.04
+    mean, variance = (1 - t) * MEAN, (1 - t) ** 2 * SPREAD**2 + t**2
+    coarse, fine = sde_moments_at_the_last_time(200), sde_moments_at_the_last_time(400)
+    assert fine[0] == pytest.approx(mean, rel=1e-9)  # the mean moves on a straight line: no error
+    assert fine[1] == pytest.approx(variance, rel=2e-3)
+    assert math.log2((variance - coarse[1]) / (variance - fine[1])) == pytest.approx(1, abs=0.1)
+
+
 def test_schedules():
     assert times("ode_heun", 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
     grid = times("sde_euler_maruyama", 250)
