@@ -73,21 +73,20 @@ def _reconstructions(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _answer(comparison: Comparison) -> list[str]:
-    """One sentence for each arm against the baseline, in iterations and in seconds."""
+    """One sentence for each arm against the baseline, in every currency."""
     found = comparison.speedups()
     sentences = []
     for arm in dict.fromkeys(s.arm for s in found):
         by = {s.currency: s for s in found if s.arm == arm}
-        steps, seconds = by["iterations"], by["seconds"]
-        n = tables.seeds_text(len(steps.by_seed))
-        if steps.loglog is None:
-            reached = f"{len(steps.reached)} of {len(steps.by_seed)}"
-            sentences.append(f"{steps.label} reached vanilla's last FID in {reached} runs within its budget.")
+        steps = by["iterations"]
+        if len(steps.reached) < len(steps.by_seed):
+            reached = f"{len(steps.reached)} of {len(steps.by_seed)} runs"
+            sentences.append(f"{steps.label} reached vanilla's last FID in {reached} within its budget.")
             continue
-        clock = f"{tables.number(seconds.loglog)} times" if seconds.loglog else "no known factor of"
+        parts = [f"{tables.headline(s)} in {currency}" for currency, s in by.items()]
         sentences.append(
-            f"{steps.label} reaches vanilla's last FID in {tables.number(steps.loglog)} times fewer iterations and in "
-            f"{clock} fewer seconds of training ({n})."
+            f"{steps.label} to vanilla's last FID: a speedup of {', '.join(parts)} of training "
+            f"({tables.seeds_text(len(steps.by_seed))}; below 1 is slower)."
         )
     return sentences
 
@@ -173,9 +172,12 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     """
     comparison = load(folders)
     made = _tables(comparison)
-    figure = figures.fid_figure(comparison)
-    picture, image = figures.svg(figure), figures.png(figure)
-    plt.close(figure)
+    drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
+    both = figures.fid_figure(comparison)
+    # matplotlib escapes the labels that it draws
+    pictures = [Markup(figures.svg(figure, name)) for name, figure in drawn.items()]
+    image = figures.png(both)
+    plt.close("all")
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -189,7 +191,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
         suite=first.suite,
         notice=first.notice,
         answer=_answer(comparison),
-        figure=Markup(picture),
+        pictures=pictures,
         tables=made,
         arms=[(label, abouts[arm]) for arm, label in comparison.arms.items()],
         samples=_sample_rows(comparison),

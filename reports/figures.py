@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from harness.compare import BASELINE, CURRENCIES, Comparison
 from harness.records import ScoreRecord
@@ -34,7 +34,6 @@ RC: Any = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,
-    "svg.hashsalt": "repa-bench",
     "svg.fonttype": "none",
     "figure.dpi": 100,
 }
@@ -68,20 +67,25 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, budget: Callable[[Sc
     axes.annotate(
         f"{mean[-1]:.2f}",
         (x[-1], mean[-1]),
-        xytext=(7, 0),
+        xytext=(5, 4),
         textcoords="offset points",
-        va="center",
+        va="bottom",
         color=colour,
     )
 
 
-def fid_figure(comparison: Comparison) -> Figure:
-    """FID against iterations, and against seconds of training; band = least to greatest over training seeds."""
+#: Currency to the words on its axis.
+AXES = {"iterations": "iterations", "seconds": "seconds of training"}
+
+
+def fid_figure(comparison: Comparison, currencies: Sequence[str] = tuple(AXES)) -> Figure:
+    """FID against budget, a panel for each currency; band = least to greatest over training seeds."""
     with plt.rc_context(RC):
-        figure, panels = plt.subplots(1, 2, figsize=(10.5, 4.2), sharey=True, layout="constrained")
-        for axes, (name, unit) in zip(
-            panels, (("iterations", "iterations"), ("seconds", "seconds of training")), strict=True
-        ):
+        size = (5.4 * len(currencies), 4.2)
+        figure, panels = plt.subplots(
+            1, len(currencies), figsize=size, sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, name in zip(panels[0], currencies, strict=True):
             for arm in comparison.arms:
                 _draw_arm(axes, comparison, arm, CURRENCIES[name])
             if BASELINE in comparison.arms:
@@ -91,19 +95,19 @@ def fid_figure(comparison: Comparison) -> Figure:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel(unit)
-            axes.margins(x=0.08)
+            axes.grid(axis="y", which="both")
+            axes.set_xlabel(AXES[name])
+            axes.margins(x=0.1)
+        panels[0][0].set_ylabel("FID (lower is better)")
+        panels[0][0].legend(frameon=False, loc="upper right")
         first = comparison.scores[0]
-        panels[0].set_ylabel("FID (lower is better)")
-        panels[0].legend(frameon=False, loc="upper right")
-        figure.suptitle(f"{first.suite}: FID against budget ({first.notice})", fontsize=11)
+        figure.suptitle(f"{first.suite} ({first.notice})", fontsize=11)
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element, the same bytes for the same figure."""
-    with plt.rc_context(RC):
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element, the same bytes for the same figure; `name` keeps its ids apart in a page."""
+    with plt.rc_context({**RC, "svg.hashsalt": name}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -55,7 +55,7 @@ def _bracket(s: ArmSpeedup) -> str:
     return f"{low:.2f} to {high:.2f}" if high is not None else f"at least {low:.2f}"
 
 
-def _headline(s: ArmSpeedup) -> str:
+def headline(s: ArmSpeedup) -> str:
     """The log-log figure, or the bound, never a number made up."""
     if s.loglog is not None:
         return f"{number(s.loglog)}×"
@@ -68,7 +68,7 @@ def _headline(s: ArmSpeedup) -> str:
 def speedup_table(comparison: Comparison) -> Table:
     """How much sooner each arm reaches the baseline's last FID, in each currency."""
     rows = tuple(
-        (s.label, s.currency, _headline(s), _bracket(s), seeds_text(len(s.by_seed))) for s in comparison.speedups()
+        (s.label, s.currency, headline(s), _bracket(s), seeds_text(len(s.by_seed))) for s in comparison.speedups()
     )
     return Table(
         "Speedup to the baseline's last FID",
