@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,7 @@ def prepare(session: Session) -> Prepared:
     done = session.records.keys()
     if ("tokenizer", None, None) not in done:
         session.records.append(_measure_tokenizer(session, prepared, prepared.inputs.tokenizer))
-    if ("floor", "two disjoint halves of the reference") not in done:
-        _measure_floor(session, prepared)
+    _measure_floor(session, prepared, done)
     before = next(r for r in session.records.all() if isinstance(r, TokenizerRecord) and r.run is None)
     if before.rfid > session.suite.max_rfid:
         raise UserError(
@@ -210,7 +209,7 @@ def score_checkpoint(
     step: int,
     protocol: Protocol,
     generation_seed: int,
-    on_sample: Any,
+    on_sample: Callable[[int], None],
 ) -> ScoreRecord:
     """Sample a checkpoint, keep a grid of the first samples, and measure."""
     began = time.perf_counter()
@@ -302,17 +301,22 @@ def _measure_tokenizer(
     )
 
 
-def _measure_floor(session: Session, prepared: Prepared) -> None:
+def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
     """FID between real images: disjoint halves, and as many training images as a protocol draws samples."""
     features = prepared.reference.features
     half, n = len(features) // 2, session.suite.curve_protocol.samples
-    train_images = prepared.inputs.data.images[:n]
-    fresh = Features.of(train_images.split(CHUNK), prepared.extractor).features
-    pairs = {
-        f"{n} training images, as many as samples are drawn": (features, fresh),
-        "two disjoint halves of the reference": (features[:half], features[half:]),
+
+    def fresh() -> Tensor:
+        return Features.of(prepared.inputs.data.images[:n].split(CHUNK), prepared.extractor).features
+
+    pairs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        f"{n} training images, as many as samples are drawn": lambda: (features, fresh()),
+        "two disjoint halves of the reference": lambda: (features[:half], features[half:]),
     }
-    for name, (real, fake) in pairs.items():
+    for name, make in pairs.items():
+        if ("floor", name) in done:
+            continue
+        real, fake = make()
         fid = metrics.frechet_distance(real=metrics.Moments.of(real), fake=metrics.Moments.of(fake))
         session.records.append(FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real)))
 
