@@ -178,13 +178,17 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
                     step,
                     protocol,
                     generation_seed,
-                    lambda n, f=finished: on_step(f + n),
+                    _offset(on_step, finished),
                 )
                 session.records.append(record)
                 finished += protocol.samples
     if tune and ("tokenizer", digest, last) not in done:
         _, tokenizer = load_for_sampling(run, last, prepared.inputs.tokenizer, average=True)
         session.records.append(_measure_tokenizer(session, prepared, tokenizer, run, last))
+
+
+def _offset(on_step: Callable[[int], None], done: int) -> Callable[[int], None]:
+    return lambda more: on_step(done + more)
 
 
 def _protocol_assets(prepared: Prepared) -> dict[str, str]:
