@@ -24,7 +24,7 @@ from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, Stage
 from harness.suites.base import Budget, Prepared, Suite
 from recipes.core.errors import UserError
 from recipes.models.autoencoder import Autoencoder, to_unit
-from recipes.registry import recipe_options
+from recipes.registry import recipe, recipe_options
 from recipes.run import Run, flops_per_step, load_for_sampling, train_run
 
 GRID_COLUMNS, GRID_ROWS = 10, 10
@@ -161,7 +161,6 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
         for step, protocol, seed in cells
         if ("score", digest, step, _protocol_digest(protocol, prepared), seed) not in done
     ]
-    tune = run.spec.arm if "vae" in run.spec.train.optimizers else None
     if missing:
         label = f"score {session.suite.arms[run.spec.arm].label}, seed {run.spec.train.seed}"
         units = sum(protocol.samples for _, protocol, _ in missing)
@@ -182,7 +181,7 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
                 )
                 session.records.append(record)
                 finished += protocol.samples
-    if tune and ("tokenizer", digest, last) not in done:
+    if recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", digest, last) not in done:
         _, tokenizer = load_for_sampling(run, last, prepared.inputs.tokenizer, average=True)
         session.records.append(_measure_tokenizer(session, prepared, tokenizer, run, last))
 

@@ -163,17 +163,26 @@ def test_killed_and_rerun_ends_with_the_same_numbers(finished, tmp_path, seed):
 
 
 def test_interrupted_by_ctrl_c(finished, tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "run", "--suite", "smoke", "--steps", "4000", "--out", str(tmp_path)],
+    with subprocess.Popen(
+        [*COMMAND, "run", "--suite", "smoke", "--steps", "100000", "--out", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"REPA_BENCH_CACHE": str(finished[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    time.sleep(9)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+        # A job started in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            for _ in range(600):
+                if any(tmp_path.glob("runs/*/log.jsonl")):
+                    break
+                time.sleep(0.1)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted; the same command continues" in errors
     assert "Traceback" not in errors

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 
 from harness.suites import suite
+from recipes import registry
 from recipes.core.errors import UserError
 from recipes.core.spec import OptimizerSpec, Spec, digest_of
 from recipes.registry import recipe, recipe_options
+from recipes.repa import Repa
 
 
 class Example(Spec):
@@ -64,6 +68,16 @@ def test_unknown_names_have_suggestions():
         recipe("repa-e")
     with pytest.raises(UserError, match="Did you mean 'vae_alignment'"):
         recipe_options("repa_e", {"vae_alignement": 1.0}, where="arm")
+
+
+def test_a_recipe_outside_the_tree_is_found_by_its_entry_point(monkeypatch):
+    mine = EntryPoint(name="mine", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
+    clash = EntryPoint(name="repa", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [mine, clash])
+    assert recipe("mine") is Repa
+    assert "mine" in registry.recipe_names()
+    with pytest.raises(UserError, match="two installed recipes are named 'repa'"):
+        recipe("repa")
 
 
 def test_released_defaults():
