@@ -102,8 +102,8 @@ def types(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Benchmarks (pytest-benchmark); keeps the figures as JSON."""
-    saved = "--benchmark-json=baselines/performance/latest.json"
-    run(session, "pytest", "tests/benchmarks", "-m", "benchmark", saved, *session.posargs)
+    storage = ("--benchmark-storage=file://baselines/performance", "--benchmark-autosave")
+    run(session, "pytest", "tests/benchmarks", "-m", "benchmark", *storage, *session.posargs)
 
 
 @nox.session(default=False)
