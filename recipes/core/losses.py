@@ -29,14 +29,15 @@ def alignment_loss(projected: Sequence[Tensor], features: Sequence[Tensor]) -> T
         A scalar in [-1, 1]. Normalised in float32 or better: in float16 it is where users met NaN.
     """
     pairs = zip(projected, features, strict=True)
-    return -torch.stack([_cosine(_at_least_float32(p), _at_least_float32(f)).mean() for p, f in pairs]).mean()
+    cosines = [_cosine(_at_least_float32(p), _at_least_float32(f)).mean() for p, f in pairs]
+    return -torch.stack(cosines).mean()
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine over the last dimension; with less memory traffic than `F.cosine_similarity` has."""
     norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    dots: Tensor = torch.linalg.vecdot(a, b)
-    return dots / norms.clamp_min(1e-8)
+    cosine: Tensor = torch.linalg.vecdot(a, b) / norms.clamp_min(1e-8)
+    return cosine
 
 
 def kl_loss(mean: Tensor, std: Tensor) -> Tensor:
