@@ -10,6 +10,7 @@ from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 from recipes.models.sit import SiT, SiTSpec, initialize
 from recipes.networks import Networks
+from recipes.released import diffusers_name
 
 SIT = SiTSpec(
     latent_size=4,
@@ -76,3 +77,30 @@ def make_train_spec(*networks: str, batch_size: int = 6) -> TrainSpec:
         optimizers={name: OptimizerSpec(lr=1e-3, warmup_steps=2) for name in networks},
         ema=EMASpec(decay=0.99, warmup=True),
     )
+
+
+def compvis_state(spec: AutoencoderSpec) -> dict[str, torch.Tensor]:
+    """A CompVis state dict of the given size, each name found by asking for every candidate."""
+    levels = len(spec.multipliers)
+    ours = Autoencoder(spec).kl.state_dict()
+    candidates = ["quant_conv", "post_quant_conv"]
+    leaves = ["norm1", "norm2", "conv1", "conv2", "nin_shortcut"]
+    attention = ["norm", "q", "k", "v", "proj_out"]
+    for side, stack, sample in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        candidates += [f"{side}.{part}" for part in ("conv_in", "conv_out", "norm_out")]
+        candidates += [f"{side}.mid.block_{k}.{leaf}" for k in (1, 2) for leaf in leaves]
+        candidates += [f"{side}.mid.attn_1.{leaf}" for leaf in attention]
+        for level in range(levels):
+            here = f"{side}.{stack}.{level}"
+            candidates += [f"{here}.block.{b}.{leaf}" for b in range(4) for leaf in leaves]
+            candidates += [f"{here}.attn.{b}.{leaf}" for b in range(4) for leaf in attention]
+            candidates.append(f"{here}.{sample}.conv")
+    state = {}
+    for name in (f"{c}.{kind}" for c in candidates for kind in ("weight", "bias")):
+        renamed = diffusers_name(name, levels)
+        if renamed in ours:
+            value = ours[renamed]
+            projection = ".attn" in name and ".norm." not in name and value.ndim == 2
+            state[name] = value[..., None, None] if projection else value
+    assert len(state) == len(ours)
+    return state

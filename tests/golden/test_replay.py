@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.replay import Comparison, Folder, relative_error, replay
 from recipes.core.errors import UserError
+from recipes.core.loop import subset
 
 
 def test_every_recorded_quantity_is_within_its_bound():
@@ -80,20 +81,19 @@ def test_nan_fails():
 
 
 def test_sizes_come_from_the_folder(tmp_path):
-    """Another patch size, depth, width, ratio and encoder count than the recorded folder's."""
-    from builders import make_sit
+    """Another patch size, depth, width, number of levels, blocks, channels and discriminator layers."""
+    from builders import compvis_state
+    from recorder import DIMS, LAYERS, record
 
-    from recipes.models.sit import SiTSpec
+    from recipes.models.autoencoder import AutoencoderSpec
 
-    spec = SiTSpec(
-        latent_size=8, channels=3, num_classes=7, patch_size=2, hidden=48, depth=4, heads=3, mlp_ratio=2.0,
-        encoder_depth=3, encoder_widths=(5, 6), projector_width=20,
-    )  # fmt: skip
-    dims = {"hidden": 48, "depth": 4, "heads": 3, "enc_depth": 3, "classes": 7, "proj": 20, "zc": 3, "patch": 2}
-    (tmp_path / "meta.json").write_text(json.dumps({"dims": dims, "latent_size": 8}))
-    original = make_sit(spec=spec).double()
-    rebuilt = Folder(tmp_path).sit(original.state_dict())
-    assert rebuilt.spec == spec
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    args = (x, torch.tensor([0.2, 0.7], dtype=torch.float64), torch.tensor([0, 7]))
-    assert torch.equal(original(*args).velocity, rebuilt(*args).velocity)
+    spec = AutoencoderSpec(
+        latent_channels=DIMS["zc"], base_width=DIMS["ch"], multipliers=tuple(DIMS["mult"]), residual_blocks=DIMS["nres"]
+    )
+    record(tmp_path, list(compvis_state(spec)))
+    folder = Folder(tmp_path)
+    discriminator = subset(folder.tensors("autoencoder"), "disc")
+    assert folder.discriminator(discriminator).main[-1].weight.shape[1] == DIMS["ndf"] * 2**LAYERS
+    results = list(replay(tmp_path))
+    assert [(r.quantity, r.error) for r in results if not r.passed] == []
+    assert len(results) > 50

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import SIT, TOKENIZER, make_sit
+from builders import SIT, TOKENIZER, compvis_state, make_sit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,33 +135,6 @@ COMPVIS = [
     AutoencoderSpec(latent_channels=3, base_width=32, multipliers=(1, 2, 4), residual_blocks=2),
     AutoencoderSpec(latent_channels=8, base_width=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,)),
 ]
-
-
-def compvis_state(spec: AutoencoderSpec) -> dict[str, torch.Tensor]:
-    """A CompVis state dict of the given size, each name found by asking for every candidate."""
-    levels = len(spec.multipliers)
-    ours = Autoencoder(spec).kl.state_dict()
-    candidates = ["quant_conv", "post_quant_conv"]
-    leaves = ["norm1", "norm2", "conv1", "conv2", "nin_shortcut"]
-    attention = ["norm", "q", "k", "v", "proj_out"]
-    for side, stack, sample in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
-        candidates += [f"{side}.{part}" for part in ("conv_in", "conv_out", "norm_out")]
-        candidates += [f"{side}.mid.block_{k}.{leaf}" for k in (1, 2) for leaf in leaves]
-        candidates += [f"{side}.mid.attn_1.{leaf}" for leaf in attention]
-        for level in range(levels):
-            here = f"{side}.{stack}.{level}"
-            candidates += [f"{here}.block.{b}.{leaf}" for b in range(4) for leaf in leaves]
-            candidates += [f"{here}.attn.{b}.{leaf}" for b in range(4) for leaf in attention]
-            candidates.append(f"{here}.{sample}.conv")
-    state = {}
-    for name in (f"{c}.{kind}" for c in candidates for kind in ("weight", "bias")):
-        renamed = diffusers_name(name, levels)
-        if renamed in ours:
-            value = ours[renamed]
-            projection = ".attn" in name and ".norm." not in name and value.ndim == 2
-            state[name] = value[..., None, None] if projection else value
-    assert len(state) == len(ours)
-    return state
 
 
 @pytest.mark.parametrize("spec", COMPVIS, ids=lambda s: str(s.multipliers))
