@@ -172,6 +172,8 @@ def prepare(
     prepared = pipeline.prepare(session)
     for name, value in sorted(prepared.hashes.items()):
         out_console.print(f"{name:20s} {value[:16]}", highlight=False)
+    for name, value in sorted(prepared.facts.items()):
+        out_console.print(f"{name:20s} {value:.1%}", highlight=False)
 
 
 @app.command()

@@ -168,6 +168,7 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
             session.costed("score", run.spec.arm, run.spec.train.seed),
             session.reporter.stage(label, units) as on_step,
         ):
+            flops = flops_per_step(run.spec, prepared.reference_images.shape[-1])
             finished = 0
             for step, protocol, generation_seed in missing:
                 record = score_checkpoint(
@@ -177,6 +178,7 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
                     step,
                     protocol,
                     generation_seed,
+                    flops,
                     _offset(on_step, finished),
                 )
                 session.records.append(record)
@@ -212,9 +214,10 @@ def score_checkpoint(
     step: int,
     protocol: Protocol,
     generation_seed: int,
+    flops: int,
     on_sample: Callable[[int], None],
 ) -> ScoreRecord:
-    """Sample a checkpoint, keep a grid of the first samples, and measure."""
+    """Sample a checkpoint, keep a grid of the first samples, and measure; `flops` is the cost of one training step."""
     began = time.perf_counter()
     sampler = open_sampler(run, prepared, step, protocol)
     images, labels = [], []
@@ -238,7 +241,7 @@ def score_checkpoint(
         weights_hash=run.weights_hash(step),
         step=step,
         images=step * spec.train.batch_size,
-        flops=step * flops_per_step(spec, prepared.reference_images.shape[-1]),
+        flops=step * flops,
         train_seconds=run.clock(step)["seconds"],
         protocol=protocol,
         protocol_digest=_protocol_digest(protocol, prepared),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class Run:
     spec: RunSpec
     folder: Path
 
-    @cached_property
+    @property
     def log_path(self) -> Path:
         """One JSON object for each logged step."""
         return self.folder / "log.jsonl"

@@ -17,6 +17,7 @@ from harness.features import Extractor, Features
 from harness.metrics import Moments
 from harness.progress import Reporter
 from harness.protocol import Protocol
+from harness.sampler import Solver
 from harness.suites.base import Arm, Budget, Prepared
 from harness.suites.digits_data import NUM_CLASSES, SIDE, Digits, DigitsData, render
 from harness.suites.digits_networks import (
@@ -95,15 +96,15 @@ class DigitsSuite(Spec):
         )
 
 
-def _protocol(name: str, solver: str, steps: int, samples: int = 1024) -> Protocol:
+def _protocol(name: str, solver: Solver, steps: int) -> Protocol:
     return Protocol(
         name=name,
-        solver="ode_euler" if solver == "ode" else "sde_euler_maruyama",
+        solver=solver,
         steps=steps,
-        samples=samples,
+        samples=1024,
         features="digits-features",
         reference="digits-reference",
-        manifold_size=samples,
+        manifold_size=1024,
     )
 
 
@@ -188,8 +189,8 @@ def digits() -> DigitsSuite:
         ema=EMASpec(decay=0.999, warmup=True),
         arms=digits_arms(tokenizer),
         default_arms=("vanilla", "repa", "repa_e"),
-        curve_protocol=_protocol("digits-ode25", "ode", 25),
-        final_protocols=(_protocol("digits-sde50", "sde", 50),),
+        curve_protocol=_protocol("digits-ode25", "ode_euler", 25),
+        final_protocols=(_protocol("digits-sde50", "sde_euler_maruyama", 50),),
         max_rfid=1.0,
         budget=Budget(steps=1500, score_every=250),
     )
