@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recipes.core.errors import UserError, nearest
+from harness.options import Chosen, Laid, Place, expand_several, overrides, shared
+from recipes.core.errors import Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from harness.pipeline import Session
@@ -35,70 +38,64 @@ app = typer.Typer(
 )
 out_console = Console()
 
-#: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
-SEVERAL = ("--seeds", "--recipes")
-
-
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 # What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
 # some versions of Typer and a copy in others.
 PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
-SuiteOption = Annotated[str, typer.Option("--suite", help="Which suite; `repa-bench list` names them.")]
-RecipesOption = Annotated[
-    list[str] | None,
-    typer.Option("--recipes", help="Which arms, several after one flag. Default: the suite's."),
-]
-SeedsOption = Annotated[list[int] | None, typer.Option("--seeds", help="Training seeds, several after one flag.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Train to this many effective steps.")]
-EveryOption = Annotated[int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6.")
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Results folder. Default: runs/SUITE.")]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
-]
-
-
-def _overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """``a.b=value`` to a dictionary; a value that is not JSON is a string."""
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {pair}: write it as KEY=VALUE, for example --set sit.depth=6.")
-        try:
-            out[key] = json.loads(text)
-        except ValueError:
-            out[key] = text
-    return out
-
-
-def _session(
-    suite_name: str,
-    steps: int | None = None,
-    score_every: int | None = None,
-    overrides: Sequence[str] | None = None,
-    out: Path | None = None,
-    cache: Path | None = None,
-) -> Session:
+@contextmanager
+def _session(place: Place) -> Iterator[Session]:
+    """Everything that a command works with; joins the other processes under torchrun."""
     from harness.assets import Store, default_cache
     from harness.pipeline import Session
     from harness.progress import Reporter
     from harness.suites import suite
     from harness.suites.base import Budget
+    from recipes.core.distributed import world
+    from recipes.core.spec import Execution
 
-    chosen = suite(suite_name, _overrides(overrides or ()))
-    changed = chosen.identity() != suite(suite_name).identity()
-    folder = out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)
+    chosen = suite(place.suite, overrides(place.set_ or ()))
+    changed = chosen.identity() != suite(place.suite).identity()
+    folder = place.out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)
+    steps = place.steps if isinstance(place, Chosen) else None
+    every = place.score_every if isinstance(place, Chosen) else None
     budget = Budget(
         steps=steps or chosen.budget.steps,
-        score_every=score_every or min(chosen.budget.score_every, steps or 10**9),
+        score_every=every or min(chosen.budget.score_every, steps or 10**9),
     )
-    return Session(chosen, budget, folder, Store(cache or default_cache()), Reporter())
+    device = "cpu" if place.device == "auto" and not chosen.wants_gpu else place.device
+    with world(device) as here:
+        execution = Execution(device=here.device.type)
+        if isinstance(place, Laid):
+            execution = Execution(
+                device=here.device.type,
+                part=place.part,
+                compile=here.device.type == "cuda" if place.compile is None else place.compile,
+                checkpointing=place.checkpointing,
+                threads=place.threads,
+                save_every=place.save_every,
+                keep=place.keep,
+            )
+        yield Session(
+            chosen,
+            budget,
+            folder,
+            Store(place.cache or default_cache()),
+            Reporter(quiet=not here.main),
+            world=here,
+            execution=execution,
+            data=place.data,
+            stop=_stop_on_signals(),
+        )
+
+
+def _stop_on_signals() -> Any:
+    """Whether SIGTERM or SIGUSR1 has come: what schedulers send before they take the machine away."""
+    came: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: came.append(received))
+    return lambda: bool(came)
 
 
 def _arms(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
@@ -130,16 +127,8 @@ def _root(
 
 
 @app.command()
-def run(
-    suite: SuiteOption = "digits",
-    recipes: RecipesOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    score_every: EveryOption = None,
-    set_: SetOption = None,
-    out: OutOption = None,
-    cache: CacheOption = None,
-) -> None:
+@shared(Laid)
+def run(choices: Laid) -> None:
     """Prepare, train, score, compare: everything. The same command continues an interrupted run.
 
     Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
@@ -147,96 +136,88 @@ def run(
     from harness.pipeline import run_suite
     from reports.build import build
 
-    session = _session(suite, steps, score_every, set_, out, cache)
-    arms = _arms(session.suite, recipes)
-    session.reporter.say(
-        f"[bold]{session.suite.name}[/bold] ({session.suite.notice}): {', '.join(arms)}; seeds "
-        f"{', '.join(map(str, _seeds(seeds)))}; {session.budget.steps} steps -> {session.folder}"
-    )
-    run_suite(session, arms, _seeds(seeds))
-    _print_summary([session.folder])
-    session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+    with _session(choices) as session:
+        arms, seeds = _arms(session.suite, choices.recipes), _seeds(choices.seeds)
+        session.reporter.say(
+            f"[bold]{session.suite.name}[/bold] ({session.suite.notice}): {', '.join(arms)}; seeds "
+            f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
+        )
+        run_suite(session, arms, seeds)
+        _print_summary([session.folder])
+        session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
 
 
 @app.command()
-def prepare(
-    suite: SuiteOption = "digits", set_: SetOption = None, out: OutOption = None, cache: CacheOption = None
-) -> None:
-    """Make the suite's assets (data, tokenizer, encoder, feature network) and measure the noise floor.
+@shared(Chosen)
+def prepare(choices: Chosen) -> None:
+    """Make the suite's assets (data, cached latents, networks) and measure the noise floor.
 
-    Example: `repa-bench prepare --suite digits`
+    Example: `repa-bench prepare --suite imagenet256 --data /data/ILSVRC2012/train`
     """
     from harness import pipeline
 
-    session = _session(suite, overrides=set_, out=out, cache=cache)
-    prepared = pipeline.prepare(session)
-    for name, value in sorted(prepared.hashes.items()):
-        out_console.print(f"{name:20s} {value[:16]}", highlight=False)
-    for name, value in sorted(prepared.facts.items()):
-        out_console.print(f"{name:20s} {value:.1%}", highlight=False)
+    with _session(choices) as session:
+        arms = _arms(session.suite, choices.recipes)
+        prepared = pipeline.prepare(session, arms)
+        pipeline.examine(session, prepared, arms)
+        if session.world.main:
+            for name, content in sorted(prepared.hashes.items()):
+                out_console.print(f"{name:20s} {content[:16]}", highlight=False)
+            for name, value in sorted(prepared.facts.items()):
+                out_console.print(f"{name:20s} {value:,.4g}", highlight=False)
 
 
 @app.command()
-def train(
-    suite: SuiteOption = "digits",
-    recipes: RecipesOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    score_every: EveryOption = None,
-    set_: SetOption = None,
-    out: OutOption = None,
-    cache: CacheOption = None,
-) -> None:
-    """Train, and keep the checkpoints that will be scored.
+@shared(Laid)
+def train(choices: Laid) -> None:
+    """Train, and keep the checkpoints that will be scored. The same command resumes.
 
-    Example: `repa-bench train --recipes repa_e --seeds 0 --steps 500`
+    Example: `torchrun --nproc-per-node 8 -m harness.cli train --suite imagenet256 --recipes repa_e`
     """
     from harness import pipeline
 
-    session = _session(suite, steps, score_every, set_, out, cache)
-    arms = _arms(session.suite, recipes)
-    prepared = pipeline.prepare(session)
-    for seed in _seeds(seeds):
-        for arm in arms:
-            out_console.print(pipeline.train(session, prepared, arm, seed).folder, highlight=False, soft_wrap=True)
+    with _session(choices) as session:
+        arms = _arms(session.suite, choices.recipes)
+        prepared = pipeline.prepare(session, arms)
+        for seed in _seeds(choices.seeds):
+            for arm in arms:
+                folder = pipeline.train(session, prepared, arm, seed).folder
+                if session.world.main:
+                    out_console.print(folder, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def score(
-    suite: SuiteOption = "digits",
-    recipes: RecipesOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    score_every: EveryOption = None,
-    set_: SetOption = None,
-    out: OutOption = None,
-    cache: CacheOption = None,
-) -> None:
+@shared(Laid)
+def score(choices: Laid) -> None:
     """Sample and score the checkpoints of a suite, training first what is not trained yet.
 
     Example: `repa-bench score --recipes vanilla repa --seeds 0`
     """
     from harness.pipeline import run_suite
 
-    session = _session(suite, steps, score_every, set_, out, cache)
-    run_suite(session, _arms(session.suite, recipes), _seeds(seeds))
-    _print_summary([session.folder])
+    with _session(choices) as session:
+        run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
+        _print_summary([session.folder])
 
 
 @app.command()
+@shared(Place)
 def sample(
-    recipe: Annotated[str, typer.Option("--recipe", help="Which arm.")],
+    place: Place,
     images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")],
-    suite: SuiteOption = "digits",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Which arm of the suite.")] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Training seed.")] = 0,
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
     generation_seed: Annotated[int, typer.Option("--generation-seed", help="Seed of labels and noise.")] = 0,
-    set_: SetOption = None,
-    out: OutOption = None,
-    cache: CacheOption = None,
 ) -> None:
-    """Draw samples from a trained checkpoint: a PNG grid, and an .npz with arr_0 (uint8, N H W 3) and labels.
+    """Draw samples from a checkpoint: a PNG grid, and an .npz with arr_0 (uint8, N H W 3) and labels.
 
     Example: `repa-bench sample --recipe repa_e --images digits.png --count 100`
     """
@@ -245,24 +226,23 @@ def sample(
 
     from harness import pipeline
 
-    session = _session(suite, overrides=set_, out=out, cache=cache)
-    (arm,) = _arms(session.suite, [recipe])
-    prepared = pipeline.prepare(session)
-    trained = pipeline.open_run(session, prepared, arm, seed)
-    kept = trained.steps()
-    if not kept:
-        raise UserError(
-            f"{trained.folder} has no checkpoint; train it: repa-bench train --recipes {arm} --seeds {seed}."
-        )
-    if step is not None and step not in kept:
-        raise UserError(f"--step {step}: {trained.folder} keeps {', '.join(map(str, kept))}.")
-    protocol = session.suite.curve_protocol
-    sampler = pipeline.open_sampler(trained, prepared, step or kept[-1], protocol)
-    with session.reporter.stage("sample", count) as on_step:
-        parts = []
-        for part in sampler.batches(protocol, generation_seed, count):
-            parts.append(part)
-            on_step(sum(len(p) for p, _ in parts))
+    if (recipe is None) == (run_folder is None):
+        raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
+    with _session(place) as session:
+        if run_folder is not None:
+            chosen, start = pipeline.open_imported(session, run_folder, tokenizer)
+        else:
+            chosen, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
+        kept = chosen.steps()
+        if step is not None and step not in kept:
+            raise UserError(f"--step {step}: {chosen.folder} keeps {', '.join(map(str, kept))}.")
+        protocol = session.suite.curve_protocol
+        sampler = pipeline.open_sampler(session, chosen, start, step or kept[-1], protocol)
+        with session.reporter.stage("sample", count) as on_step:
+            parts = []
+            for part in sampler.batches(protocol, generation_seed, count, session.suite.chunk):
+                parts.append(part)
+                on_step(sum(len(p) for p, _ in parts))
     drawn, labels = torch.cat([p for p, _ in parts]), torch.cat([y for _, y in parts])
     pipeline.save_grid(images, drawn, pipeline.GRID_COLUMNS)
     np.savez(images.with_suffix(".npz"), arr_0=drawn.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
@@ -345,45 +325,149 @@ def list_() -> None:
         for column in ("recipe", "label", "what it is"):
             table.add_column(column)
         for arm, spec in chosen.arms.items():
-            table.add_row(arm + ("" if arm in chosen.default_arms else " (control)"), spec.label, spec.about)
+            table.add_row(arm + ("" if arm in chosen.default_arms else " *"), spec.label, spec.about)
         out_console.print(table)
         protocols = [chosen.curve_protocol, *chosen.final_protocols]
         text = ", ".join(f"{p.label} (NFE {p.nfe}, N {p.samples:,})" for p in protocols)
         out_console.print(
-            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every}; protocols: {text}\n",
+            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; protocols: {text}; "
+            "* only if asked for\n",
             highlight=False,
         )
 
 
 @app.command()
-def doctor(cache: CacheOption = None) -> None:
-    """Show versions, hardware, and the assets in the cache.
+@shared(Laid)
+def plan(
+    choices: Laid,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
+    tflops: Annotated[float, typer.Option("--tflops", help="Sustained TFLOP/s of one of them.")] = 200.0,
+    seconds: Annotated[
+        float | None, typer.Option("--probe", help="Measure each arm here for so many seconds instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a comparison will cost: images, FLOPs, GPU-hours, memory, disk, and what is missing.
 
-    Example: `repa-bench doctor`
+    Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`
     """
-    import shutil
+    from harness.plan import make_plan
+    from harness.suites.imagenet import ImagenetSuite
+    from harness.suites.imagenet_assets import open_store
+    from reports.plan import as_dict, print_plan
 
-    from harness.assets import default_cache
-    from harness.records import provenance
+    with _session(choices) as session:
+        chosen = session.suite
+        store = open_store(chosen, session.store) if isinstance(chosen, ImagenetSuite) else session.store
+        made = make_plan(
+            chosen,
+            session.budget,
+            _arms(chosen, choices.recipes),
+            len(_seeds(choices.seeds)),
+            store=store,
+            execution=session.execution,
+            world=session.world,
+            devices=devices,
+            tflops=tflops,
+            seconds=seconds,
+        )
+    if as_json:
+        print(json.dumps(as_dict(made), indent=1))
+    else:
+        print_plan(made, chosen.name, chosen.notice, out_console)
 
-    here = provenance()
-    for name, value in (
-        ("commit", f"{here.commit or 'not a git checkout'}{' (dirty)' if here.dirty else ''}"),
-        ("device", here.device),
-        ("processor", f"{here.processor}, {here.cores} cores, {here.threads} threads"),
-        ("system", here.system),
-        *here.versions.items(),
-    ):
-        out_console.print(f"{name:16s} {value}", highlight=False)
-    root = cache or default_cache()
-    existing = next((p for p in (root, *root.parents) if p.exists()), Path.cwd())
-    free = shutil.disk_usage(existing).free
-    out_console.print(f"{'cache':16s} {root} ({free / 2**30:.1f} GiB free)", highlight=False, soft_wrap=True)
-    if free < 3 * 2**30:
-        out_console.print("  less than 3 GiB free: the digits suite wants that much; set --cache or REPA_BENCH_CACHE")
-    for folder in sorted(root.glob("*-*")) if root.exists() else ():
-        size = sum(file.stat().st_size for file in folder.rglob("*"))
-        out_console.print(f"  {folder.name:44s} {size / 2**20:8.1f} MiB", highlight=False)
+
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
+]
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="An asset; `repa-bench doctor` names them.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="It lies on this machine already: a file or a folder, not copied.")
+    ] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Download an asset, or name its place on this machine. The only command that goes to the network.
+
+    Example: `repa-bench fetch inception`
+    """
+    from harness import catalogue
+    from harness.assets import Store, default_cache
+    from harness.fetch import fetch as download
+
+    store = Store(cache or default_cache())
+    found = catalogue.register(store, name, source) if source is not None else download(store, name)
+    licence = catalogue.source(name).licence
+    out_console.print(
+        f"{name}: {found.path} ({found.size / 2**20:,.1f} MiB, SHA-256 {found.content[:16]}..., licence: {licence})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="args.json with checkpoints/*.pt (REPA-E), or a .pt of REPA or SiT.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the run's folder goes.")],
+    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint of a folder. Default: the last.")] = None,
+    encoder_depth: Annotated[
+        int | None, typer.Option("--encoder-depth", help="The aligned block, where the file does not say it.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="For sizes that are none of the papers'.")] = None,
+) -> None:
+    """Turn a released checkpoint into a run's folder, which sample and export-vae take. Never runs code from it.
+
+    Example: `repa-bench import pretrained/sit-repae-sdvae --out runs/imported/sit-repae-sdvae`
+    """
+    from recipes.imports import import_checkpoint
+
+    run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
+    out_console.print(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}", highlight=False, soft_wrap=True)
+
+
+@app.command("export-vae")
+def export_vae(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run of REPA-E, trained here or imported.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for NAME-hf/ (diffusers) and NAME.pt (released form).")],
+    name: Annotated[str, typer.Option("--name", help="Of the files.")] = "tuned-vae",
+    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
+) -> None:
+    """Write the tuned tokenizer of a run with the statistics of its latents, for diffusers and for the released code.
+
+    Example: `repa-bench export-vae runs/imagenet256/runs/repa_e-seed0-1a2b3c4d --out exported`
+    """
+    from recipes.exports import export_autoencoder
+
+    written = export_autoencoder(run_folder, out, name, step)
+    out_console.print(f"{written}, and {out / f'{name}-hf'} for diffusers", highlight=False, soft_wrap=True)
+    out_console.print(f"next: repa-bench fetch tuned-vae --from {written}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte again and compare the hashes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    cache: CacheOption = None,
+) -> None:
+    """Show versions, hardware and every asset, and the mend for each fault; exit 1 if there is one.
+
+    Example: `repa-bench doctor --verify`
+    """
+    from harness.assets import Store, default_cache
+    from harness.doctor import examine
+    from reports.plan import print_health
+
+    health = examine(Store(cache or default_cache()), verify=verify)
+    if as_json:
+        print(json.dumps(health.as_dict(), indent=1))
+    else:
+        print_health(health, out_console)
+    if health.faults:
+        raise typer.Exit(1)
 
 
 def _print_summary(runs: Sequence[Path]) -> None:
@@ -397,26 +481,6 @@ def _print_summary(runs: Sequence[Path]) -> None:
         for row in table.rows:
             shown.add_row(*row)
         out_console.print(shown)
-
-
-def expand_several(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option of `SEVERAL` before each of its values."""
-    out: list[str] = []
-    current: str | None = None
-    fresh = False
-    for argument in arguments:
-        if argument in SEVERAL:
-            current, fresh = argument, True
-            out.append(argument)
-        elif argument.startswith("-") and not argument.lstrip("-").isdigit():
-            current = None
-            out.append(argument)
-        elif current is not None and not fresh:
-            out += [current, argument]
-        else:
-            fresh = False
-            out.append(argument)
-    return out
 
 
 def _quiet_libraries() -> None:
@@ -440,6 +504,9 @@ def main() -> None:
     except PARSER_ERROR as error:
         error.show()
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"{stopped} The same command continues.", file=sys.stderr)
+        sys.exit(TERMINATED)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code, in some versions

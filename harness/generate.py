@@ -40,10 +40,11 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, protocol: Protocol, generation_seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (N, 3, H, W) and labels (N,) of the samples with these indices."""
-        spec = self.sit.spec
+        """uint8 images (N, 3, H, W) and labels (N,) of the samples with these indices, on the CPU."""
+        spec, indices = self.sit.spec, indices.to(self.sit.pos_embed.device)
         labels = sample_labels(protocol, generation_seed, indices, spec.num_classes)
-        like = torch.empty(len(indices), spec.channels, spec.latent_size, spec.latent_size, dtype=torch.float64)
+        shape = (len(indices), spec.channels, spec.latent_size, spec.latent_size)
+        like = torch.empty(shape, dtype=torch.float64, device=indices.device)
         latents = sample_latents(
             self.sit,
             KeyedDraws(generation_seed, 0, indices).normal_like("sample start", like),
@@ -55,7 +56,7 @@ class Sampler:
             noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("sample noise", x),
         )
         decoded = self.tokenizer.decode(self.sit.denormalize(latents).float())
-        return to_uint8(decoded, protocol.to_uint8), labels
+        return to_uint8(decoded, protocol.to_uint8).cpu(), labels.cpu()
 
     def batches(
         self, protocol: Protocol, generation_seed: int, count: int, batch_size: int = 256

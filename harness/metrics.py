@@ -89,8 +89,11 @@ def effective_rank(latents: Tensor) -> float:
 
     A collapse that keeps the variance (channels turned into copies) shows here.
     """
-    values = torch.linalg.eigvalsh(torch.cov(latents.flatten(1).double().T)).clamp(min=0)
-    return float(values.sum().square() / values.square().sum())
+    x = latents.flatten(1).double()
+    x = x - x.mean(0)
+    # The traces of the covariance and of its square are those of the Gram matrix, which is small where N is.
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return float(gram.trace().square() / gram.square().sum())
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ from harness.generate import Sampler, to_uint8
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
-from harness.suites.base import Budget, Prepared, Suite
+from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings
+from recipes.core.distributed import World
 from recipes.core.errors import UserError
+from recipes.core.spec import Execution
 from recipes.models.autoencoder import Autoencoder, to_unit
 from recipes.registry import recipe, recipe_options
-from recipes.run import Run, flops_per_step, load_for_sampling, train_run
+from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
 
 GRID_COLUMNS, GRID_ROWS = 10, 10
 RECONSTRUCTED = 2048
-CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Session:
     folder: Path
     store: Store
     reporter: Reporter
+    world: World = field(default_factory=World)
+    execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
+    data: str | None = None
+    """Where the images lie, if the user said so."""
+    stop: Callable[[], bool] = lambda: False
+    """Whether a signal asked to stop."""
 
     @property
     def records(self) -> RecordFile:
@@ -75,6 +82,8 @@ class Session:
         """Record what a stage cost; facts put into the yielded dictionary are kept beside it."""
         began, facts = time.perf_counter(), dict[str, float]()
         yield facts
+        if not self.world.main:
+            return
         self.records.append(
             StageRecord(
                 **self.common(),
@@ -88,33 +97,44 @@ class Session:
         )
 
 
-def prepare(session: Session) -> Prepared:
-    """Make what is missing, measure the tokenizer and the noise floor, and check the gate.
+def prepare(session: Session, arms: Sequence[str]) -> Prepared:
+    """Find or make every asset that the arms need.
 
     Raises:
-        UserError: the tokenizer's own rFID is over the suite's gate.
+        UserError: the folder holds results of another specification, or an asset is missing.
     """
     session.refuse_foreign_records()
-    reporter = _TimedReporter(session)
-    prepared = session.suite.prepare(session.store, reporter)
+    around = Surroundings(session.store, _TimedReporter(session), session.world, session.execution, session.data)
+    return session.suite.prepare(around, arms)
+
+
+def examine(session: Session, prepared: Prepared, arms: Sequence[str]) -> None:
+    """Measure the tokenizers and the noise floor, and check the gate. Only where there is something to judge by.
+
+    Raises:
+        UserError: a tokenizer's own rFID is over the suite's gate.
+    """
+    if prepared.judge is None or not session.world.main:
+        return
     done = session.records.keys()
-    if ("tokenizer", None, None) not in done:
-        session.records.append(_measure_tokenizer(session, prepared, prepared.inputs.tokenizer))
+    names = {name for arm in arms if (name := prepared.tokenizer_of(arm)) is not None}
+    for name in sorted(names):
+        if ("tokenizer", name, None, None) not in done:
+            session.records.append(_measure_tokenizer(session, prepared, name, prepared.tokenizers[name]))
     _measure_floor(session, prepared, done)
-    before = next(r for r in session.records.all() if isinstance(r, TokenizerRecord) and r.run is None)
-    if before.rfid > session.suite.max_rfid:
-        raise UserError(
-            f"the tokenizer's rFID is {before.rfid:.2f}, over the gate of {session.suite.max_rfid:g}: FID would "
-            "measure the tokenizer, not the recipes. Train it longer (--set tokenizer.training.steps=...)."
-        )
-    return prepared
+    for before in session.records.all():
+        if isinstance(before, TokenizerRecord) and before.run is None and before.rfid > session.suite.max_rfid:
+            raise UserError(
+                f"the rFID of {before.name} is {before.rfid:.2f}, over the gate of {session.suite.max_rfid:g}: FID "
+                "would measure the tokenizer, not the recipes. Train it longer (--set tokenizer.training.steps=...)."
+            )
 
 
 class _TimedReporter(Reporter):
     """Records the cost of every stage that the suite's preparation reports."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__(session.reporter.console)
+        super().__init__(session.reporter.console, quiet=session.reporter.quiet)
         self._session = session
 
     @contextmanager
@@ -126,7 +146,7 @@ class _TimedReporter(Reporter):
 
 def open_run(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     """The run of an arm and a seed, started or not."""
-    spec = session.suite.run_spec(arm, seed, prepared)
+    spec = session.suite.run_spec(arm, seed, prepared.hashes)
     return Run(spec, session.folder / "runs" / spec.name)
 
 
@@ -138,11 +158,15 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
         return run
     label = f"train {session.suite.arms[arm].label}, seed {seed}"
     began = run.resumable() or 0
+    spread = layout(run.spec, session.execution, session.world)
+    if session.execution.device != "cpu" or session.world.size > 1 or spread.accumulation > 1:
+        session.reporter.say(f"  batch {spread}, {run.spec.train.precision}, {session.world.device.type}")
     with (
         session.costed("train", arm, seed) as facts,
         session.reporter.stage(label, milestones[-1], began) as on_step,
     ):
-        train_run(run, prepared.inputs, milestones, on_step=on_step)
+        training = Training(session.execution, session.world, on_step=on_step, stop=session.stop)
+        train_run(run, prepared.inputs(arm), milestones, training)
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         facts["train_seconds"] = run.clock(milestones[-1])["seconds"]
     return run
@@ -168,7 +192,7 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
             session.costed("score", run.spec.arm, run.spec.train.seed),
             session.reporter.stage(label, units) as on_step,
         ):
-            flops = flops_per_step(run.spec, prepared.reference_images.shape[-1])
+            flops = flops_per_step(run.spec, session.suite.image_size)
             finished = 0
             for step, protocol, generation_seed in missing:
                 record = score_checkpoint(
@@ -183,9 +207,10 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
                 )
                 session.records.append(record)
                 finished += protocol.samples
-    if recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", digest, last) not in done:
-        _, tokenizer = load_for_sampling(run, last, prepared.inputs.tokenizer, average=True)
-        session.records.append(_measure_tokenizer(session, prepared, tokenizer, run, last))
+    named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
+    if recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", named, digest, last) not in done:
+        _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
+        session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
 
 
 def _offset(on_step: Callable[[int], None], done: int) -> Callable[[int], None]:
@@ -200,9 +225,40 @@ def _protocol_digest(protocol: Protocol, prepared: Prepared) -> str:
     return protocol.digest_with(_protocol_assets(prepared))
 
 
-def open_sampler(run: Run, prepared: Prepared, step: int, protocol: Protocol) -> Sampler:
+def open_trained(session: Session, arm: str, seed: int) -> tuple[Run, Autoencoder | None]:
+    """A trained run of the suite, and the tokenizer that it started from.
+
+    Raises:
+        UserError: it has no checkpoint.
+    """
+    prepared = prepare(session, [arm])
+    run = open_run(session, prepared, arm, seed)
+    if not run.steps():
+        raise UserError(f"{run.folder} has no checkpoint; train it: repa-bench train --recipes {arm} --seeds {seed}.")
+    return run, prepared.tokenizer(arm)
+
+
+def open_imported(session: Session, folder: Path, tokenizer: str | None) -> tuple[Run, Autoencoder | None]:
+    """A run's folder, wherever it was made, and a tokenizer of the catalogue if one is named.
+
+    Raises:
+        UserError: the folder is not a run, or the tokenizer is not on this machine.
+    """
+    from harness.catalogue import require
+    from recipes.released import load_autoencoder
+
+    run = Run.open(folder)
+    if not run.steps():
+        raise UserError(f"{folder} has no checkpoint.")
+    if tokenizer is None:
+        return run, None
+    return run, load_autoencoder(require(session.store, tokenizer).path)[0]
+
+
+def open_sampler(session: Session, run: Run, tokenizer: Autoencoder | None, step: int, protocol: Protocol) -> Sampler:
     """A checkpoint, ready to draw from with the weights that the protocol names."""
-    sit, tokenizer = load_for_sampling(run, step, prepared.inputs.tokenizer, average=protocol.weights == "ema")
+    average = protocol.weights == "ema"
+    sit, tokenizer = load_for_sampling(run, step, tokenizer, average=average, device=session.world.device)
     options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm)
     return Sampler(sit, tokenizer, options.path)
 
@@ -219,17 +275,18 @@ def score_checkpoint(
 ) -> ScoreRecord:
     """Sample a checkpoint, keep a grid of the first samples, and measure; `flops` is the cost of one training step."""
     began = time.perf_counter()
-    sampler = open_sampler(run, prepared, step, protocol)
+    judge = prepared.require_judge()
+    sampler = open_sampler(session, run, prepared.tokenizer(run.spec.arm), step, protocol)
     images, labels = [], []
-    for batch, classes in sampler.batches(protocol, generation_seed, protocol.samples, CHUNK):
+    for batch, classes in sampler.batches(protocol, generation_seed, protocol.samples, session.suite.chunk):
         images.append(batch)
         labels.append(classes)
         on_sample(sum(map(len, images)))
     seconds = time.perf_counter() - began
     grid = f"samples/{run.spec.name}/{step:07d}-{protocol.name}-g{generation_seed}.png"
     save_grid(session.folder / grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
-    fake = Features.of(images, prepared.extractor)
-    spec = run.spec
+    fake = Features.of(images, judge.extractor)
+    spec, clock = run.spec, run.clock(step)
     return ScoreRecord(
         **session.common(),
         arm=spec.arm,
@@ -242,13 +299,14 @@ def score_checkpoint(
         step=step,
         images=step * spec.train.batch_size,
         flops=step * flops,
-        train_seconds=run.clock(step)["seconds"],
+        train_seconds=clock["seconds"],
+        device_seconds=clock["device_seconds"],
         protocol=protocol,
         protocol_digest=_protocol_digest(protocol, prepared),
         generation_seed=generation_seed,
-        metrics=_metrics(fake, torch.cat(labels), prepared, protocol),
+        metrics=_metrics(fake, torch.cat(labels), judge, protocol, session.suite.knows_labels),
         n_fake=len(fake.features),
-        n_real=len(prepared.reference.features),
+        n_real=judge.reference_moments.count,
         nfe=protocol.nfe,
         sample_seconds=seconds,
         assets=_protocol_assets(prepared),
@@ -256,49 +314,53 @@ def score_checkpoint(
     )
 
 
-def _metrics(fake: Features, labels: Tensor, prepared: Prepared, protocol: Protocol) -> Metrics:
+def _metrics(fake: Features, labels: Tensor, judge: Judge, protocol: Protocol, knows_labels: bool) -> Metrics:
     if len(fake.features) != protocol.samples:
         raise ValueError(f"{len(fake.features)} samples were scored, the protocol says {protocol.samples}")
     n = protocol.manifold_size
     precision, recall = metrics.precision_recall(
-        real=prepared.reference.features[:n], fake=fake.features[:n], k=protocol.neighbours
+        real=judge.reference.features[:n], fake=fake.features[:n], k=protocol.neighbours
     )
     return Metrics(
-        fid=metrics.frechet_distance(real=prepared.reference_moments, fake=metrics.Moments.of(fake.features)),
+        fid=metrics.frechet_distance(real=judge.reference_moments, fake=metrics.Moments.of(fake.features)),
         inception_score=metrics.inception_score(fake.logits),
         precision=precision,
         recall=recall,
-        accuracy=(fake.logits.argmax(1) == labels).double().mean().item(),
+        accuracy=(fake.logits.argmax(1) == labels).double().mean().item() if knows_labels else None,
     )
 
 
 def _measure_tokenizer(
     session: Session,
     prepared: Prepared,
+    name: str,
     tokenizer: Autoencoder,
     run: Run | None = None,
     step: int | None = None,
 ) -> TokenizerRecord:
     """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
-    originals = prepared.reference_images[:RECONSTRUCTED]
+    judge = prepared.require_judge()
+    originals = judge.reference_images[:RECONSTRUCTED]
+    tokenizer = tokenizer.to(session.world.device)
     like = next(tokenizer.parameters())
     latents, rebuilt = [], []
     with torch.no_grad():
-        for chunk in originals.split(CHUNK):
-            latents.append(tokenizer.encode(to_unit(chunk, like)).mean)
-            rebuilt.append(to_uint8(tokenizer.decode(latents[-1]), "floor"))
+        for chunk in originals.split(session.suite.chunk):
+            mean = tokenizer.encode(to_unit(chunk, like)).mean
+            latents.append(mean.cpu())
+            rebuilt.append(to_uint8(tokenizer.decode(mean), "floor").cpu())
     latent, images = torch.cat(latents), torch.cat(rebuilt)
-    name = "before" if run is None else run.spec.name
-    grid = f"reconstructions/{name}-{step or 0:07d}.png"
+    grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
-    fake = metrics.Moments.of(Features.of(images.split(CHUNK), prepared.extractor).features)
+    fake = metrics.Moments.of(Features.of(images.split(session.suite.chunk), judge.extractor).features)
     return TokenizerRecord(
         **session.common(),
+        name=name,
         arm=run.spec.arm if run else None,
         seed=run.spec.train.seed if run else None,
         run=run.spec.digest() if run else None,
         step=step,
-        rfid=metrics.frechet_distance(real=prepared.reference_moments, fake=fake),
+        rfid=metrics.frechet_distance(real=judge.reference_moments, fake=fake),
         psnr=metrics.psnr(images, originals),
         latent_variance=float(latent.double().var(dim=(0, 2, 3)).mean()),
         effective_rank=metrics.effective_rank(latent),
@@ -309,11 +371,12 @@ def _measure_tokenizer(
 
 def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
     """FID between real images: disjoint halves, and as many training images as a protocol draws samples."""
-    features = prepared.reference.features
-    half, n = len(features) // 2, session.suite.curve_protocol.samples
+    judge = prepared.require_judge()
+    features = judge.reference.features
+    half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(judge.training_images))
 
     def fresh() -> Tensor:
-        return Features.of(prepared.inputs.data.images[:n].split(CHUNK), prepared.extractor).features
+        return Features.of(judge.training_images[:n].split(session.suite.chunk), judge.extractor).features
 
     pairs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         f"{n} training images, as many as samples are drawn": lambda: (features, fresh()),
@@ -342,8 +405,18 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 
 
 def run_suite(session: Session, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Prepare, then train and score every arm with every seed."""
-    prepared = prepare(session)
+    """Prepare, then train and score every arm with every seed.
+
+    Raises:
+        UserError: under torchrun; only training and preparation are shared out so far.
+    """
+    if session.world.size > 1:
+        raise UserError(
+            "scoring runs in one process: under torchrun use `repa-bench train`, then `repa-bench score` without it."
+        )
+    prepared = prepare(session, arms)
+    prepared.require_judge()
+    examine(session, prepared, arms)
     for seed in seeds:
         for arm in arms:
             score(session, prepared, train(session, prepared, arm, seed))

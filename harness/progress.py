@@ -23,18 +23,21 @@ LINE_EVERY_SECONDS = 15.0
 class Reporter:
     """Where the harness says what it is doing."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        """With `quiet`, nothing is said: one of several processes speaks for all."""
         self.console = console or Console(stderr=True)
+        self.quiet = quiet
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False)
+        if not self.quiet:
+            self.console.print(text, highlight=False)
 
     @contextmanager
     def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
         """A stage of `total` units; yields a function to call with the units done so far."""
         began = time.perf_counter()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.quiet:
             with self._bars() as bars:
                 task = bars.add_task(label, total=total, completed=start)
                 yield lambda done: bars.update(task, completed=done)

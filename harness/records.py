@@ -58,8 +58,8 @@ class Metrics(Spec):
     inception_score: float
     precision: float
     recall: float
-    accuracy: float
-    """Share of the samples that the feature network gives the label they were asked for."""
+    accuracy: float | None
+    """Share of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
 
 class ScoreRecord(_Base):
@@ -79,6 +79,9 @@ class ScoreRecord(_Base):
     images: int
     flops: int
     train_seconds: float
+    """Wall-clock seconds of training, evaluation and checkpoints left out."""
+    device_seconds: float
+    """The same, times the devices that were at work."""
     protocol: Protocol
     protocol_digest: str
     generation_seed: int
@@ -100,6 +103,8 @@ class TokenizerRecord(_Base):
     """A tokenizer, before joint training (no run) or at a checkpoint of it."""
 
     kind: Literal["tokenizer"] = "tokenizer"
+    name: str = "tokenizer"
+    """Which one, in suites with several."""
     arm: str | None = None
     seed: int | None = None
     run: str | None = None
@@ -117,7 +122,7 @@ class TokenizerRecord(_Base):
 
     def key(self) -> tuple[object, ...]:
         """What may stand in the file only once."""
-        return (self.kind, self.run, self.step)
+        return (self.kind, self.name, self.run, self.step)
 
 
 class FloorRecord(_Base):

@@ -147,6 +147,10 @@ class RecordedDraws:
         """See `recipes.core.draws.Draws`."""
         return self.recorded[{"posterior": "eps", "noise": "noise"}[purpose]].to(like.dtype)
 
+    def take(self, rows: Tensor) -> RecordedDraws:
+        """See `recipes.core.draws.Draws`."""
+        return RecordedDraws({name: value[rows] for name, value in self.recorded.items()})
+
 
 class MeanSquares(nn.Module):
     """Stands in for LPIPS, whose weights are not part of a replay folder."""

@@ -164,7 +164,7 @@ def sample_latents(
 
     def velocity(x: Tensor, t: float, y: Tensor) -> Tensor:
         time = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        out: Tensor = sit(x.to(dtype), time, y).velocity
+        out: Tensor = sit(x.to(dtype), time, y, project=False).velocity
         return out.double()
 
     drift = guided_drift(

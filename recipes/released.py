@@ -1,41 +1,78 @@
-"""Names of the released file formats: CompVis autoencoders against diffusers' `AutoencoderKL`."""
+"""Released file formats: CompVis and diffusers autoencoders, PatchGANs, and the checkpoints of SiT, REPA and REPA-E."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from recipes.models.autoencoder import AutoencoderSpec
+from recipes.core.checkpoint import write_text
+from recipes.core.errors import UserError
+from recipes.core.pickles import check_state, load_exactly, load_state, some
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
+from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
+from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
+
+#: SD-VAE latents are multiplied by this in SiT, REPA and diffusers.
+SD_SCALING = 0.18215
+#: The tokenizers of the papers (SD-VAE; IN-VAE and VA-VAE), by REPA-E's names.
+TOKENIZERS = {
+    "f8d4": AutoencoderSpec(latent_channels=4, base_width=128, multipliers=(1, 2, 4, 4), residual_blocks=2),
+    "f16d32": AutoencoderSpec(
+        latent_channels=32, base_width=128, multipliers=(1, 1, 2, 2, 4), residual_blocks=2, attention_levels=(4,)
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------------------------
+# Names of autoencoders
 
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+#: What diffusers called them before 0.18; the published SD-VAE files still do.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _rules(levels: int) -> list[tuple[str, str]]:
-    """(CompVis pattern, diffusers replacement); the decoder's levels are numbered from the other end."""
-    rules = [
-        (r"^quant_conv\.", "quant_conv."),
-        (r"^post_quant_conv\.", "post_quant_conv."),
-        (r"^(encoder|decoder)\.(conv_in|conv_out)\.", r"\1.\2."),
-        (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
-        (r"^(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
-        (r"^(encoder|decoder)\.mid\.block_2\.", r"\1.mid_block.resnets.1."),
-        (r"^(encoder|decoder)\.mid\.attn_1\.", r"\1.mid_block.attentions.0."),
-    ]
-    for level in range(levels):
-        ends = [
-            (f"encoder.down.{level}", f"encoder.down_blocks.{level}", "downsample", "downsamplers.0"),
-            (f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}", "upsample", "upsamplers.0"),
+@lru_cache
+def _prefixes(levels: int) -> tuple[tuple[str, str], ...]:
+    """(CompVis prefix, diffusers prefix); the decoder's levels are numbered from the other end."""
+    pairs = [("quant_conv.", "quant_conv."), ("post_quant_conv.", "post_quant_conv.")]
+    for side in ("encoder", "decoder"):
+        pairs += [
+            (f"{side}.conv_in.", f"{side}.conv_in."),
+            (f"{side}.conv_out.", f"{side}.conv_out."),
+            (f"{side}.norm_out.", f"{side}.conv_norm_out."),
+            (f"{side}.mid.block_1.", f"{side}.mid_block.resnets.0."),
+            (f"{side}.mid.block_2.", f"{side}.mid_block.resnets.1."),
+            (f"{side}.mid.attn_1.", f"{side}.mid_block.attentions.0."),
         ]
-        for ours, theirs, sampler, samplers in ends:
-            here = "^" + re.escape(ours) + r"\."
-            rules += [
-                (here + r"block\.(\d+)\.", theirs + r".resnets.\1."),
-                (here + r"attn\.(\d+)\.", theirs + r".attentions.\1."),
-                (here + sampler + r"\.", f"{theirs}.{samplers}."),
+    for level in range(levels):
+        for ours, theirs, sampler in (
+            (f"encoder.down.{level}", f"encoder.down_blocks.{level}", "downsample"),
+            (f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}", "upsample"),
+        ):
+            pairs += [
+                (f"{ours}.block.", f"{theirs}.resnets."),
+                (f"{ours}.attn.", f"{theirs}.attentions."),
+                (f"{ours}.{sampler}.", f"{theirs}.{sampler}rs.0."),
             ]
-    return rules
+    return tuple(pairs)
+
+
+def _rename_attention(name: str, mapping: Mapping[str, str]) -> str:
+    """The part in front of ``weight`` or ``bias`` through `mapping`; KeyError for another part."""
+    head, _, leaf = name.rpartition(".")
+    for part, renamed in mapping.items():
+        if head.endswith(f".{part}"):
+            return f"{head.removesuffix(part)}{renamed}.{leaf}"
+    raise KeyError(name)
 
 
 def diffusers_name(name: str, levels: int) -> str:
@@ -44,46 +81,585 @@ def diffusers_name(name: str, levels: int) -> str:
     Raises:
         KeyError: the name is not one of a CompVis autoencoder's.
     """
-    for pattern, replacement in _rules(levels):
-        renamed, hits = re.subn(pattern, replacement, name)
-        if hits:
+    for prefix, replacement in _prefixes(levels):
+        if name.startswith(prefix):
+            renamed = replacement + name.removeprefix(prefix)
             if ".attentions." in renamed:
-                head, part, leaf = renamed.rsplit(".", 2)
-                return f"{head}.{_ATTENTION[part]}.{leaf}"
+                return _rename_attention(renamed, _ATTENTION)
             return renamed.replace("nin_shortcut", "conv_shortcut")
+    raise KeyError(name)
+
+
+def compvis_name(name: str, levels: int) -> str:
+    """The inverse of `diffusers_name`.
+
+    Raises:
+        KeyError: the name is not one of a diffusers autoencoder's.
+    """
+    for replacement, prefix in _prefixes(levels):
+        if name.startswith(prefix):
+            if ".attentions." in name:
+                name = _rename_attention(name, {theirs: ours for ours, theirs in _ATTENTION.items()})
+            return (replacement + name.removeprefix(prefix)).replace("conv_shortcut", "nin_shortcut")
     raise KeyError(name)
 
 
 def autoencoder_from_compvis(state: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     """A CompVis state dict under diffusers' names; attention's 1x1 convolutions become linear layers."""
+    return {name: _as_linear(name, v) for name, v in ((diffusers_name(n, levels), v) for n, v in state.items())}
+
+
+def _as_linear(name: str, value: Tensor) -> Tensor:
+    return value.flatten(1) if ".attentions." in name and value.ndim == 4 else value
+
+
+def autoencoder_to_compvis(
+    state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None, levels: int | None = None
+) -> dict[str, Tensor]:
+    """Back to CompVis names and shapes.
+
+    Args:
+        state: under diffusers' names.
+        like: only these CompVis names; all by default.
+        levels: resolution levels; counted by default.
+    """
+    levels = _count(state, r"encoder\.down_blocks\.(\d+)\.") if levels is None else levels
     out = {}
     for name, value in state.items():
-        renamed = diffusers_name(name, levels)
-        is_projection = ".attentions." in renamed and "group_norm" not in renamed and value.ndim == 4
-        out[renamed] = value.flatten(1) if is_projection else value
+        renamed = compvis_name(name, levels)
+        if like is None or renamed in like:
+            is_projection = ".attentions." in name and value.ndim == 2
+            out[renamed] = value[..., None, None] if is_projection else value
     return out
 
 
-def autoencoder_to_compvis(state: Mapping[str, Tensor], like: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Back to CompVis names and shapes, taking both from a CompVis state dict `like`."""
-    return {
-        name: state[diffusers_name(name, levels)].reshape(value.shape)
-        for name, value in like.items()
-        if diffusers_name(name, levels) in state
-    }
+def _count(names: Mapping[str, Any], pattern: str) -> int:
+    """One more than the largest number that the pattern finds; 0 if none."""
+    return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
 
 
-def autoencoder_spec(state: Mapping[str, Tensor]) -> AutoencoderSpec:
-    """Read the size of a CompVis autoencoder off its state dict."""
-    base = state["encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name)))
+def autoencoder_spec(state: Mapping[str, Tensor], *, norm_groups: int = 32) -> AutoencoderSpec:
+    """Read the size of a CompVis autoencoder off its state dict; the number of norm groups does not show in it.
+
+    Raises:
+        KeyError: a tensor of every such autoencoder is not there.
+    """
+    base, channels = state["encoder.conv_in.weight"].shape[:2]
+    levels = _count(state, r"encoder\.down\.(\d+)\.")
     widths = [state[f"encoder.down.{k}.block.0.conv2.weight"].shape[0] for k in range(levels)]
-    blocks = 1 + max(int(m[1]) for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name)))
     attended = {int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.attn\.", name))}
     return AutoencoderSpec(
         latent_channels=state["post_quant_conv.weight"].shape[1],
         base_width=base,
         multipliers=tuple(width // base for width in widths),
-        residual_blocks=blocks,
+        residual_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
         attention_levels=tuple(sorted(attended)),
+        norm_groups=norm_groups,
+        unshuffle=math.isqrt(channels // 3),
     )
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Files of autoencoders and discriminators
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Of a tokenizer's latents over its training set; each (C,), float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def sd(cls, channels: int) -> LatentStatistics:
+        """What the one factor 0.18215 of SD-VAE, SiT and REPA says."""
+        return cls(torch.zeros(channels), torch.full((channels,), 1 / SD_SCALING))
+
+
+def load_autoencoder(path: Path, *, norm_groups: int = 32) -> tuple[Autoencoder, LatentStatistics | None]:
+    """An autoencoder, and the statistics of its latents where the files say them.
+
+    Args:
+        path: a diffusers folder (``config.json`` beside ``diffusion_pytorch_model.safetensors`` or ``.bin``); or a
+            released ``NAME.pt`` (CompVis names); or a state dict of ours. ``NAME-latents-stats.pt`` beside it counts.
+        norm_groups: of a state dict, in which they do not show. 32 in every published tokenizer.
+
+    Raises:
+        UserError: a file is missing, cannot be read safely, or is no autoencoder that `Autoencoder` can express.
+    """
+    if path.is_dir():
+        return _load_folder(path)
+    name = f"{path.stem}-latents-stats.pt"
+    vae = autoencoder_of(load_state(path), where=str(path), norm_groups=norm_groups)
+    return vae, _read_statistics(path.with_name(name), vae.spec.latent_channels)
+
+
+def autoencoder_of(state: Any, *, where: str, norm_groups: int = 32) -> Autoencoder:
+    """An autoencoder from a state dict under CompVis names, diffusers' or ours.
+
+    Raises:
+        UserError: it is not one.
+    """
+    tensors = _tensors(state, where, wrappers=("state_dict",))
+    try:
+        if not any(re.match(r"encoder\.down\.\d", name) for name in tensors):
+            tensors = autoencoder_to_compvis(_modern({n.removeprefix("kl."): v for n, v in tensors.items()}))
+        spec = autoencoder_spec(tensors, norm_groups=norm_groups)
+        renamed = autoencoder_from_compvis(tensors, len(spec.multipliers))
+    except KeyError as error:
+        raise UserError(f"{where} is not a KL autoencoder: {error} is missing or unknown; give another file.") from None
+    if any(spec.base_width * m % norm_groups for m in spec.multipliers):
+        raise UserError(f"{where}: its widths do not divide into {norm_groups} norm groups; say how many there are.")
+    vae = Autoencoder(spec)
+    load_exactly(vae.kl, renamed, where=f"{where}: the autoencoder")
+    return vae
+
+
+def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Today's diffusers names of attention."""
+    out = {}
+    for name, value in state.items():
+        renamed = name
+        if ".attentions." in name and name.split(".")[-2] in _OLD_ATTENTION:
+            renamed = _rename_attention(name, _OLD_ATTENTION)
+        out[renamed] = _as_linear(renamed, value)
+    return out
+
+
+def _tensors(state: Any, where: str, *, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """A state dict, taken out of its wrapper, without the prefixes of data parallelism and compilation."""
+    for wrapper in wrappers:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{where} holds no state dict; give the file of a network.")
+    if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{where} is not a state dict: {some(wrong)} is no tensor; give the file of a network.")
+    out = {str(name): value for name, value in state.items()}
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(prefix) for name in out):
+            out = {name.removeprefix(prefix): value for name, value in out.items()}
+    return out
+
+
+def _read_statistics(path: Path, channels: int) -> LatentStatistics | None:
+    """``latents_scale`` = 1 / std and ``latents_bias`` = mean, each (1, C, 1, 1); none where there is no file."""
+    if not path.exists():
+        return None
+    state = _tensors(load_state(path), str(path), wrappers=())
+    if missing := {"latents_scale", "latents_bias"} - state.keys():
+        raise UserError(f"{path} lacks {some(missing)}; take the file that belongs to the autoencoder.")
+    scale, bias = (state[name].double().flatten() for name in ("latents_scale", "latents_bias"))
+    return _statistics(bias, 1 / scale, channels, where=str(path))
+
+
+def _statistics(mean: Tensor, std: Tensor, channels: int, *, where: str) -> LatentStatistics:
+    if len(mean) != channels or len(std) != channels or not (std.isfinite() & (std > 0) & mean.isfinite()).all():
+        raise UserError(
+            f"{where}: the latents' mean and scale are not {channels} positive numbers each; mend the file."
+        )
+    return LatentStatistics(mean.float(), std.float())
+
+
+#: What `Autoencoder` always has, and what of a config changes no weight.
+_FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
+_FREE = {"sample_size", "force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}  # diffusers'
+
+
+def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); a diffusers autoencoder's folder holds one.") from None
+    spec = diffusers_spec(config, where=str(path))
+    files = [folder / f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
+    weights = next((file for file in files if file.exists()), None)
+    if weights is None:
+        raise UserError(f"{folder} holds neither {files[0].name} nor {files[1].name}; download one of them.")
+    vae = Autoencoder(spec)
+    state = _modern(_tensors(load_state(weights), str(weights), wrappers=()))
+    load_exactly(vae.kl, state, where=f"{weights}: the autoencoder of its config.json")
+    name = folder.name.removesuffix("-hf")
+    beside = (place / f"{name}-latents-stats.pt" for place in (folder, folder.parent))
+    found = (_read_statistics(file, spec.latent_channels) for file in beside)
+    return vae, next((s for s in found if s), None) or _config_statistics(config, spec.latent_channels, path)
+
+
+def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:
+    """The size that the ``config.json`` of diffusers' `AutoencoderKL` says.
+
+    Raises:
+        UserError: one sentence naming the first key that `Autoencoder` cannot express.
+    """
+
+    def refuse(key: str, value: Any) -> UserError:
+        return UserError(f"{where}: {key} = {value!r} is not an autoencoder that repa-bench can build; use another.")
+
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise refuse("_class_name", config["_class_name"])
+    for key, value in config.items():
+        if key in _FIXED and value != _FIXED[key]:
+            raise refuse(key, value)
+        if not (key.startswith("_") or key in _FIXED or key in _FREE or key in _DEFAULTS):
+            raise refuse(key, value)
+    full = _DEFAULTS | dict(config)
+    widths, down, up = full["block_out_channels"], full["down_block_types"], full["up_block_types"]
+    unshuffle = math.isqrt(full["in_channels"] // 3)
+    if full["in_channels"] != 3 * unshuffle**2 or full["out_channels"] != full["in_channels"]:
+        raise refuse("in_channels, out_channels", (full["in_channels"], full["out_channels"]))
+    if any(width % widths[0] for width in widths):
+        raise refuse("block_out_channels", widths)
+    if len(down) != len(widths) or not set(down) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+        raise refuse("down_block_types", down)
+    mirrored = [kind.replace("DownEncoder", "UpDecoder") for kind in down][::-1]
+    if list(up) != mirrored:
+        raise refuse("up_block_types", up)
+    return AutoencoderSpec(
+        latent_channels=full["latent_channels"],
+        base_width=widths[0],
+        multipliers=tuple(width // widths[0] for width in widths),
+        residual_blocks=full["layers_per_block"],
+        attention_levels=tuple(k for k, kind in enumerate(down) if kind.startswith("Attn")),
+        norm_groups=full["norm_num_groups"],
+        unshuffle=unshuffle,
+    )
+
+
+def _config_statistics(config: Mapping[str, Any], channels: int, path: Path) -> LatentStatistics | None:
+    if config.get("latents_mean") and config.get("latents_std"):
+        mean, std = (torch.tensor(config[key]).double().flatten() for key in ("latents_mean", "latents_std"))
+        return _statistics(mean, std, channels, where=str(path))
+    scaling = config.get("scaling_factor")
+    if not scaling:
+        return None
+    mean = torch.full((channels,), float(config.get("shift_factor") or 0.0))
+    return _statistics(mean, torch.full((channels,), 1 / float(scaling)), channels, where=str(path))
+
+
+def save_autoencoder(folder: Path, name: str, vae: Autoencoder, mean: Tensor, std: Tensor) -> None:
+    """Write an autoencoder in both published forms.
+
+    ``NAME-hf/`` is for `diffusers.AutoencoderKL.from_pretrained`; its config keeps diffusers' own ``scaling_factor``
+    (0.18215, SD-VAE's) and says the latents' statistics in ``latents_mean`` and ``latents_std``. ``NAME.pt`` has
+    CompVis names, ``NAME-latents-stats.pt`` holds ``latents_scale`` = 1 / std and ``latents_bias`` = mean,
+    (1, C, 1, 1). Weights are float32.
+
+    Args:
+        folder: made if it is not there.
+        name: of the files.
+        vae: the autoencoder.
+        mean: of its latents, (C,).
+        std: of its latents, (C,).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().float().cpu().contiguous() for key, value in vae.kl.state_dict().items()}
+    clean = Autoencoder(vae.spec)  # on the CPU, whatever device and dtype the given one has
+    clean.kl.load_state_dict(state)
+    hub = folder / f"{name}-hf"
+    clean.kl.save_pretrained(hub)
+    config = json.loads((hub / "config.json").read_text())
+    config |= {"latents_mean": mean.flatten().tolist(), "latents_std": std.flatten().tolist()}
+    write_text(hub / "config.json", json.dumps(config, indent=2) + "\n")
+    scale, bias = (v.detach().float().cpu().reshape(1, -1, 1, 1).contiguous() for v in (1 / std.double(), mean))
+    _save_pickle(folder / f"{name}.pt", autoencoder_to_compvis(state))
+    _save_pickle(folder / f"{name}-latents-stats.pt", {"latents_scale": scale, "latents_bias": bias})
+
+
+def _save_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(dict(state), temporary)
+    temporary.replace(path)
+
+
+def load_discriminator(path: Path) -> PatchDiscriminator:
+    """A PatchGAN from ``NAME-discriminator-ckpt.pt``.
+
+    Raises:
+        UserError: the file is missing, cannot be read safely, or holds another network.
+    """
+    return discriminator_of(load_state(path), where=str(path))
+
+
+def discriminator_of(state: Any, *, where: str) -> PatchDiscriminator:
+    """A PatchGAN from its state dict, possibly inside that of a whole loss under ``discriminator.``.
+
+    Raises:
+        UserError: it is another network.
+    """
+    tensors = _tensors(state, where, wrappers=("state_dict", "discriminator"))
+    inside = {n.removeprefix("discriminator."): v for n, v in tensors.items() if n.startswith("discriminator.")}
+    tensors = inside or tensors
+    if "main.0.weight" not in tensors:
+        raise UserError(f"{where} is not a PatchGAN: 'main.0.weight' is not there; give a discriminator's file.")
+    layers = sum(name.endswith("running_mean") for name in tensors)
+    network = PatchDiscriminator(DiscriminatorSpec(base_width=tensors["main.0.weight"].shape[0], layers=layers))
+    load_exactly(network, tensors, where=f"{where}: the discriminator")
+    return network
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Checkpoints of SiT, REPA and REPA-E
+
+
+def sit_spec(
+    state: Mapping[str, Tensor], *, num_classes: int | None = None, encoder_depth: int = 8, heads: int | None = None
+) -> SiTSpec:
+    """Read the size of a released SiT, REPA, REPA-E or DiT off its state dict.
+
+    Args:
+        state: released names. A final layer that also predicts a variance (twice the channels) counts as one without.
+        num_classes: without the null class; by default one less than the label table has rows.
+        encoder_depth: the block after which tokens are aligned. It does not show in the state.
+        heads: attention heads. They do not show either; by default those of the papers' size of that width and depth.
+
+    Raises:
+        UserError: a tensor is missing or has a shape that no SiT has, or the heads are not known.
+    """
+    _require(state, "x_embedder.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
+    _require(state, "y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight")
+    hidden, channels, patch = state["x_embedder.proj.weight"].shape[:3]
+    depth = _count(state, r"blocks\.(\d+)\.")
+    position = state["pos_embed"]
+    side = math.isqrt(position.shape[1]) if position.ndim == 3 else 0
+    if position.shape != (1, side**2, hidden):
+        raise UserError(
+            f"'pos_embed' is {tuple(position.shape)}, not (1, side * side, {hidden}); give a checkpoint of a SiT."
+        )
+    rows = state["y_embedder.embedding_table.weight"].shape[0]
+    if num_classes is not None and rows != num_classes + 1:
+        raise UserError(f"'y_embedder' has {rows} rows, not {num_classes} classes and a null class; give their number.")
+    known = {(size[0], size[1]): size[2] for size in SIZES.values()}
+    heads = heads or known.get((hidden, depth))
+    if heads is None or hidden % heads:
+        raise UserError(f"a SiT of width {hidden} and depth {depth} is none of the papers'; say how many heads it has.")
+    projectors = range(_count(state, r"projectors\.(\d+)\."))
+    _require(
+        state, *(f"projectors.{k}.4.weight" for k in projectors), *(f"projectors.{k}.0.weight" for k in projectors)
+    )
+    widths = {"projector_width": state["projectors.0.0.weight"].shape[0]} if projectors else {}
+    return SiTSpec(
+        latent_size=side * patch,
+        channels=channels,
+        num_classes=rows - 1,
+        patch_size=patch,
+        hidden=hidden,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
+        encoder_depth=min(encoder_depth, depth),
+        encoder_widths=tuple(state[f"projectors.{k}.4.weight"].shape[0] for k in projectors),
+        **widths,
+    )
+
+
+def _require(state: Mapping[str, Tensor], *names: str) -> None:
+    if missing := [name for name in names if name not in state]:
+        raise UserError(f"{some(missing)} is not in the state dict; give a checkpoint of a SiT.")
+
+
+Kind = Literal["repa_e", "repa", "sit"]
+
+
+@dataclass(frozen=True)
+class ReleasedCheckpoint:
+    """A released training checkpoint in our conventions; optimizer states are left behind."""
+
+    kind: Kind
+    """``sit``: trained without alignment, by SiT's code or by REPA's."""
+    path: Path
+    """The file itself."""
+    step: int
+    sit: SiTSpec
+    model: dict[str, Tensor] | None
+    """State dict for `SiT`; none in files that hold only the average."""
+    ema: dict[str, Tensor] | None
+    vae: dict[str, Tensor] | None
+    """State dict for `Autoencoder`; none where the tokenizer was frozen."""
+    tokenizer: AutoencoderSpec | None
+    """Read off `vae`."""
+    discriminator: dict[str, Tensor] | None
+    """State dict for `PatchDiscriminator`."""
+    args: dict[str, Any]
+    """The training script's arguments, as far as the files say them."""
+
+
+def read_checkpoint(
+    path: Path, *, step: int | None = None, encoder_depth: int | None = None, heads: int | None = None
+) -> ReleasedCheckpoint:
+    """Read a released checkpoint of REPA-E, REPA or SiT.
+
+    REPA's latents and SiT's are multiplied by 0.18215; the batch norm that owns the scale here is filled in. SiT's own
+    code has t = 1 at the data and predicts its direction: time and sign are turned round in the weights, exactly.
+
+    Args:
+        path: a folder with ``args.json`` and ``checkpoints/STEP.pt``, or the ``.pt`` (or a state dict) itself.
+        step: which of a folder's checkpoints (the last by default); or what to call a file that does not say its step.
+        encoder_depth: the block after which tokens are aligned, where the arguments do not say it.
+        heads: attention heads, where the size is none of the papers'.
+
+    Raises:
+        UserError: one sentence naming the file or key, and the mend.
+    """
+    file, args = _locate(path, step)
+    loaded = load_state(file)
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{file} holds no checkpoint; give a training checkpoint or a state dict.")
+    args |= _arguments(loaded.get("args"))
+    states = {name: loaded[name] for name in ("model", "ema") if name in loaded} or {"ema": loaded}
+    try:
+        networks = {name: _released_sit(state, name) for name, state in states.items()}
+        reference = _without_empty_projectors(networks.get("ema") or networks["model"])
+        spec = sit_spec(
+            reference,
+            num_classes=args.get("num_classes"),
+            encoder_depth=encoder_depth or args.get("encoder_depth") or _legacy_depth(states) or 8,
+            heads=heads,
+        )
+        kind, ours = _kind(reference, loaded, args), {}
+        for name, state in networks.items():
+            ours[name] = _our_sit(state, spec, args, joint="vae" in loaded)
+            with torch.device("meta"):
+                check_state(SiT(spec), ours[name], where=name)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    vae = autoencoder_of(loaded["vae"], where=f"{file}: vae") if "vae" in loaded else None
+    gan = loaded.get("discriminator")
+    return ReleasedCheckpoint(
+        kind=kind,
+        path=file,
+        step=_step(loaded, file, step),
+        sit=spec,
+        model=ours.get("model"),
+        ema=ours.get("ema"),
+        vae=dict(vae.state_dict()) if vae else None,
+        tokenizer=vae.spec if vae else None,
+        discriminator=dict(discriminator_of(gan, where=f"{file}: discriminator").state_dict()) if gan else None,
+        args=args,
+    )
+
+
+def _locate(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint file, and the arguments that lie beside it."""
+    if path.is_dir():
+        files = {int(p.stem): p for p in (path / "checkpoints").glob("*.pt") if p.stem.isdigit()}
+        if not files or (step is not None and step not in files):
+            held = ", ".join(str(s) for s in sorted(files)) or "none"
+            raise UserError(f"{path / 'checkpoints'} holds no {'STEP' if step is None else step}.pt; it has {held}.")
+        path = files[max(files) if step is None else step]
+    beside = path.parent.parent / "args.json"
+    if path.parent.name != "checkpoints" or not beside.exists():
+        return path, {}
+    try:
+        return path, _arguments(json.loads(beside.read_text()))
+    except ValueError as error:
+        raise UserError(f"{beside} cannot be read ({error}); download it again.") from None
+
+
+def _arguments(args: Any) -> dict[str, Any]:
+    """A namespace or mapping as JSON-able values."""
+    items = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
+    plain: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in items.items()}, default=str))
+    return plain
+
+
+def _step(loaded: Mapping[str, Any], file: Path, step: int | None) -> int:
+    if isinstance(loaded.get("steps"), int):
+        return int(loaded["steps"])
+    if file.stem.isdigit():
+        return int(file.stem)
+    return step or 0
+
+
+def _kind(state: Mapping[str, Tensor], loaded: Mapping[str, Any], args: Mapping[str, Any]) -> Kind:
+    if "vae" in loaded:
+        return "repa_e"
+    aligned = any(name.startswith("projectors.") for name in state) and args.get("proj_coeff", 0.5) != 0
+    return "repa" if aligned else "sit"
+
+
+def _legacy_depth(states: Mapping[str, Any]) -> int | None:
+    """REPA's first checkpoints number the blocks after the alignment anew, which says where it is."""
+    names = [name for state in states.values() for name in state]
+    blocks = {m[1] for name in names if (m := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+    return len(blocks) if any("decoder_blocks." in name for name in names) else None
+
+
+def _released_sit(state: Any, where: str) -> dict[str, Tensor]:
+    """Today's released names of a SiT's tensors, float32; projectors and later blocks once had others."""
+    tensors = _tensors(state, where, wrappers=("state_dict",))
+    depth = _count(tensors, r"blocks\.(\d+)\.")
+    out = {}
+    for name, value in tensors.items():
+        renamed = re.sub(r"^decoder_blocks\.(\d+)\.", lambda m: f"blocks.{depth + int(m[1])}.", name)
+        renamed = re.sub(r"^(projector|proj|mlp)\.(?=\d+\.)", "projectors.0.", renamed)
+        out[renamed] = value.float() if value.is_floating_point() else value
+    return out
+
+
+def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """REPA's code without an encoder has one projector, to no features."""
+    empty = {m[1] for n, v in state.items() if (m := re.fullmatch(r"projectors\.(\d+)\.4\.weight", n)) and not len(v)}
+    return {name: v for name, v in state.items() if not any(name.startswith(f"projectors.{k}.") for k in empty)}
+
+
+def _our_sit(
+    released: Mapping[str, Tensor], spec: SiTSpec, args: Mapping[str, Any], *, joint: bool
+) -> dict[str, Tensor]:
+    """Complete a released SiT to a state dict of ours."""
+    state = _without_variance(_without_empty_projectors(released), spec)
+    if any(name.startswith("bn.") for name in state):
+        return state
+    if joint:
+        raise UserError("'bn.running_mean' is not there, though the file holds a tuned VAE; give a whole checkpoint.")
+    if spec.channels != 4:
+        raise UserError(f"'bn.running_mean' is not there, and nothing says the scale of {spec.channels} channels.")
+    known = LatentStatistics.sd(spec.channels)
+    state |= {"bn.running_mean": known.mean, "bn.running_var": known.std.square()}
+    state["bn.num_batches_tracked"] = torch.tensor(0)
+    # REPA's networks always have a projector, SiT's own never.
+    from_repa = any(name.startswith("projectors.") for name in released)
+    return state if from_repa else _turned(state, args)
+
+
+def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, Tensor]:
+    """Of a final layer with twice the channels, the first half of each pixel of a patch: the velocity."""
+    out, pixels = dict(state), spec.patch_size**2
+    if len(out["final_layer.linear.weight"]) == 2 * pixels * spec.channels:
+        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+            _require(out, name)
+            out[name] = out[name].unflatten(0, (pixels, 2, spec.channels))[:, 0].flatten(0, 1).clone()
+    return out
+
+
+def _turned(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """From SiT's convention (x_t = t x + (1 - t) noise, velocity x - noise) to ours: v(x, t) = -v_SiT(x, 1 - t).
+
+    The time features of 1 - t are a rotation of those of t: cos(f - a) = cos f cos a + sin f sin a, and
+    sin(f - a) = sin f cos a - cos f sin a with a = f t. So the first time layer takes the turn, in float64.
+    """
+    if args.get("prediction", "velocity") not in ("velocity", "v"):
+        raise UserError(f"it predicts {args['prediction']}, not the velocity; give a velocity checkpoint.")
+    out = dict(state)
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        _require(out, name)
+        out[name] = -out[name]
+    weight = out["t_embedder.mlp.0.weight"].double()
+    frequencies = TimestepEmbedder(1).frequencies
+    if weight.shape[1] != 2 * len(frequencies):
+        raise UserError(f"'t_embedder.mlp.0.weight' is {tuple(weight.shape)}; it should have 256 columns.")
+    cosines, sines = weight.chunk(2, dim=1)
+    cos, sin = frequencies.cos(), frequencies.sin()
+    turned = torch.cat((cosines * cos + sines * sin, cosines * sin - sines * cos), dim=1)
+    out["t_embedder.mlp.0.weight"] = turned.float()
+    return out

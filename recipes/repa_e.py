@@ -9,13 +9,20 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.core.data import Batch
 from recipes.core.draws import Draws
 from recipes.core.loop import Update
-from recipes.core.losses import alignment_loss, denoising_loss, discriminator_loss, generator_loss, kl_loss
+from recipes.core.losses import (
+    alignment_loss,
+    denoising_loss,
+    discriminator_loss,
+    generator_loss,
+    kl_loss,
+    l1_loss,
+    l2_loss,
+)
 from recipes.models.autoencoder import Posterior, to_unit
 from recipes.networks import Networks
 from recipes.objective import diffuse, frozen
@@ -38,6 +45,8 @@ class RepaE(Repa):
         gan: float = 0.1
         train_pos_embed: bool = True
         """The released loop re-enables the gradient of the position embedding."""
+        batch_norm: bool = True
+        """Standardise the SiT's latents by each batch's statistics; off, by those that the run started with."""
 
     trains_tokenizer: ClassVar[bool] = True
     options: Options
@@ -55,22 +64,28 @@ class RepaE(Repa):
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Step the tokenizer, the discriminator and the SiT."""
         self.vae.train()
+        assert batch.images is not None
         images = to_unit(batch.images, next(self.vae.parameters()))
         posterior = self.vae.encode(images)
         latents = posterior.sample(draws.normal_like("posterior", posterior.mean))
+        self.sit.observe(latents)
         reconstruction = self.vae.decode(latents)
         terms = self.reconstruction_terms(images, reconstruction, posterior)
         terms |= self.latent_terms(latents, batch, draws)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {name: value.detach() for name, (_, value) in terms.items()}
-        yield Update("vae", loss, logs | {"latent_variance": latents.detach().var(dim=(0, 2, 3)).mean()})
+        yield Update("vae", loss, logs)
 
         if self.discriminator is not None:
             fake = reconstruction.detach()
             hinge = discriminator_loss(self.discriminator(images), self.discriminator(fake))
             yield Update("discriminator", hinge, {"disc": hinge.detach()})
 
-        yield Update("sit", *self.sit_loss(self.sit.normalize_batch(latents.detach()), batch, draws))
+        latents = latents.detach()
+        _, variance = self.sit.batch_statistics(move=self.options.batch_norm)
+        normal = self.sit.normalize_batch(latents) if self.options.batch_norm else self.sit.normalize(latents)
+        loss, sit_logs = self.sit_loss(normal, batch, draws)
+        yield Update("sit", loss, {**sit_logs, "latent_variance": variance.mean()})
 
     def reconstruction_terms(
         self, images: Tensor, reconstruction: Tensor, posterior: Posterior
@@ -78,9 +93,9 @@ class RepaE(Repa):
         """(weight, value) of the tokenizer's usual losses."""
         terms = {"kl": (self.options.kl, kl_loss(posterior.mean, posterior.std).mean())}
         if self.options.l1:
-            terms["l1"] = (self.options.l1, F.l1_loss(reconstruction, images))
+            terms["l1"] = (self.options.l1, l1_loss(reconstruction, images))
         if self.options.l2:
-            terms["l2"] = (self.options.l2, F.mse_loss(reconstruction, images))
+            terms["l2"] = (self.options.l2, l2_loss(reconstruction, images))
         if self.perceptual is not None:
             terms["perceptual"] = (self.options.perceptual, self.perceptual(reconstruction, images).mean())
         if self.discriminator is not None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from recipes.core import checkpoint
-from recipes.core.data import Batch, batches
+from recipes.core.data import Batch, TrainingData, batches
+from recipes.core.distributed import World
 from recipes.core.draws import KeyedDraws, seed_of
-from recipes.core.errors import UserError
+from recipes.core.errors import Stopped, UserError
 from recipes.core.loop import Trainer, subset
-from recipes.core.spec import Spec, TrainSpec
+from recipes.core.spec import Execution, Spec, TrainSpec
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
+from recipes.models.encoder import Encoder, EncoderSpec
+from recipes.models.perceptual import InputRange, Perceptual
 from recipes.networks import Networks
 from recipes.registry import recipe, recipe_options
 
@@ -39,6 +44,10 @@ class RunSpec(Spec):
     sit: transformer.SiTSpec
     tokenizer: AutoencoderSpec
     discriminator: gan.DiscriminatorSpec = gan.DiscriminatorSpec()
+    encoders: tuple[EncoderSpec, ...] = ()
+    """Frozen encoders that look at every batch; none where their tokens are stored with the data."""
+    perceptual: InputRange | None = None
+    """Which input range LPIPS is given; none without LPIPS."""
     train: TrainSpec
     inputs: dict[str, str]
     """Content hash of every asset that the run trains on."""
@@ -53,64 +62,181 @@ class RunSpec(Spec):
 class TrainingInputs:
     """What a run is given besides its specification."""
 
-    data: Batch
+    data: TrainingData
     """The whole training set."""
-    tokenizer: Autoencoder
+    tokenizer: Autoencoder | None
+    """None: joint training starts from a tokenizer with random weights."""
     latent_mean: Tensor
     """(C,), of the tokenizer's latents over the training set."""
     latent_std: Tensor
+    encoders: tuple[nn.Module, ...] = ()
+    """uint8 images (N, 3, H, W) to tokens (N, T, width): one for each of the specification's."""
+    perceptual: nn.Module | None = None
+    discriminator: gan.PatchDiscriminator | None = None
+    """Trained already; None: random weights."""
 
 
-def build_networks(spec: RunSpec, tokenizer: Autoencoder | None = None) -> Networks:
-    """Freshly initialised networks; the tokenizer starts as a copy of the given one."""
+def build_networks(
+    spec: RunSpec,
+    tokenizer: Autoencoder | None = None,
+    *,
+    discriminator: gan.PatchDiscriminator | None = None,
+    perceptual: nn.Module | None = None,
+) -> Networks:
+    """Freshly initialised networks; those that are given are copied in."""
     kind = recipe(spec.recipe)
     options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
     sit = transformer.SiT(spec.sit)
     transformer.initialize(sit, spec.train.seed)
     if not kind.trains_tokenizer:
         return Networks(sit=sit)
-    vae = Autoencoder(spec.tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(spec.train.seed, "init", "tokenizer"))
+        vae = Autoencoder(spec.tokenizer)
     if tokenizer is not None:
         vae.load_state_dict(tokenizer.state_dict())
-    discriminator = None
+    adversary = None
     if getattr(options, "gan", 0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(spec.train.seed, "init", "discriminator"))
-            discriminator = gan.PatchDiscriminator(spec.discriminator)
-            gan.initialize(discriminator)
-    return Networks(sit=sit, vae=vae, discriminator=discriminator)
+            adversary = gan.PatchDiscriminator(spec.discriminator)
+            gan.initialize(adversary)
+        if discriminator is not None:
+            adversary.load_state_dict(discriminator.state_dict())
+    return Networks(sit=sit, vae=vae, discriminator=adversary, perceptual=perceptual)
 
 
-def build_trainer(spec: RunSpec, inputs: TrainingInputs) -> Trainer:
-    """A trainer at step 0."""
-    networks = build_networks(spec, inputs.tokenizer)
+def build_trainer(
+    spec: RunSpec, inputs: TrainingInputs, *, execution: Execution | None = None, world: World | None = None
+) -> Trainer:
+    """A trainer at step 0, its networks on the device and compiled if that is asked for."""
+    execution, world = execution or Execution(device="cpu"), world or World()
+    networks = build_networks(spec, inputs.tokenizer, discriminator=inputs.discriminator, perceptual=inputs.perceptual)
     networks.sit.set_latent_statistics(inputs.latent_mean, inputs.latent_std)
+    networks.sit.checkpointing = execution.checkpointing
+    encoders = [encoder.to(world.device) for encoder in inputs.encoders]
+    _arrange(networks, world.device)
     options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
-    return Trainer(recipe(spec.recipe)(networks, options), spec.train)
+
+    def complete(batch: Batch) -> Batch:
+        if batch.features or not encoders:
+            return batch
+        return replace(batch, features=tuple(encoder(batch.images) for encoder in encoders))
+
+    trainer = Trainer(
+        recipe(spec.recipe)(networks, options),
+        spec.train,
+        world=world,
+        part=layout(spec, execution, world).part,
+        complete=complete,
+    )
+    if execution.compile:
+        _compile(networks, encoders)
+    return trainer
+
+
+def _arrange(networks: Networks, device: torch.device) -> None:
+    networks.sit.to(device)
+    for network in (networks.vae, networks.discriminator, networks.perceptual):
+        if network is not None:
+            network.to(device)
+            if device.type == "cuda":  # what its convolutions want
+                network.to(memory_format=torch.channels_last)
+
+
+def _compile(networks: Networks, encoders: Sequence[nn.Module]) -> None:
+    """Compile the hot regions in place; state-dict names stay. The blocks share one compiled graph."""
+    for block in networks.sit.blocks:
+        block.compile()
+    networks.sit.final_layer.compile()
+    whole: list[nn.Module | None] = [networks.discriminator, networks.perceptual, *encoders]
+    if isinstance(networks.vae, Autoencoder):
+        whole += [networks.vae.kl.encoder, networks.vae.kl.decoder]
+    for network in whole:
+        if network is not None:
+            network.compile()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is spread."""
+
+    batch_size: int
+    processes: int
+    part: int
+    device: str
+
+    @property
+    def accumulation(self) -> int:
+        """Parts that a process runs one after the other."""
+        return self.batch_size // (self.processes * self.part)
+
+    def __str__(self) -> str:
+        """As in ``256 = 8 GPUs x 32 x 1``."""
+        unit = "GPU" if self.device == "cuda" else "process"
+        units = unit if self.processes == 1 else {"GPU": "GPUs", "process": "processes"}[unit]
+        return f"{self.batch_size} = {self.processes} {units} x {self.part} x {self.accumulation}"
+
+
+def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
+    """Spread the global batch over processes and parts.
+
+    Raises:
+        UserError: it does not divide, or accumulation would change what a batch norm sees without saying so.
+    """
+    total = spec.train.batch_size
+    if total % world.size:
+        raise UserError(
+            f"the global batch of {total} does not divide by {world.size} processes; start a number that divides it."
+        )
+    local = total // world.size
+    most = min(local, execution.part or local)
+    part = next(n for n in range(most, 0, -1) if local % n == 0)
+    found = Layout(total, world.size, part, world.device.type)
+    pooled = part * world.size
+    if getattr(recipe_options(spec.recipe, spec.options, where=spec.arm), "gan", 0) and pooled != (
+        spec.train.norm_batch or total
+    ):
+        raise UserError(
+            f"with --part {part} the discriminator's batch norm would pool {pooled} images and not "
+            f"{spec.train.norm_batch or total}, which is another training; use more GPUs or --checkpointing, or accept "
+            f"it with --set train.norm_batch={pooled} (results go to a folder of their own)."
+        )
+    return found
 
 
 def flops_per_step(spec: RunSpec, image_size: int) -> int:
     """Floating-point operations of one training step, forward and backward, a multiply-add counted as two.
 
     Counted by PyTorch's `FlopCounterMode` (matrix products, convolutions, attention) on meta tensors, so any size
-    costs nothing. Optimizers and elementwise work are not in it.
+    costs nothing. Frozen encoders and LPIPS are in it; optimizers and elementwise work are not.
     """
-    with torch.device("meta"):
-        networks = build_networks(spec)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        # One image stands for all: every counted operation is proportional to the batch.
+        one = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_size": 2})})
+        networks = build_networks(one, perceptual=Perceptual(input_range=spec.perceptual) if spec.perceptual else None)
         options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
-        n, side, channels = spec.train.batch_size, spec.sit.latent_size, spec.sit.channels
-        batch = Batch(
-            images=torch.zeros(n, 3, image_size, image_size, dtype=torch.uint8),
-            labels=torch.zeros(n, dtype=torch.int64),
-            features=tuple(torch.zeros(n, spec.sit.tokens, width) for width in spec.sit.encoder_widths),
-            mean=torch.zeros(n, channels, side, side),
-            std=torch.zeros(n, channels, side, side),
-        )
-        draws = KeyedDraws(0, 0, torch.arange(n))
-        with FlopCounterMode(display=False) as counter:
-            for update in recipe(spec.recipe)(networks, options).updates(batch, draws):
-                update.loss.backward()
-    return int(counter.get_total_flops())
+        batch = meta_batch(one, image_size)
+        draws = KeyedDraws(0, 0, torch.arange(2))
+        for update in recipe(spec.recipe)(networks, options).updates(batch, draws):
+            update.loss.backward()
+    return int(counter.get_total_flops()) * spec.train.batch_size // 2
+
+
+def meta_batch(spec: RunSpec, image_size: int) -> Batch:
+    """A batch of the specification's shapes on the default device, seen by its frozen encoders."""
+    n, side, channels = spec.train.batch_size, spec.sit.latent_size, spec.sit.channels
+    images = torch.zeros(n, 3, image_size, image_size, dtype=torch.uint8)
+    with torch.no_grad():
+        seen = tuple(Encoder(encoder)(images) for encoder in spec.encoders)
+    stored = tuple(torch.zeros(n, spec.sit.tokens, width) for width in spec.sit.encoder_widths)
+    return Batch(
+        images=images,
+        labels=torch.zeros(n, dtype=torch.int64),
+        features=seen or stored,
+        mean=torch.zeros(n, channels, side, side),
+        std=torch.zeros(n, channels, side, side),
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +245,19 @@ class Run:
 
     spec: RunSpec
     folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A run that was started or imported.
+
+        Raises:
+            UserError: the folder holds no readable specification.
+        """
+        try:
+            data = json.loads((folder / "spec.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is not a run: its spec.json cannot be read ({error}).") from None
+        return cls(RunSpec.parse(data, where=str(folder / "spec.json")), folder)
 
     @property
     def log_path(self) -> Path:
@@ -139,7 +278,7 @@ class Run:
         return kept[-1] if kept else None
 
     def clock(self, step: int) -> dict[str, Any]:
-        """``step`` and ``seconds`` of training at a checkpoint."""
+        """``step``, ``seconds`` and ``device_seconds`` of training at a checkpoint."""
         return checkpoint.read_manifest(self.checkpoint(step))
 
     def weights(self, step: int) -> dict[str, Tensor]:
@@ -151,83 +290,156 @@ class Run:
         manifest = json.loads((self.checkpoint(step) / checkpoint.MANIFEST).read_text())
         return str(manifest["files"][f"{WEIGHTS}.safetensors"])
 
+    def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
+        """Write a checkpoint, then let go of what older ones hold too much of.
 
-def _save(run: Run, trainer: Trainer) -> None:
-    parts = {WEIGHTS: trainer.weights(), OPTIMIZER: trainer.optimizer_state()}
-    meta = {"step": trainer.step, "seconds": trainer.clock.seconds, "run": run.spec.digest()}
-    earlier = run.steps()
-    checkpoint.save_folder(run.checkpoint(trainer.step), parts, meta)
-    for step in earlier:
-        if step != trainer.step:
-            checkpoint.drop_part(run.checkpoint(step), OPTIMIZER)
+        Milestones stay; of the others, and of all optimizer states, the last `keep`.
+        """
+        parts = {WEIGHTS: trainer.weights(), OPTIMIZER: trainer.optimizer_state()}
+        meta = {
+            "step": trainer.step,
+            "position": trainer.position,
+            "seconds": trainer.clock.seconds,
+            "device_seconds": trainer.clock.device_seconds,
+            "milestone": trainer.step in milestones,
+            "run": self.spec.digest(),
+        }
+        checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)
+        for step in self.steps()[:-keep]:
+            if self.clock(step).get("milestone", True):
+                checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
+            else:
+                shutil.rmtree(self.checkpoint(step))
+
+    def resume(self, trainer: Trainer) -> None:
+        """Bring a trainer to the last checkpoint, if there is one."""
+        step = self.resumable()
+        if step is None:
+            return
+        clock = self.clock(step)
+        state = checkpoint.load_part(self.checkpoint(step), OPTIMIZER)
+        trainer.restore(self.weights(step), state, int(clock["position"]))
+        trainer.clock.start(float(clock["seconds"]), float(clock["device_seconds"]))
+
+    def trim_log(self, step: int) -> None:
+        """Forget what was logged after the checkpoint that we continue from."""
+        rows = self.log_path.read_text().splitlines() if self.log_path.exists() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
+        checkpoint.write_text(self.log_path, "".join(f"{row}\n" for row in kept))
 
 
-def _resume(run: Run, trainer: Trainer) -> None:
-    step = run.resumable()
-    if step is None:
-        return
-    clock = run.clock(step)
-    state = checkpoint.load_part(run.checkpoint(step), OPTIMIZER)
-    trainer.restore(run.weights(step), state, int(clock["step"]), float(clock["seconds"]))
+@dataclass
+class Training:
+    """What `train_run` may be told besides what to train."""
+
+    execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
+    world: World = field(default_factory=World)
+    log_every: int = 25
+    on_step: Callable[[int], None] = lambda step: None
+    """Told the number of steps done."""
+    stop: Callable[[], bool] = lambda: False
+    """Asked after every step; if it says yes (a signal came), the run is saved and `Stopped` raised."""
 
 
-def _trim_log(run: Run, step: int) -> None:
-    """Forget what was logged after the checkpoint that we continue from."""
-    rows = run.log_path.read_text().splitlines() if run.log_path.exists() else []
-    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-    checkpoint.write_text(run.log_path, "".join(f"{row}\n" for row in kept))
-
-
-def train_run(
-    run: Run,
-    inputs: TrainingInputs,
-    milestones: Sequence[int],
-    *,
-    log_every: int = 25,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> None:
+def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], training: Training | None = None) -> None:
     """Train until the last milestone, keeping a checkpoint at each; does nothing where they exist.
 
     Args:
         run: specification and folder; a folder with checkpoints is continued.
-        inputs: data and tokenizer.
+        inputs: data and frozen networks.
         milestones: effective optimizer steps to keep.
-        log_every: steps between the rows of ``log.jsonl``.
-        on_step: told the number of steps done.
+        training: device, processes, logging.
 
     Raises:
-        UserError: the run went past a milestone without keeping it.
+        UserError: the run went past a milestone without keeping it, or its batch cannot be spread.
+        Stopped: somebody asked for it; everything is saved.
     """
+    training = training or Training()
     missing = sorted(set(milestones) - set(run.steps()))
     if not missing:
         return
-    trainer = build_trainer(run.spec, inputs)
-    _resume(run, trainer)
+    execution, world = training.execution, training.world
+    trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
+    run.resume(trainer)
     if missing[0] < trainer.step:
         raise UserError(
             f"{run.folder} is at step {trainer.step} and kept no checkpoint of step {missing[0]}; "
             "keep --score-every as it was, or choose another --out."
         )
-    checkpoint.write_text(run.folder / "spec.json", run.spec.model_dump_json(indent=1))
-    _trim_log(run, trainer.step)
-    train = run.spec.train
-    stream = batches(inputs.data, seed=train.seed, batch_size=train.batch_size, start=trainer.step, stop=missing[-1])
-    with run.log_path.open("a") as log:
+    if world.main:
+        checkpoint.write_text(run.folder / "spec.json", run.spec.model_dump_json(indent=1))
+        run.trim_log(trainer.step)
+    stream = batches(
+        inputs.data,
+        seed=run.spec.train.seed,
+        batch_size=run.spec.train.batch_size,
+        start=trainer.position,
+        # A loss scaler may skip steps, and so need more batches than steps.
+        stop=sys.maxsize if run.spec.train.precision == "fp16" else missing[-1],
+        rows=world.rows(run.spec.train.batch_size),
+        ahead=execution.ahead if world.device.type == "cuda" else 0,
+    )
+    _Session(run, trainer, training, milestones, missing).follow(stream)
+
+
+@dataclass
+class _Session:
+    """What happens between the steps of one call of `train_run`."""
+
+    run: Run
+    trainer: Trainer
+    training: Training
+    milestones: Sequence[int]
+    missing: Sequence[int]
+
+    def follow(self, stream: Any) -> None:
+        trainer, world = self.trainer, self.training.world
         for step, logs in trainer.train(stream):
-            if step % log_every == 0 or step == 1 or step in missing:
+            stop = world.any(self.training.stop())
+            if stop or self._is_due(step):
                 with trainer.clock.stopped():
-                    row = {name: round(value.item(), 7) for name, value in sorted(logs.items())}
-                    log.write(json.dumps({"step": step, "seconds": round(trainer.clock.seconds, 4), **row}) + "\n")
-                    log.flush()
-                    if step in missing:
-                        _save(run, trainer)
-            on_step(step)
+                    if trainer.settle() == step or stop:
+                        self._keep(trainer.step, logs, stop)
+            self.training.on_step(trainer.step)
+            if stop:
+                raise Stopped(f"stopped by a signal; {self.run.folder} is saved at step {trainer.step}.")
+            if trainer.step == self.missing[-1]:
+                stream.close()
+                return
+
+    def _is_due(self, step: int) -> bool:
+        every = self.training.execution.save_every
+        return (
+            step % self.training.log_every == 0
+            or step == 1
+            or step in self.missing
+            or bool(every and step % every == 0)
+        )
+
+    def _keep(self, step: int, logs: Mapping[str, Tensor], stop: bool) -> None:
+        names = sorted(logs)
+        values = self.training.world.mean(torch.stack([logs[name].float() for name in names])).tolist()
+        if self.training.world.main:
+            skipped = {f"skipped_{n}": int(v.item()) for n, v in self.trainer.skipped.items() if v.item()}
+            row = {name: round(value, 7) for name, value in zip(names, values, strict=True)} | skipped
+            seconds = round(self.trainer.clock.seconds, 4)
+            with self.run.log_path.open("a") as log:
+                log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
+        every = self.training.execution.save_every
+        if stop or step in self.missing or (every and step % every == 0):
+            if self.training.world.main:
+                self.run.save(self.trainer, self.milestones, self.training.execution.keep)
+            self.training.world.barrier()
 
 
 def load_for_sampling(
-    run: Run, step: int, tokenizer: Autoencoder, *, average: bool
+    run: Run, step: int, tokenizer: Autoencoder | None, *, average: bool, device: torch.device | None = None
 ) -> tuple[transformer.SiT, Autoencoder]:
-    """The SiT (its EMA or its raw weights) and the tokenizer that belongs to it, in eval mode."""
+    """The SiT (its EMA or its raw weights) and the tokenizer that belongs to it, in eval mode.
+
+    Raises:
+        UserError: the checkpoint holds no tokenizer, and none is given.
+    """
     weights = run.weights(step)
     sit = transformer.SiT(run.spec.sit)
     sit.load_state_dict(subset(weights, "ema.sit" if average else "sit"))
@@ -235,4 +447,8 @@ def load_for_sampling(
     if tuned:
         tokenizer = Autoencoder(run.spec.tokenizer)
         tokenizer.load_state_dict(tuned)
-    return sit.eval().requires_grad_(False), tokenizer.eval().requires_grad_(False)
+    if tokenizer is None:
+        raise UserError(f"{run.folder} holds no tokenizer of its own; name the one that it was trained on.")
+    for network in (sit, tokenizer):
+        network.to(device or torch.device("cpu")).eval().requires_grad_(False)
+    return sit, tokenizer

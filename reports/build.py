@@ -62,12 +62,15 @@ def _sample_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _reconstructions(comparison: Comparison) -> list[dict[str, Any]]:
     out = []
-    seen: set[str | None] = set()
+    seen: set[tuple[str | None, str | None]] = set()
     for t in sorted(comparison.tokenizers, key=lambda t: (t.arm is not None, -(t.step or 0), t.seed or 0)):
-        if t.arm in seen or (url := _picture(comparison, t.grid)) is None:
+        key = (t.arm, t.name if t.arm is None else None)
+        if key in seen or (url := _picture(comparison, t.grid)) is None:
             continue
-        seen.add(t.arm)
-        label = "before" if t.arm is None else f"after {comparison.arms[t.arm]}, step {t.step:,}, seed {t.seed}"
+        seen.add(key)
+        several = len({other.name for other in comparison.tokenizers if other.arm is None}) > 1
+        before = f"before, {t.name}" if several else "before"
+        label = before if t.arm is None else f"after {comparison.arms[t.arm]}, step {t.step:,}, seed {t.seed}"
         out.append({"label": label, "psnr": f"{t.psnr:.2f}", "rfid": f"{t.rfid:.3f}", "url": url})
     return out
 

@@ -98,7 +98,8 @@ def fid_table(comparison: Comparison) -> Table:
 
 
 def _over(records: Sequence[ScoreRecord], name: str) -> Spread | None:
-    return spread([getattr(r.metrics, name) for r in records]) if records else None
+    values = [value for r in records if (value := getattr(r.metrics, name)) is not None]
+    return spread(values) if values else None
 
 
 def metrics_table(comparison: Comparison) -> Table:
@@ -156,13 +157,17 @@ def cost_table(comparison: Comparison) -> Table:
 def tokenizer_table(comparison: Comparison) -> Table:
     """Reconstruction before and after joint training, with the two signs of a collapse."""
     rows = []
-    for arm in (None, *comparison.arms):
-        found = [t for t in comparison.tokenizers if t.arm == arm]
+    names = sorted({t.name for t in comparison.tokenizers if t.arm is None})
+    groups: dict[tuple[str | None, str | None], str] = {
+        (None, name): "before (shared)" if len(names) == 1 else name for name in names
+    }
+    groups |= {(arm, None): f"after {label}" for arm, label in comparison.arms.items()}
+    for (arm, which), name in groups.items():
+        found = [t for t in comparison.tokenizers if t.arm == arm and which in (None, t.name)]
         last = {t.seed: t for t in sorted(found, key=lambda t: t.step or 0)}
         if not last:
             continue
         group = list(last.values())
-        name = "before (shared)" if arm is None else f"after {comparison.arms[arm]}"
         values = ("rfid", "psnr", "latent_variance", "effective_rank")
         digits = (3, 2, 2, 1)
         rows.append(

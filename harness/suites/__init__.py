@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.suites.digits import DigitsSuite, digits
+from harness.suites.imagenet import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import with_overrides
 
-SUITES: dict[str, Callable[[], DigitsSuite]] = {"digits": digits, "smoke": smoke}
+SUITES: dict[str, Callable[[], DigitsSuite | ImagenetSuite]] = {
+    "digits": digits,
+    "smoke": smoke,
+    "imagenet256": imagenet256,
+    "imagenet-smoke": imagenet_smoke,
+}
 
 
-def suite(name: str, overrides: Mapping[str, Any] | None = None) -> DigitsSuite:
+def suite(name: str, overrides: Mapping[str, Any] | None = None) -> DigitsSuite | ImagenetSuite:
     """A suite by name, with dotted keys replaced.
 
     Raises:

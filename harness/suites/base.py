@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -14,7 +14,10 @@ from harness.features import Extractor, Features
 from harness.metrics import Moments
 from harness.progress import Reporter
 from harness.protocol import Protocol as EvaluationProtocol
-from recipes.core.spec import Spec
+from recipes.core.distributed import World
+from recipes.core.errors import UserError
+from recipes.core.spec import Execution, Spec
+from recipes.models.autoencoder import Autoencoder
 from recipes.run import RunSpec, TrainingInputs
 
 
@@ -41,19 +44,65 @@ class Budget(Spec):
 
 
 @dataclass(frozen=True)
+class Judge:
+    """What samples are judged by."""
+
+    extractor: Extractor
+    reference: Features
+    """Of reference images: for precision and recall, and where the reference has no moments of its own."""
+    reference_moments: Moments
+    reference_images: Tensor
+    """uint8, (N, 3, H, W): what tokenizers are made to reconstruct."""
+    training_images: Tensor
+    """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Everything that is made before training, and shared by all runs of a suite."""
 
-    inputs: TrainingInputs
-    extractor: Extractor
-    reference: Features
-    reference_moments: Moments
-    reference_images: Tensor
-    """uint8, (N, 3, H, W)."""
+    inputs: Callable[[str], TrainingInputs]
+    """What an arm trains on."""
+    tokenizers: Mapping[str, Autoencoder]
+    """By name: those that start frozen or are tuned."""
+    tokenizer_of: Callable[[str], str | None]
+    """Which of them an arm starts from; none if from scratch."""
+    judge: Judge | None
+    """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
     hashes: Mapping[str, str]
     """Content hash of each asset, by kind."""
-    facts: Mapping[str, Any]
+    facts: Mapping[str, float]
     """What was measured on the way, for people to read."""
+
+    def tokenizer(self, arm: str) -> Autoencoder | None:
+        """The tokenizer that an arm starts from."""
+        name = self.tokenizer_of(arm)
+        return None if name is None else self.tokenizers[name]
+
+    def require_judge(self) -> Judge:
+        """What samples are judged by.
+
+        Raises:
+            UserError: its files are missing.
+        """
+        if self.judge is None:
+            raise UserError(
+                "nothing can be scored without the metric's files. Mend: repa-bench fetch inception and "
+                "repa-bench fetch adm-reference (or fetch NAME --from PATH)."
+            )
+        return self.judge
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a suite's preparation is given."""
+
+    store: Store
+    reporter: Reporter
+    world: World
+    execution: Execution
+    data: str | None = None
+    """Where raw or prepared images lie, if the user said so."""
 
 
 class Suite(Protocol):
@@ -70,7 +119,7 @@ class Suite(Protocol):
         ...
 
     @property
-    def arms(self) -> dict[str, Arm]:
+    def arms(self) -> Mapping[str, Arm]:
         """Every configuration that it can run."""
         ...
 
@@ -103,10 +152,42 @@ class Suite(Protocol):
         """Digest of everything that can change a number, the budget left out."""
         ...
 
-    def prepare(self, store: Store, reporter: Reporter) -> Prepared:
-        """Find or make every asset."""
+    @property
+    def image_size(self) -> int:
+        """Side of its images, in pixels."""
         ...
 
-    def run_spec(self, arm: str, seed: int, prepared: Prepared) -> RunSpec:
-        """The specification of one training run."""
+    @property
+    def chunk(self) -> int:
+        """Images that go through a network at once when samples are drawn or judged."""
+        ...
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether ``--device auto`` looks for one."""
+        ...
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the feature network's logits are the suite's classes."""
+        ...
+
+    def prepare(self, around: Surroundings, arms: Sequence[str]) -> Prepared:
+        """Find or make every asset that these arms need."""
+        ...
+
+    def run_spec(self, arm: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """The specification of one training run; for a plan, hashes may be missing."""
+        ...
+
+    def needs(self, arm: str) -> list[str]:
+        """The assets of the catalogue that training an arm reads."""
+        ...
+
+    def judged_by(self) -> list[str]:
+        """The assets of the catalogue that scoring reads."""
+        ...
+
+    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
         ...

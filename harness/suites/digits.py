@@ -6,7 +6,7 @@ trained on the spot, so its FID compares with no published one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from harness.metrics import Moments
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.sampler import Solver
-from harness.suites.base import Arm, Budget, Prepared
+from harness.suites.base import Arm, Budget, Judge, Prepared, Surroundings
 from harness.suites.digits_data import NUM_CLASSES, SIDE, Digits, DigitsData, render
 from harness.suites.digits_networks import (
     EncoderSpec,
@@ -62,6 +62,10 @@ class DigitsSuite(Spec):
     default_arms: tuple[str, ...]
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
+    chunk: int = 256
+    """Images that go through a network at once when samples are drawn or judged."""
+    wants_gpu: bool = False
+    knows_labels: bool = True
     max_rfid: float
     """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
     budget: Budget
@@ -70,12 +74,29 @@ class DigitsSuite(Spec):
         """Digest of everything but the budget and the choice of arms."""
         return self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()}).digest()
 
-    def prepare(self, store: Store, reporter: Reporter) -> Prepared:
-        """Render the data, train tokenizer, encoder and feature network, and cache what they say of the data."""
-        return _Preparation(self, store, reporter).run()
+    @property
+    def image_size(self) -> int:
+        """Side of its images, in pixels."""
+        return SIDE
 
-    def run_spec(self, arm: str, seed: int, prepared: Prepared) -> RunSpec:
-        """The specification of one training run."""
+    def prepare(self, around: Surroundings, arms: Sequence[str]) -> Prepared:
+        """Render the data, train tokenizer, encoder and feature network, and cache what they say of the data."""
+        return _Preparation(self, around.store, around.reporter).run()
+
+    def needs(self, arm: str) -> list[str]:
+        """No file that others made."""
+        return []
+
+    def judged_by(self) -> list[str]:
+        """No file that others made."""
+        return []
+
+    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Its latents are too small to speak of."""
+        return {}
+
+    def run_spec(self, arm: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """The specification of one training run; for a plan, hashes may be missing."""
         chosen = self.arms[arm]
         kind = recipe(chosen.recipe)
         options = recipe_options(chosen.recipe, chosen.options, where=f"arm {arm}")
@@ -92,7 +113,7 @@ class DigitsSuite(Spec):
             sit=self.sit.model_copy(update={"encoder_widths": widths}),
             tokenizer=self.tokenizer.autoencoder,
             train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
-            inputs={name: prepared.hashes[name] for name in used},
+            inputs={name: hashes[name] for name in used if name in hashes},
         )
 
 
@@ -202,7 +223,7 @@ class _Preparation:
     def __init__(self, suite: DigitsSuite, store: Store, reporter: Reporter) -> None:
         self.suite, self.store, self.reporter = suite, store, reporter
         self.hashes: dict[str, str] = {}
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, float] = {}
 
     def run(self) -> Prepared:
         """Find or make every asset, in order of need."""
@@ -220,13 +241,18 @@ class _Preparation:
             latent_mean=mean.mean(dim=(0, 2, 3)),
             latent_std=spread,
         )
-        reference_moments = Moments.of(features.features)
-        return Prepared(
-            inputs=inputs,
+        judge = Judge(
             extractor=extractor,
             reference=features,
-            reference_moments=reference_moments,
+            reference_moments=Moments.of(features.features),
             reference_images=reference.images,
+            training_images=train.images,
+        )
+        return Prepared(
+            inputs=lambda arm: inputs,
+            tokenizers={"tokenizer": tokenizer},
+            tokenizer_of=lambda arm: "tokenizer",
+            judge=judge,
             hashes=self.hashes,
             facts=self.facts,
         )

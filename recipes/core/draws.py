@@ -95,6 +95,10 @@ class Draws(Protocol):
         """Standard normal numbers with the shape (N, ...), dtype and device of `like`."""
         ...
 
+    def take(self, rows: Tensor) -> Draws:
+        """The draws of some of the batch's images."""
+        ...
+
 
 @dataclass(frozen=True)
 class KeyedDraws:
@@ -119,3 +123,7 @@ class KeyedDraws:
             raise ValueError(f"{len(like)} rows were asked for a batch of {len(self.items)} items")
         drawn = normal(key_of(self.seed, purpose), self.step, self.items, math.prod(like.shape[1:]))
         return drawn.to(like.dtype).reshape(like.shape)
+
+    def take(self, rows: Tensor) -> KeyedDraws:
+        """See `Draws.take`."""
+        return KeyedDraws(self.seed, self.step, self.items[rows])

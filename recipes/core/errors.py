@@ -21,3 +21,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There are: {', '.join(choices) or 'none'}."
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """A run was asked to stop, and everything is saved."""

@@ -1,13 +1,14 @@
 """The only training loop. A recipe says what to update; the core does the updating.
 
 REPA-E steps three optimizers in one iteration, so a recipe does not return a loss: it yields one `Update` for each
-optimizer step and is resumed after that step has happened.
+optimizer step and is resumed after that step has happened. An effective batch may come in parts (gradient
+accumulation): then the recipe runs once for each part, all of them in lockstep, and every optimizer still steps once.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from recipes.core.data import Batch
+from recipes.core.distributed import GradientAverage, World
 from recipes.core.draws import Draws, KeyedDraws
 from recipes.core.ema import ema_copy, ema_decay, ema_update
+from recipes.core.precision import autocast, matrix_products
 from recipes.core.spec import OptimizerSpec, TrainSpec
 
 
@@ -28,8 +31,9 @@ class Update:
     network: str
     """Which network the gradients are for; only its optimizer steps."""
     loss: Tensor
+    """A mean over the images of the part."""
     logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars; they stay on the device until somebody reads them."""
+    """Detached scalars, means over the images of the part; they stay on the device until somebody reads them."""
 
 
 class Recipe(Protocol):
@@ -65,9 +69,11 @@ def make_optimizer(network: nn.Module, spec: OptimizerSpec) -> torch.optim.AdamW
 class Clock:
     """Seconds of training. Stopped for evaluation, checkpoints and logging; goes on across restarts."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._total = 0.0
+        self._earlier_devices = 0.0
+        self._earlier = 0.0
         self._since: float | None = None
 
     @property
@@ -75,16 +81,23 @@ class Clock:
         """The total so far."""
         return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
-    def start(self, total: float | None = None) -> None:
-        """Go on, from `total` if it is given."""
+    @property
+    def device_seconds(self) -> float:
+        """The total times the devices that were at work, restarts on another number of them included."""
+        return self._earlier_devices + (self.seconds - self._earlier) * self._world.size
+
+    def start(self, total: float | None = None, device_seconds: float | None = None) -> None:
+        """Go on, from what an earlier process had counted if it is given."""
+        if total is not None:
+            self._earlier, self._earlier_devices = total, total if device_seconds is None else device_seconds
         self._total = self.seconds if total is None else total
         self._since = time.perf_counter()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Do something that is not training. Waits for the device, so that its queue is counted."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
         self._total, self._since = self.seconds, None
         yield
         self._since = time.perf_counter()
@@ -93,53 +106,131 @@ class Clock:
 class Trainer:
     """The state of a run, and the step that moves it forward."""
 
-    def __init__(self, recipe: Recipe, spec: TrainSpec) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: TrainSpec,
+        *,
+        world: World | None = None,
+        part: int | None = None,
+        complete: Callable[[Batch], Batch] = lambda batch: batch,
+    ) -> None:
+        """Args:
+        recipe: its networks, already on the device.
+        spec: seed, global batch, optimizers, EMA, precision.
+        world: the processes that share the batch; alone by default.
+        part: images that a process runs through the networks at once; its whole share by default.
+        complete: adds to a batch what is computed and not stored (a frozen encoder's tokens). Runs without gradients.
+        """
         self.recipe = recipe
         self.spec = spec
+        self.device = next(next(iter(recipe.networks.values())).parameters()).device
+        self.world = world or World(device=self.device)
+        self.rows = self.world.rows(spec.batch_size)
+        self.part = part or (self.rows.stop - self.rows.start)
+        self._complete = complete
         self.optimizers = {
             name: make_optimizer(network, spec.optimizers[name]) for name, network in recipe.networks.items()
         }
+        self._parameters = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in self.optimizers.items()
+        }
+        self._reducers = {name: GradientAverage(ps, self.world.size) for name, ps in self._parameters.items()}
+        self.scalers = {
+            name: torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16") for name in self.optimizers
+        }
         self.averages = {name: ema_copy(recipe.networks[name]) for name in recipe.averaged}
-        self.step = 0
-        """Effective optimizer steps done."""
-        self.device = next(next(iter(recipe.networks.values())).parameters()).device
-        self.clock = Clock(self.device)
+        self.position = 0
+        """Batches consumed. More than `step` only where a loss scaler skipped a step."""
+        self.skipped = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in self.optimizers}
+        self._known_skips = 0
+        self.clock = Clock(self.world)
+
+    @property
+    def step(self) -> int:
+        """Effective optimizer steps, as far as this host knows; `settle` makes it exact."""
+        return self.position - self._known_skips
+
+    def settle(self) -> int:
+        """Learn from the device which steps the loss scaler skipped, and return the effective steps."""
+        if self.spec.precision == "fp16":
+            self._known_skips = max(int(self.skipped[name].item()) for name in self.recipe.averaged)
+        return self.step
 
     def train_step(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """One iteration: every update the recipe asks for, then the averages. Never waits for the device."""
-        logs: dict[str, Tensor] = {}
-        for update in self.recipe.updates(batch, draws):
-            logs.update(update.logs)
-            logs[f"grad_norm_{update.network}"] = self._apply(update)
-        decay = ema_decay(self.spec.ema, self.step)
+        """One iteration: every update the recipe asks for, then the averages. Never waits for the device.
+
+        Args:
+            batch: this process's share of the global batch, on the device.
+            draws: its random numbers.
+
+        Returns:
+            Scalars on the device: means over this process's share. `World.mean` makes them global.
+        """
+        with matrix_products(self.spec.precision):
+            parts = [self.recipe.updates(b, d) for b, d in self._parts(batch, draws)]
+            logs: dict[str, Tensor] = {}
+            happened: dict[str, Tensor] = {}
+            while (network := self._backward(parts, logs)) is not None:
+                logs[f"grad_norm_{network}"] = self._apply(network, happened)
+        decay = ema_decay(self.spec.ema, self.position)
         for name, average in self.averages.items():
-            ema_update(average, self.recipe.networks[name], decay)
-        self.step += 1
+            ema_update(average, self.recipe.networks[name], decay, happened.get(name))
+        self.position += 1
         return logs
 
-    def _apply(self, update: Update) -> Tensor:
-        spec, optimizer = self.spec.optimizers[update.network], self.optimizers[update.network]
+    def _parts(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws]]:
+        for rows in torch.arange(len(batch), device=batch.labels.device).split(self.part):
+            whole = len(rows) == len(batch)
+            part = batch if whole else batch.take(rows)
+            with torch.no_grad(), autocast(self.spec.precision, self.device):
+                part = self._complete(part)
+            yield part, draws if whole else draws.take(rows)
+
+    def _backward(self, parts: Sequence[Iterator[Update]], logs: dict[str, Tensor]) -> str | None:
+        """Let every part run to its next update and add up the gradients; the name of what they are for."""
+        updates: list[Mapping[str, Tensor]] = []
+        network = None
+        for number, part in enumerate(parts, start=1):
+            with autocast(self.spec.precision, self.device):
+                update = next(part, None)
+            if update is None:
+                return None
+            network = update.network
+            with self._reducers[network].during_backward(last=number == len(parts)):
+                self.scalers[network].scale(update.loss / len(parts)).backward()
+            updates.append(update.logs)
+        for name in updates[0]:
+            logs[name] = updates[0][name] if len(updates) == 1 else torch.stack([u[name] for u in updates]).mean()
+        return network
+
+    def _apply(self, network: str, happened: dict[str, Tensor]) -> Tensor:
+        spec, optimizer, scaler = self.spec.optimizers[network], self.optimizers[network], self.scalers[network]
         for group in optimizer.param_groups:
-            group["lr"] = spec.lr * min(1.0, (self.step + 1) / max(1, spec.warmup_steps))
-        optimizer.zero_grad(set_to_none=True)
-        update.loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-        optimizer.step()
+            group["lr"] = spec.lr * min(1.0, (self.position + 1) / max(1, spec.warmup_steps))
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters[network], spec.clip_norm)
+        if scaler.is_enabled():
+            happened[network] = norm.isfinite()
+            self.skipped[network] += ~happened[network]
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm
 
     def train(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Train on (step, batch) pairs; yield (steps done, logs) after each.
+        """Train on (position, batch) pairs; yield (steps done, logs) after each.
 
         The clock runs; who does something else between two steps does it under ``clock.stopped()``.
         """
-        items = torch.arange(self.spec.batch_size, device=self.device)
+        items = torch.arange(self.rows.start, self.rows.stop, device=self.device)
         self.clock.start()
-        for step, batch in batches:
-            if step != self.step:
-                raise ValueError(f"the batch of step {step} came at step {self.step}")
-            yield step + 1, self.train_step(batch.to(self.device), KeyedDraws(self.spec.seed, step, items))
+        for position, batch in batches:
+            if position != self.position:
+                raise ValueError(f"the batch of step {position} came at step {self.position}")
+            logs = self.train_step(batch.to(self.device), KeyedDraws(self.spec.seed, position, items))
+            yield self.step, logs
 
     def weights(self) -> dict[str, Tensor]:
         """Every network and average, as one flat dictionary: ``NETWORK.KEY`` and ``ema.NETWORK.KEY``."""
@@ -147,17 +238,21 @@ class Trainer:
         return {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizers' moments, flat: ``NETWORK.PARAMETER INDEX.MOMENT``."""
-        return {
+        """The optimizers' moments, flat: ``NETWORK.PARAMETER INDEX.MOMENT``; with fp16, the loss scalers too."""
+        state = {
             f"{name}.{index}.{key}": value
             for name, optimizer in self.optimizers.items()
             for index, moments in optimizer.state_dict()["state"].items()
             for key, value in moments.items()
         }
+        for name, scaler in self.scalers.items():
+            if scaler.is_enabled():
+                saved = scaler.state_dict()
+                values = [saved["scale"], saved["_growth_tracker"], self.skipped[name].item()]
+                state[f"scaler.{name}"] = torch.tensor(values, dtype=torch.float64)
+        return state
 
-    def restore(
-        self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], step: int, seconds: float
-    ) -> None:
+    def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], position: int) -> None:
         """Continue from what `weights` and `optimizer_state` returned. Draws need no state."""
         modules = dict(self.recipe.networks) | {f"ema.{name}": m for name, m in self.averages.items()}
         for name, module in modules.items():
@@ -168,8 +263,13 @@ class Trainer:
                 index, moment = key.split(".")
                 state.setdefault(int(index), {})[moment] = value
             own.load_state_dict({"state": state, "param_groups": own.state_dict()["param_groups"]})
-        self.step = step
-        self.clock.start(seconds)
+        for name, scaler in self.scalers.items():
+            if scaler.is_enabled():
+                scale, tracker, skipped = optimizer[f"scaler.{name}"].tolist()
+                scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})
+                self.skipped[name].fill_(int(skipped))
+        self.position = position
+        self.settle()
 
 
 def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

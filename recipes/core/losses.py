@@ -1,4 +1,4 @@
-"""The losses of the three recipes: pure functions of tensors, reduced in float32 or better."""
+"""The losses of the three recipes: pure functions of tensors, reduced in float32 or better, outside autocast."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from recipes.core.precision import at_least_float32, full_precision
 
 
+@full_precision
 def denoising_loss(velocity: Tensor, target: Tensor) -> Tensor:
     """Mean squared velocity error of each image: (N, C, h, w) twice -> (N,). Average it over the batch."""
-    return (_at_least_float32(velocity) - _at_least_float32(target)).square().flatten(1).mean(1)
+    return (at_least_float32(velocity) - at_least_float32(target)).square().flatten(1).mean(1)
 
 
+@full_precision
 def alignment_loss(projected: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
     """REPA's alignment (arXiv 2410.06940, eq. 8): minus the mean cosine over images, tokens and encoders.
 
@@ -29,7 +29,7 @@ def alignment_loss(projected: Sequence[Tensor], features: Sequence[Tensor]) -> T
         A scalar in [-1, 1]. Normalised in float32 or better: in float16 it is where users met NaN.
     """
     pairs = zip(projected, features, strict=True)
-    cosines = [_cosine(_at_least_float32(p), _at_least_float32(f)).mean() for p, f in pairs]
+    cosines = [_cosine(at_least_float32(p), at_least_float32(f)).mean() for p, f in pairs]
     return -torch.stack(cosines).mean()
 
 
@@ -40,18 +40,33 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return cosine
 
 
+@full_precision
 def kl_loss(mean: Tensor, std: Tensor) -> Tensor:
     """KL of N(mean, std^2) from N(0, 1), summed over the latent: (N, C, h, w) twice -> (N,)."""
-    mean, var = _at_least_float32(mean), _at_least_float32(std).square()
+    mean, var = at_least_float32(mean), at_least_float32(std).square()
     return 0.5 * (mean.square() + var - 1.0 - var.log()).flatten(1).sum(1)
 
 
+@full_precision
+def l1_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error of two image batches: a scalar."""
+    return F.l1_loss(at_least_float32(reconstruction), at_least_float32(images))
+
+
+@full_precision
+def l2_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of two image batches: a scalar."""
+    return F.mse_loss(at_least_float32(reconstruction), at_least_float32(images))
+
+
+@full_precision
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """The hinge GAN's generator term, minus the mean logit of the reconstructions: a scalar."""
-    return -_at_least_float32(fake_logits).mean()
+    return -at_least_float32(fake_logits).mean()
 
 
+@full_precision
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The hinge GAN's discriminator term, 0.5 (relu(1 - real) + relu(1 + fake)): a scalar."""
-    real, fake = _at_least_float32(real_logits), _at_least_float32(fake_logits)
+    real, fake = at_least_float32(real_logits), at_least_float32(fake_logits)
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())

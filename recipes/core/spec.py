@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recipes.core.errors import UserError, nearest
+from recipes.core.precision import Precision
 
 
 def digest_of(value: Any) -> str:
@@ -69,6 +70,28 @@ class TrainSpec(Spec):
     """Global batch: the images of one effective optimizer step, whatever the number of processes."""
     optimizers: dict[str, OptimizerSpec]
     ema: EMASpec = EMASpec()
+    precision: Precision = "fp32"
+    norm_batch: int | None = None
+    """Images over which a discriminator's batch norm pools; all of the global batch unless they come in parts."""
+
+
+class Execution(Spec):
+    """How a run is laid out on a machine. Not part of a run's digest: it may change from one start to the next."""
+
+    device: str = "auto"
+    part: int | None = None
+    """At most so many images of a process go through the networks at once; the rest is accumulated."""
+    compile: bool = False
+    checkpointing: bool = False
+    """Recompute the SiT's blocks in the backward pass."""
+    threads: int = 8
+    """Threads that read and decode images, for each process."""
+    ahead: int = 3
+    """Batches read before they are needed."""
+    save_every: int | None = None
+    """Steps between checkpoints that serve only to resume."""
+    keep: int = 2
+    """How many of those are kept."""
 
 
 def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

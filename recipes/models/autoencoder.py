@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.core.precision import at_least_float32, full_precision
 from recipes.core.spec import Spec
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 class AutoencoderSpec(Spec):
@@ -70,13 +73,20 @@ class Autoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Posterior:
         """(N, 3, H, W) in [-1, 1] -> posterior (N, C, H / factor, W / factor); log-variance in [-30, 20]."""
-        distribution = self.kl.encode(F.pixel_unshuffle(images, self.spec.unshuffle)).latent_dist
-        return Posterior(distribution.mean, distribution.std)
+        moments: Tensor = self.kl.encode(F.pixel_unshuffle(images, self.spec.unshuffle)).latent_dist.parameters
+        return _posterior(moments)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, 3, H, W), about [-1, 1], not clamped."""
         out: Tensor = self.kl.decode(latents).sample
         return F.pixel_shuffle(out, self.spec.unshuffle)
+
+
+@full_precision
+def _posterior(moments: Tensor) -> Posterior:
+    """Of a network's output in any precision, in float32 or better."""
+    mean, log_variance = at_least_float32(moments).chunk(2, dim=1)
+    return Posterior(mean, (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp())
 
 
 def to_unit(images: Tensor, like: Tensor) -> Tensor:

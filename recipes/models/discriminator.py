@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from recipes.core.distributed import differentiable_mean, world_size
+from recipes.core.precision import at_least_float32, full_precision
 from recipes.core.spec import Spec
 
 
@@ -12,6 +15,33 @@ class DiscriminatorSpec(Spec):
 
     base_width: int = 64
     layers: int = 3
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose training statistics are those of all processes (`nn.SyncBatchNorm` runs on GPUs alone)."""
+
+    @full_precision
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> the same; every process must hold as many images."""
+        if not self.training or world_size() == 1:
+            return super().forward(at_least_float32(x))
+        x = at_least_float32(x)
+        mean = differentiable_mean(x.mean(dim=(0, 2, 3)))
+        centred = x - mean.reshape(1, -1, 1, 1)
+        var = differentiable_mean(centred.square().mean(dim=(0, 2, 3)))
+        self._move(mean.detach(), var.detach(), world_size() * x.numel() // x.shape[1])
+        normal = centred * (var + self.eps).rsqrt().reshape(1, -1, 1, 1)
+        return normal * self.weight.reshape(1, -1, 1, 1) + self.bias.reshape(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        self.num_batches_tracked += 1
 
 
 class PatchDiscriminator(nn.Module):
@@ -25,7 +55,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if n < spec.layers else 1
             parts += [
                 nn.Conv2d(widths[n - 1], widths[n], 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(widths[n]),
+                GlobalBatchNorm2d(widths[n]),
                 nn.LeakyReLU(0.2),
             ]
         self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))

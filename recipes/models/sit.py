@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from recipes.core.distributed import gather_equal
 from recipes.core.draws import seed_of
+from recipes.core.precision import at_least_float32
 from recipes.core.spec import Spec
 
 TIME_FEATURES = 256
@@ -192,7 +195,7 @@ class FinalLayer(nn.Module):
         return out
 
 
-def projector(hidden: int, width: int, out: int) -> nn.Sequential:
+def make_projector(hidden: int, width: int, out: int) -> nn.Sequential:
     """REPA's three-layer projector."""
     return nn.Sequential(nn.Linear(hidden, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out))
 
@@ -210,17 +213,23 @@ class SiT(nn.Module):
         self.pos_embed = nn.Parameter(position, requires_grad=False)
         self.blocks = nn.ModuleList([Block(spec.hidden, spec.heads, spec.mlp_ratio) for _ in range(spec.depth)])
         self.projectors = nn.ModuleList(
-            [projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
+            [make_projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
         )
         self.final_layer = FinalLayer(spec.hidden, spec.patch_size**2 * spec.channels)
         self.bn = nn.BatchNorm2d(spec.channels, eps=BATCH_NORM_EPS, momentum=0.1, affine=False)
+        self.checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self._observed: list[tuple[int, Tensor, Tensor]] = []
+        self._batch_statistics: tuple[Tensor, Tensor] | None = None
 
     @property
     def null_class(self) -> int:
         """The label that stands for no label."""
         return self.spec.num_classes
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, stop_at_alignment: bool = False) -> SiTOutput:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, stop_at_alignment: bool = False, project: bool = True
+    ) -> SiTOutput:
         """Predict the velocity.
 
         Args:
@@ -228,19 +237,26 @@ class SiT(nn.Module):
             t: times in [0, 1], (N,).
             y: labels in [0, num_classes], int64 (N,); num_classes is the null class.
             stop_at_alignment: run only the blocks that the aligned tokens need.
+            project: run the projectors, which sampling has no use for.
         """
         condition = self.t_embedder(t) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
         features = tokens
         for depth, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition)
+            tokens = self._run(block, tokens, condition)
             if depth == self.spec.encoder_depth:
                 features = tokens
                 if stop_at_alignment:
                     break
-        projected = tuple(project(features) for project in self.projectors)
+        projected = tuple(projector(features) for projector in self.projectors) if project else ()
         velocity = None if stop_at_alignment else self._unpatchify(self.final_layer(tokens, condition))
         return SiTOutput(velocity, projected, features)
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        out: Tensor = block(tokens, condition)
+        return out
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         p, side = self.spec.patch_size, self.spec.latent_size // self.spec.patch_size
@@ -249,13 +265,47 @@ class SiT(nn.Module):
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Standardise tokenizer latents by the running statistics, (N, C, h, w). The statistics stay."""
+        latents = at_least_float32(latents)
         return F.batch_norm(latents, self.bn.running_mean, self.bn.running_var, eps=BATCH_NORM_EPS)
 
+    def observe(self, latents: Tensor) -> None:
+        """Remember the latents (N, C, h, w) of a part of the effective batch, for `batch_statistics`."""
+        var, mean = torch.var_mean(at_least_float32(latents.detach()), dim=(0, 2, 3), correction=0)
+        self._observed.append((latents.numel() // latents.shape[1], mean, var))
+
+    @torch.no_grad()
+    def batch_statistics(self, *, move: bool) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (C,), of the effective batch: all that was observed in all processes.
+
+        So they depend neither on the number of processes nor on gradient accumulation. With `move`, the running
+        statistics move towards them, once for each effective batch.
+        """
+        if not self._observed:  # another part of this effective batch was here before
+            assert self._batch_statistics is not None
+            return self._batch_statistics
+        parts = gather_equal(torch.stack([torch.stack((mean, var)) for _, mean, var in self._observed]))
+        means, variances = parts.flatten(0, 1).unbind(1)  # each (processes * parts, C); parts are of equal size
+        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        if move:
+            self._move_running_statistics(mean, var, self._observed[0][0] * len(means))
+        self._observed.clear()
+        self._batch_statistics = mean, var
+        return mean, var
+
     def normalize_batch(self, latents: Tensor) -> Tensor:
-        """Standardise by this batch's statistics and move the running ones (REPA-E's training pass)."""
-        self.bn.train()
-        out: Tensor = self.bn(latents)
-        return out
+        """Standardise by the statistics of the effective batch, and move the running ones (REPA-E's training pass)."""
+        mean, var = (s.reshape(1, -1, 1, 1) for s in self.batch_statistics(move=True))
+        return (at_least_float32(latents) - mean) * (var + BATCH_NORM_EPS).rsqrt()
+
+    def _move_running_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
+        bn = self.bn
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        assert bn.num_batches_tracked is not None
+        assert bn.momentum is not None
+        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), bn.momentum)
+        bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), bn.momentum)
+        bn.num_batches_tracked += 1
 
     def denormalize(self, samples: Tensor) -> Tensor:
         """Back to the tokenizer's scale. Like the release, without the eps of `normalize`."""

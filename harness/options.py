@@ -1,0 +1,140 @@
+"""The options that several commands share, said once."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from recipes.core.errors import UserError
+
+#: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
+SEVERAL = ("--seeds", "--recipes")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which suite, changed how, with its files where."""
+
+    suite: Annotated[str, typer.Option("--suite", help="Which suite; `repa-bench list` names them.")] = "digits"
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6.")
+    ] = None
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder. Default: runs/SUITE.")] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="ImageNet suites: a folder of synsets, a Hugging Face data set, or data prepared for REPA, REPA-E or "
+            "EDM2. Remembered.",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU if the suite wants one.")] = "auto"
+
+
+@dataclass(frozen=True)
+class Chosen(Place):
+    """Which of its arms and seeds."""
+
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipes", help="Which arms, several after one flag. Default: the suite's."),
+    ] = None
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Training seeds, several after one flag.")] = None
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train to this many effective steps.")] = None
+    score_every: Annotated[
+        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Laid(Chosen):
+    """How training is laid out on the machine. None of these changes what is trained."""
+
+    part: Annotated[
+        int | None,
+        typer.Option("--part", min=1, help="Images a process runs at once; the rest is accumulated. Default: all."),
+    ] = None
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile. Default: on GPUs.")] = (
+        None
+    )
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations: less memory, about a third slower.")
+    ] = False
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that read images, for each process.")] = 8
+    save_every: Annotated[
+        int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints that serve only to resume.")
+    ] = None
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of those are kept.")] = 2
+
+
+def shared(kind: type[Place]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command, whose first parameter takes a `kind`, all of its options."""
+    hints = get_type_hints(kind, include_extras=True)
+
+    def parameter(name: str, default: Any) -> inspect.Parameter:
+        value = inspect.Parameter.empty if default is MISSING else default
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name])
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        common = [parameter(f.name, f.default) for f in fields(kind)]
+
+        def wrapped(**given: Any) -> Any:
+            options = kind(**{p.name: given.pop(p.name) for p in common})
+            return command(options, **given)
+
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *common]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorate
+
+
+def overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """``a.b=value`` to a dictionary; a value that is not JSON is a string.
+
+    Raises:
+        UserError: no equals sign.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair}: write it as KEY=VALUE, for example --set sit.depth=6.")
+        try:
+            out[key] = json.loads(text)
+        except ValueError:
+            out[key] = text
+    return out
+
+
+def expand_several(arguments: Iterable[str]) -> list[str]:
+    """Repeat an option of `SEVERAL` before each of its values."""
+    out: list[str] = []
+    current: str | None = None
+    fresh = False
+    for argument in arguments:
+        if argument in SEVERAL:
+            current, fresh = argument, True
+            out.append(argument)
+        elif argument.startswith("-") and not argument.lstrip("-").isdigit():
+            current = None
+            out.append(argument)
+        elif current is not None and not fresh:
+            out += [current, argument]
+        else:
+            fresh = False
+            out.append(argument)
+    return out

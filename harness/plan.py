@@ -1,0 +1,180 @@
+"""What a comparison will cost, before any of it is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness import catalogue
+from harness.assets import Store
+from harness.probe import Probe, probe
+from harness.suites.base import Budget, Suite
+from recipes.core.distributed import World
+from recipes.core.latents import disk_estimate
+from recipes.core.spec import Execution
+from recipes.models.sit import SiT
+from recipes.run import RunSpec, build_networks, flops_per_step, layout
+
+IMAGENET_TRAIN = 1_281_167
+#: A lossless PNG of a photograph takes about 0.6 of its pixels.
+PNG_SHARE = 0.6
+#: Bytes for each parameter in training: float32 weights, gradients and two moments.
+STATE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with all its seeds."""
+
+    arm: str
+    label: str
+    seeds: int
+    steps: int
+    layout: str
+    parameters: dict[str, int]
+    """Of each trained network."""
+    flops_per_step: int
+    training_flops: float
+    """Of all seeds."""
+    sampling_flops: float
+    """Network evaluations of all protocols at all milestones, of all seeds; decoding and Inception left out."""
+    state_bytes: int
+    """Weights, gradients, moments and averages on the device; activations come on top."""
+    checkpoint_bytes: int
+    """On disk, of all seeds."""
+    flops_per_second: float
+    """Of one device: stated or measured."""
+    peak_bytes: int | None
+    """Measured on one device, if it was."""
+    devices: int
+
+    @property
+    def device_hours(self) -> float:
+        """Training and sampling, on one device."""
+        return (self.training_flops + self.sampling_flops) / self.flops_per_second / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `repa-bench plan` tells."""
+
+    cells: tuple[Cell, ...]
+    disk: dict[str, int]
+    """Bytes that data and checkpoints will take, what is there already left out."""
+    missing: dict[str, str]
+    """Asset to the command that brings it."""
+    throughput: str
+    """Where the hours come from."""
+
+
+def make_plan(
+    suite: Suite,
+    budget: Budget,
+    arms: Sequence[str],
+    seeds: int,
+    *,
+    store: Store,
+    execution: Execution,
+    world: World,
+    devices: int,
+    tflops: float,
+    seconds: float | None,
+) -> Plan:
+    """Count what every cell costs.
+
+    Args:
+        suite: what would be run.
+        budget: for how long.
+        arms: which of it.
+        seeds: how many training seeds each.
+        store: where assets would be.
+        execution: how steps would be laid out.
+        world: where a probe runs.
+        devices: that training would be spread over.
+        tflops: sustained TFLOP/s of one device, if it is not measured.
+        seconds: measure each arm for so long instead.
+    """
+    cells, limit = [], world
+    for arm in arms:
+        spec = suite.run_spec(arm, 0, {})
+        measured = probe(spec, seconds, execution=execution, world=limit) if seconds else None
+        cells.append(_cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured))
+    throughput = (
+        f"measured for {seconds:g} s an arm on {world.device.type}, one process"
+        if seconds
+        else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
+    )
+    return Plan(tuple(cells), _disk(suite, arms, store, cells), _missing(suite, arms, store), throughput)
+
+
+def _cell(
+    suite: Suite,
+    budget: Budget,
+    spec: RunSpec,
+    seeds: int,
+    execution: Execution,
+    devices: int,
+    flops_per_second: float,
+    measured: Probe | None,
+) -> Cell:
+    with torch.device("meta"):
+        networks = build_networks(spec)
+    trained = {"sit": networks.sit, "vae": networks.vae, "discriminator": networks.discriminator}
+    parameters = {k: sum(p.numel() for p in n.parameters()) for k, n in trained.items() if n is not None}
+    total, sit = sum(parameters.values()), parameters["sit"]
+    milestones = budget.milestones()
+    flops = flops_per_step(spec, suite.image_size)
+    protocols = [suite.curve_protocol] * (len(milestones) + 1) + list(suite.final_protocols)
+    evaluations = sum(p.samples * p.nfe for p in protocols)
+    kept = 4 * (total + sit)
+    return Cell(
+        arm=spec.arm,
+        label=suite.arms[spec.arm].label,
+        seeds=seeds,
+        steps=milestones[-1],
+        layout=str(layout(spec, execution, World(size=devices, device=torch.device(execution.device)))),
+        parameters=parameters,
+        flops_per_step=flops,
+        training_flops=float(flops) * milestones[-1] * seeds,
+        sampling_flops=float(flops_per_evaluation(spec)) * evaluations * seeds,
+        state_bytes=STATE_BYTES * total + 4 * sit,
+        checkpoint_bytes=seeds * (len(milestones) * kept + execution.keep * 8 * total),
+        flops_per_second=measured.flops_per_second if measured else flops_per_second,
+        peak_bytes=measured.peak_bytes if measured else None,
+        devices=devices,
+    )
+
+
+def flops_per_evaluation(spec: RunSpec) -> int:
+    """Of one forward pass of the SiT for one image."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        sit = SiT(spec.sit)
+        side = spec.sit.latent_size
+        latents = torch.zeros(1, spec.sit.channels, side, side)
+        sit(latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64), project=False)
+    return int(counter.get_total_flops())
+
+
+def _disk(suite: Suite, arms: Sequence[str], store: Store, cells: Sequence[Cell]) -> dict[str, int]:
+    disk = {"checkpoints": sum(cell.checkpoint_bytes for cell in cells)}
+    needed = suite.latents_of(arms)
+    if "images" in {name for arm in arms for name in suite.needs(arm)} and catalogue.find(store, "images") is None:
+        pixels = 3 * suite.image_size**2
+        disk["images, lossless PNG"] = int(IMAGENET_TRAIN * pixels * PNG_SHARE)
+    for name, (shape, dtype) in needed.items():
+        if not list((store.root / "latents").glob(f"{name}-*/manifest.json")):
+            disk[f"latents of {name}, {dtype}"] = disk_estimate(IMAGENET_TRAIN, shape[0], shape[1], dtype)
+    return disk
+
+
+def _missing(suite: Suite, arms: Sequence[str], store: Store) -> dict[str, str]:
+    names = dict.fromkeys([name for arm in arms for name in suite.needs(arm)] + suite.judged_by())
+    out = {}
+    for name in names:
+        if catalogue.find(store, name) is None:
+            known = catalogue.source(name)
+            out[name] = f"repa-bench fetch {name}" if known.hub or known.url else known.about
+    return out

@@ -1,0 +1,347 @@
+"""The paper: ImageNet 256x256, SiT with the released settings, and every configuration of REPA-E's Tables 2 to 7.
+
+Settings: released training commands and defaults of REPA-E (arXiv 2504.10483, code of April 2025) and REPA (arXiv
+2410.06940). Where paper and release differ the release is the default, since it made the published numbers: L1 instead
+of squared reconstruction error, LPIPS on [-3, 1], a trained position embedding. What is different here: bf16 instead of
+fp16; a position embedding's gradient that is averaged over processes like every other; no image is flipped in any
+recipe (SiT's own training flips).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import JsonValue
+
+from harness.protocol import Protocol
+from harness.suites.base import Arm, Budget, Prepared, Surroundings
+from recipes import released
+from recipes.core.errors import UserError, nearest
+from recipes.core.precision import Precision
+from recipes.core.spec import EMASpec, OptimizerSpec, Spec, TrainSpec
+from recipes.models.autoencoder import AutoencoderSpec
+from recipes.models.discriminator import DiscriminatorSpec
+from recipes.models.encoder import ENCODERS, EncoderSpec
+from recipes.models.perceptual import InputRange
+from recipes.models.sit import SIZES, SiTSpec
+from recipes.registry import recipe, recipe_options
+from recipes.run import RunSpec
+
+F8D4, F16D32 = released.TOKENIZERS["f8d4"], released.TOKENIZERS["f16d32"]
+#: Tokenizers of the catalogue: architecture, and the patch that gives 16 x 16 tokens.
+TOKENIZERS = {
+    "sd-vae": (F8D4, 2),
+    "in-vae": (F16D32, 1),
+    "va-vae": (F16D32, 1),
+    "e2e-sdvae": (F8D4, 2),
+    "e2e-invae": (F16D32, 1),
+    "e2e-vavae": (F16D32, 1),
+    "tuned-vae": (F8D4, 2),
+}
+
+
+class TokenizerChoice(Spec):
+    """A tokenizer of the catalogue."""
+
+    autoencoder: AutoencoderSpec
+    patch_size: int
+    """Of the SiT on its latents."""
+
+
+class Size(Spec):
+    """A SiT's size."""
+
+    hidden: int
+    depth: int
+    heads: int
+
+
+class PaperArm(Arm):
+    """A recipe with the networks it is run on."""
+
+    size: str = "XL"
+    tokenizer: str = "sd-vae"
+    from_scratch: bool = False
+    """Joint training from a tokenizer and discriminator with random weights."""
+    encoders: tuple[str, ...] = ("dinov2-vit-b",)
+    encoder_depth: int = 8
+    source: str = ""
+    """Which table of the paper it belongs to."""
+
+
+class ImagenetSuite(Spec):
+    """Everything that can change a number of the paper-scale suite, and its budget."""
+
+    name: str = "imagenet256"
+    notice: str = "ImageNet 256x256"
+    side: int = 256
+    num_classes: int = 1000
+    sizes: dict[str, Size]
+    tokenizers: dict[str, TokenizerChoice]
+    encoders: dict[str, EncoderSpec]
+    discriminator: DiscriminatorSpec = DiscriminatorSpec()
+    perceptual: InputRange = "released"
+    projector_width: int = 2048
+    batch_size: int = 256
+    precision: Precision = "bf16"
+    norm_batch: int | None = None
+    sit_optimizer: OptimizerSpec = OptimizerSpec()
+    vae_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_optimizer: OptimizerSpec = OptimizerSpec()
+    ema: EMASpec = EMASpec()
+    latents: str = "float16"
+    """Number format of cached posteriors."""
+    features: str = "inception"
+    reference: str = "adm-reference"
+    """``adm-reference``, or ``images``: statistics of the prepared training images themselves."""
+    stand_ins: bool = False
+    """Tiny networks with random weights instead of the published ones: proves the path, means nothing."""
+    arms: dict[str, PaperArm]
+    default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
+    curve_protocol: Protocol
+    final_protocols: tuple[Protocol, ...]
+    chunk: int = 64
+    """Images that go through a network at once when samples are drawn or judged."""
+    wants_gpu: bool = True
+    knows_labels: bool = False
+    max_rfid: float = 10.0
+    budget: Budget
+
+    def identity(self) -> str:
+        """Digest of everything but the budget and the choice of arms."""
+        return self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()}).digest()
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images, in pixels."""
+        return self.side
+
+    def arm(self, name: str) -> PaperArm:
+        """A configuration, its names checked.
+
+        Raises:
+            UserError: it names a size, tokenizer or encoder that the suite does not have.
+        """
+        arm = self.arms[name]
+        wanted: tuple[tuple[str, Sequence[str], Mapping[str, Any]], ...] = (
+            ("size", [arm.size], self.sizes),
+            ("tokenizer", [arm.tokenizer], self.tokenizers),
+            ("encoder", arm.encoders, self.encoders),
+        )
+        for kind, names, known in wanted:
+            for found in names:
+                if found not in known:
+                    raise UserError(f"arm {name}: there is no {kind} '{found}'.{nearest(found, known)}")
+        return arm
+
+    def prepare(self, around: Surroundings, arms: Sequence[str]) -> Prepared:
+        """Open the images, load the frozen networks, cache the latents that these arms want."""
+        from harness.suites.imagenet_assets import Preparation
+
+        return Preparation(self, around, arms).run()
+
+    def sit_spec(self, name: str) -> SiTSpec:
+        """The SiT of an arm."""
+        arm, size = self.arm(name), self.sizes[self.arm(name).size]
+        tokenizer = self.tokenizers[arm.tokenizer]
+        aligned = recipe(arm.recipe).aligned
+        return SiTSpec(
+            latent_size=self.side // tokenizer.autoencoder.factor,
+            channels=tokenizer.autoencoder.latent_channels,
+            num_classes=self.num_classes,
+            patch_size=tokenizer.patch_size,
+            hidden=size.hidden,
+            depth=size.depth,
+            heads=size.heads,
+            encoder_depth=arm.encoder_depth,
+            encoder_widths=tuple(self.encoders[e].width for e in arm.encoders) if aligned else (),
+            projector_width=self.projector_width,
+        )
+
+    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """The specification of one training run; for a plan, hashes may be missing."""
+        arm = self.arm(name)
+        kind = recipe(arm.recipe)
+        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        optimizers = {"sit": self.sit_optimizer}
+        if kind.trains_tokenizer:
+            optimizers["vae"] = self.vae_optimizer
+            if getattr(options, "gan", 0):
+                optimizers["discriminator"] = self.discriminator_optimizer
+        train = TrainSpec(
+            seed=seed,
+            batch_size=self.batch_size,
+            optimizers=optimizers,
+            ema=self.ema,
+            precision=self.precision,
+            norm_batch=self.norm_batch,
+        )
+        return RunSpec(
+            suite=self.name,
+            arm=name,
+            recipe=arm.recipe,
+            options=options.model_dump(mode="json"),
+            sit=self.sit_spec(name),
+            tokenizer=self.tokenizers[arm.tokenizer].autoencoder,
+            discriminator=self.discriminator,
+            encoders=tuple(self.encoders[e] for e in arm.encoders) if kind.aligned else (),
+            perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
+            train=train,
+            inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
+        )
+
+    def needs(self, name: str) -> list[str]:
+        """The assets of the catalogue that training an arm reads."""
+        arm = self.arm(name)
+        kind = recipe(arm.recipe)
+        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        return [
+            "images",
+            *([] if arm.from_scratch else [arm.tokenizer]),
+            *(arm.encoders if kind.aligned else ()),
+            *(["vgg16"] if getattr(options, "perceptual", 0) else []),
+        ]
+
+    def judged_by(self) -> list[str]:
+        """The assets of the catalogue that scoring reads."""
+        return [name for name in (self.features, self.reference) if name != "images"]
+
+    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
+        frozen = {self.arm(name).tokenizer: self.sit_spec(name) for name in arms if self.caches_latents(name)}
+        return {name: ((sit.channels, sit.latent_size), self.latents) for name, sit in frozen.items()}
+
+    def caches_latents(self, name: str) -> bool:
+        """Whether an arm trains on cached posteriors of a frozen tokenizer."""
+        return not recipe(self.arm(name).recipe).trains_tokenizer
+
+
+def _arm(name: str, label: str, about: str, source: str = "", **changes: Any) -> PaperArm:
+    """An arm with every option written out, so that each can be overridden by its key."""
+    options: dict[str, JsonValue] = changes.pop("options", {})
+    full = recipe_options(name, options, where=label).model_dump(mode="json")
+    return PaperArm(recipe=name, label=label, about=about, source=source, options=full, **changes)
+
+
+def _pair(key: str, label: str, source: str, **changes: Any) -> dict[str, PaperArm]:
+    """REPA and REPA-E under the same change."""
+    return {
+        f"repa_{key}": _arm("repa", f"REPA, {label}", f"REPA with {label}.", source, **changes),
+        f"repa_e_{key}": _arm("repa_e", f"REPA-E, {label}", f"REPA-E with {label}.", source, **changes),
+    }
+
+
+def paper_arms() -> dict[str, PaperArm]:
+    """The three recipes, the two-stage recipe, and the paper's ablations, which run on SiT-L for 100,000 steps."""
+    arms = {
+        "vanilla": _arm("vanilla", "vanilla (SiT)", "Denoising loss only, SD-VAE frozen."),
+        "repa": _arm("repa", "REPA", "Plus alignment of block 8 with DINOv2-B."),
+        "repa_e": _arm("repa_e", "REPA-E", "Plus joint training of the SD-VAE, through the alignment loss alone."),
+        "two_stage": _arm(
+            "repa", "REPA on a tuned VAE", "REPA on the frozen VAE of a REPA-E run of yours.", tokenizer="tuned-vae"
+        ),
+        "two_stage_e2e_sdvae": _arm(
+            "repa", "REPA on E2E-SDVAE", "REPA on the released tuned SD-VAE.", "Table 8", tokenizer="e2e-sdvae"
+        ),
+        "two_stage_e2e_vavae": _arm(
+            "repa",
+            "REPA on E2E-VAVAE",
+            "REPA on the released tuned VA-VAE: FID 1.83 and 1.26 (later 1.69 and 1.12) after 4M steps.",
+            "Table 9",
+            tokenizer="e2e-vavae",
+        ),
+    }
+    for size in ("B", "L"):
+        arms |= _pair(f"size_{size.lower()}", f"SiT-{size}/2", "Table 2", size=size)
+    for key, encoder in (("ijepa_h", "jepa-vit-h"), ("clip_l", "clip-vit-L"), ("dinov2_l", "dinov2-vit-l")):
+        arms |= _pair(f"encoder_{key}", f"SiT-L and {encoder}", "Table 3", size="L", encoders=(encoder,))
+    for key, tokenizer in (("invae", "in-vae"), ("vavae", "va-vae")):
+        arms |= _pair(f"tokenizer_{key}", f"SiT-L and {tokenizer}", "Table 4", size="L", tokenizer=tokenizer)
+    for depth in (6, 10):
+        arms |= _pair(f"depth_{depth}", f"SiT-L aligned at block {depth}", "Table 5", size="L", encoder_depth=depth)
+    components = {
+        "no_stop_gradient": ("without stop-gradient: the denoising loss trains the VAE too", {"vae_diffusion": 1.0}),
+        "no_batch_norm": ("without batch norm: the latents keep their first statistics", {"batch_norm": False}),
+        "no_gan": ("without the GAN term", {"gan": 0.0}),
+    }
+    for key, (label, options) in components.items():
+        arms[f"repa_e_{key}"] = _arm(
+            "repa_e", f"REPA-E {label.split(':')[0]}", f"SiT-L, {label}.", "Table 6", size="L", options=options
+        )
+    arms["repa_e_scratch"] = _arm(
+        "repa_e",
+        "REPA-E from scratch",
+        "VAE and discriminator start from random weights.",
+        "Table 7",
+        from_scratch=True,
+    )
+    return arms
+
+
+def _protocol(name: str, **changes: Any) -> Protocol:
+    fields: dict[str, Any] = {
+        "name": name,
+        "solver": "sde_euler_maruyama",
+        "steps": 250,
+        "samples": 50_000,
+        "features": "inception",
+        "reference": "adm-reference",
+        "manifold_size": 10_000,
+    }
+    return Protocol(**(fields | changes))
+
+
+def imagenet256() -> ImagenetSuite:
+    """400,000 steps of 256 images with SiT-XL/2; `repa-bench plan --suite imagenet256` says what that costs."""
+    return ImagenetSuite(
+        sizes={k: Size(hidden=h, depth=d, heads=n) for k, (h, d, n) in SIZES.items()},
+        tokenizers={k: TokenizerChoice(autoencoder=a, patch_size=p) for k, (a, p) in TOKENIZERS.items()},
+        encoders=dict(ENCODERS),
+        arms=paper_arms(),
+        curve_protocol=_protocol("ode50-10k", solver="ode_euler", steps=50, samples=10_000),
+        final_protocols=(_protocol("sde250-50k"),),
+        budget=Budget(steps=400_000, score_every=50_000),
+    )
+
+
+def imagenet_smoke() -> ImagenetSuite:
+    """Every stage of `imagenet256` on any tree of images, in a minute on two cores: tiny random networks."""
+    full = imagenet256()
+    tiny = AutoencoderSpec(latent_channels=4, base_width=8, multipliers=(1, 2, 2, 2), residual_blocks=1, norm_groups=4)
+    eye = full.encoders["dinov2-vit-b"].model_copy(
+        update={
+            "input_size": 56,
+            "grid": 4,
+            "width": 32,
+            "kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+        }
+    )
+    small = {"samples": 16, "manifold_size": 16, "steps": 4, "reference": "images"}
+    return full.model_copy(
+        update={
+            "name": "imagenet-smoke",
+            "notice": "smoke suite: tiny networks with random weights; its numbers mean nothing",
+            "side": 64,
+            "num_classes": 3,
+            "sizes": {"XL": Size(hidden=32, depth=3, heads=4)},
+            "tokenizers": {k: TokenizerChoice(autoencoder=tiny, patch_size=2) for k in ("sd-vae", "tuned-vae")},
+            "encoders": {"dinov2-vit-b": eye},
+            "discriminator": DiscriminatorSpec(base_width=8, layers=2),
+            "projector_width": 32,
+            "batch_size": 4,
+            "precision": "fp32",
+            "reference": "images",
+            "stand_ins": True,
+            "wants_gpu": False,
+            "arms": {
+                name: full.arms[name].model_copy(update={"encoder_depth": 2})
+                for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
+            },
+            "curve_protocol": _protocol("smoke-ode4", solver="ode_euler", **small),
+            "final_protocols": (_protocol("smoke-sde4", **small),),
+            "chunk": 16,
+            "max_rfid": 1e6,
+            "budget": Budget(steps=6, score_every=3),
+        }
+    )

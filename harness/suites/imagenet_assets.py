@@ -1,0 +1,327 @@
+"""What the ImageNet suites find or make before training: images, frozen networks, cached latents, a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import catalogue, inception
+from harness.assets import Store
+from harness.features import Extractor, Features
+from harness.imagenet import prepare_images
+from harness.metrics import Moments
+from harness.suites import stand_ins
+from harness.suites.base import Judge, Prepared, Surroundings
+from harness.suites.imagenet import ImagenetSuite
+from recipes.core.data import StoredData
+from recipes.core.errors import UserError
+from recipes.core.images import Images, open_images
+from recipes.core.latents import LatentStore, finish_latents, share, write_latents
+from recipes.core.precision import matrix_products
+from recipes.core.spec import digest_of
+from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.discriminator import PatchDiscriminator
+from recipes.models.encoder import load_encoder
+from recipes.models.perceptual import load_perceptual
+from recipes.registry import recipe, recipe_options
+from recipes.released import LatentStatistics, load_autoencoder, load_discriminator
+from recipes.run import TrainingInputs
+
+#: Images whose latents give the statistics of a tokenizer that comes without them.
+STATISTICS_OVER = 4096
+FLOOR_IMAGES = 10_000
+ENCODE_BATCH = 32
+
+
+def open_store(suite: ImagenetSuite, store: Store) -> Store:
+    """Where the suite keeps its files; stand-ins never lie beside real ones."""
+    return Store(store.root / suite.name) if suite.stand_ins else store
+
+
+class Preparation:
+    """The stages before training, for the arms that are asked for."""
+
+    def __init__(self, suite: ImagenetSuite, around: Surroundings, arms: Sequence[str]) -> None:
+        self.suite, self.around, self.arms = suite, around, list(arms)
+        self.store = open_store(suite, around.store)
+        self.world = around.world
+        self.hashes: dict[str, str] = {}
+        self.facts: dict[str, float] = {}
+        self.tokenizers: dict[str, Autoencoder] = {}
+        self.statistics: dict[str, LatentStatistics] = {}
+        self.discriminators: dict[str, PatchDiscriminator] = {}
+        self.latents: dict[str, LatentStore] = {}
+
+    def run(self) -> Prepared:
+        """In order of need; what is missing is named before anything is computed."""
+        if self.suite.stand_ins and self.world.main:
+            stand_ins.make(self.suite, self.store)
+        self.world.barrier()
+        names = dict.fromkeys(name for arm in self.arms for name in self.suite.needs(arm) if name != "images")
+        assets = {name: catalogue.require(self.store, name) for name in names}
+        self.hashes |= {name: asset.content for name, asset in assets.items()}
+        self.images = self._open_images()
+        for arm in self.arms:
+            self._prepare_tokenizer(arm)
+        self.encoders = {
+            e: load_encoder(self.suite.encoders[e], _one_file(assets[e].path))
+            for e in self.suite.encoders
+            if e in assets
+        }
+        self.perceptual = None
+        if "vgg16" in assets:
+            self.perceptual = load_perceptual(assets["vgg16"].path, input_range=self.suite.perceptual)
+        return Prepared(
+            inputs=self._inputs,
+            tokenizers=self.tokenizers,
+            tokenizer_of=lambda arm: None if self.suite.arm(arm).from_scratch else self.suite.arm(arm).tokenizer,
+            judge=self._judge(),
+            hashes=self.hashes,
+            facts=self.facts,
+        )
+
+    def _open_images(self) -> Images:
+        data = self.around.data
+        if data is not None:
+            images = self._images_from(data)
+            if self.world.main:
+                catalogue.register(self.store, "images", self._where(data), content=images.content)
+            self.world.barrier()
+        else:
+            images = open_images(catalogue.require(self.store, "images").path)
+        if images.side != self.suite.side:
+            raise UserError(
+                f"the images are {images.side} pixels wide, suite {self.suite.name} wants {self.suite.side}."
+            )
+        if images.num_classes > self.suite.num_classes:
+            raise UserError(
+                f"the images have {images.num_classes} classes, suite {self.suite.name} {self.suite.num_classes}; "
+                f"set it: --set num_classes={images.num_classes}."
+            )
+        self.hashes["images"] = images.content
+        self.facts["images"] = len(images)
+        return images
+
+    def _where(self, data: str) -> Path:
+        """Data in a format that training reads stays where it is; the rest is cropped into the cache."""
+        path = Path(data).expanduser()
+        try:
+            open_images(path)
+            return path
+        except UserError:
+            return self.store.root / f"images-{self.suite.side}-{digest_of(str(path.absolute()))[:12]}"
+
+    def _images_from(self, data: str) -> Images:
+        folder = self._where(data)
+        if folder != Path(data).expanduser():
+            facts = prepare_images(
+                data,
+                folder,
+                side=self.suite.side,
+                processes=self.around.execution.threads,
+                rank=self.world.rank,
+                world=self.world.size,
+                reporter=self.around.reporter,
+            )
+            self.world.barrier()
+            for warning in facts.get("warnings", ()):
+                self.around.reporter.say(f"  [yellow]{warning}[/yellow]")
+            for rejected in facts.get("rejected", ()):
+                self.around.reporter.say(f"  left out: {rejected['name']}: {rejected['reason']}")
+        return open_images(folder)
+
+    def _prepare_tokenizer(self, arm: str) -> None:
+        name = self.suite.arm(arm).tokenizer
+        if self.suite.arm(arm).from_scratch:
+            return
+        if name not in self.tokenizers:
+            self._load_tokenizer(name)
+        if self.suite.caches_latents(arm) and name not in self.latents:
+            self.latents[name] = self._cached_latents(name)
+            mean, std = self.latents[name].mean, self.latents[name].std
+            if mean is not None and std is not None:
+                self.statistics.setdefault(name, LatentStatistics(mean, std))
+        if name not in self.statistics:
+            self.statistics[name] = self._measured_statistics(name)
+
+    def _load_tokenizer(self, name: str) -> None:
+        choice = self.suite.tokenizers[name]
+        weights, discriminator = tokenizer_files(catalogue.require(self.store, name).path)
+        vae, statistics = load_autoencoder(weights, norm_groups=choice.autoencoder.norm_groups)
+        if vae.spec != choice.autoencoder:
+            raise UserError(
+                f"{weights} is another autoencoder ({vae.spec}) than suite {self.suite.name} has as {name}."
+            )
+        self.tokenizers[name] = vae.to(self.world.device).eval().requires_grad_(False)
+        if statistics is not None:
+            self.statistics[name] = statistics
+        if discriminator is not None:
+            self.discriminators[name] = load_discriminator(discriminator)
+
+    @torch.no_grad()
+    def _encode(self, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
+        vae = self.tokenizers[name]
+        with matrix_products("tf32"):
+            posterior = vae.encode(to_unit(images, next(vae.parameters())))
+        return posterior.mean.cpu(), posterior.std.cpu()
+
+    def _cached_latents(self, name: str) -> LatentStore:
+        key = digest_of([self.images.content, self.hashes[name], self.suite.latents])[:12]
+        folder = self.store.root / "latents" / f"{name}-{key}"
+        if not (folder / "manifest.json").exists():
+            # All start from the same empty or half-filled folder.
+            self.world.barrier()
+            mine = share(len(self.images), SHARD, self.world.rank, self.world.size)
+            with self.around.reporter.stage(f"latents of {name}", mine) as on_done:
+                write_latents(
+                    folder,
+                    self.images,
+                    lambda batch: self._encode(name, batch),
+                    tokenizer=self.hashes[name],
+                    dtype="float32" if self.suite.latents == "float32" else "float16",
+                    shard_size=SHARD,
+                    batch_size=ENCODE_BATCH,
+                    threads=self.around.execution.threads,
+                    rank=self.world.rank,
+                    world=self.world.size,
+                    on_done=on_done,
+                )
+            self.world.barrier()
+            if self.world.main:
+                finish_latents(folder)
+            self.world.barrier()
+        latents = LatentStore.open(folder)
+        self.hashes[f"latents of {name}"] = latents.content
+        return latents
+
+    def _measured_statistics(self, name: str) -> LatentStatistics:
+        def make() -> tuple[dict[str, Tensor], dict[str, float]]:
+            count = min(STATISTICS_OVER, len(self.images))
+            data = StoredData(labels=self.images.labels, images=self.images, threads=self.around.execution.threads)
+            parts = []
+            with self.around.reporter.stage(f"statistics of {name}", count) as on_done:
+                for indices in torch.arange(count).split(ENCODE_BATCH):
+                    images = data.take(indices).images
+                    assert images is not None
+                    parts.append(self._encode(name, images))
+                    on_done(int(indices[-1]) + 1)
+            mean, std = torch.cat([m for m, _ in parts]).double(), torch.cat([s for _, s in parts]).double()
+            spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
+            return {"mean": mean.mean(dim=(0, 2, 3)), "std": spread}, {}
+
+        spec = {"over": STATISTICS_OVER}
+        sources = {"images": self.images.content, "tokenizer": self.hashes[name]}
+        tensors = self.store.get("latent-statistics", spec, sources, make).tensors
+        return LatentStatistics(tensors["mean"], tensors["std"])
+
+    def _inputs(self, arm: str) -> TrainingInputs:
+        chosen = self.suite.arm(arm)
+        kind = recipe(chosen.recipe)
+        options = recipe_options(chosen.recipe, chosen.options, where=f"arm {arm}")
+        name = chosen.tokenizer
+        channels = self.suite.tokenizers[name].autoencoder.latent_channels
+        scratch = LatentStatistics(torch.zeros(channels), torch.ones(channels))
+        statistics = scratch if chosen.from_scratch else self.statistics[name]
+        return TrainingInputs(
+            data=StoredData(
+                labels=self.images.labels,
+                images=self.images if kind.aligned or kind.trains_tokenizer else None,
+                latents=None if kind.trains_tokenizer else self.latents[name],
+                threads=self.around.execution.threads,
+            ),
+            tokenizer=None if chosen.from_scratch else self.tokenizers[name],
+            latent_mean=statistics.mean,
+            latent_std=statistics.std,
+            encoders=tuple(self.encoders[e] for e in chosen.encoders) if kind.aligned else (),
+            perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
+            discriminator=None if chosen.from_scratch else self.discriminators.get(name),
+        )
+
+    def _judge(self) -> Judge | None:
+        missing = [n for n in self.suite.judged_by() if catalogue.find(self.store, n) is None]
+        if missing or not self.world.main:
+            return None
+        network = catalogue.require(self.store, self.suite.features)
+        extract = inception.extractor(network.path, self.world.device)
+        self.hashes["features"] = network.content
+        first = _first_images(self.images, min(FLOOR_IMAGES, len(self.images)), self.around.execution.threads)
+        if self.suite.reference == "images":
+            self.hashes["reference"] = self.images.content
+            reference = self._features("reference", first, extract)
+            return Judge(extract, reference, Moments.of(reference.features), first, first)
+        asset = catalogue.require(self.store, self.suite.reference)
+        self.hashes["reference"] = asset.content
+        moments, images = read_adm_reference(asset.path)
+        return Judge(extract, self._features("reference", images, extract), moments, images, first)
+
+    def _features(self, name: str, images: Tensor, extract: Extractor) -> Features:
+        def make() -> tuple[dict[str, Tensor], dict[str, float]]:
+            with self.around.reporter.stage(f"features of the {name}", len(images)) as on_done:
+                parts = []
+                for chunk in images.split(self.suite.chunk):
+                    parts.append(extract(chunk))
+                    on_done(sum(len(f) for f, _ in parts))
+            return {"features": torch.cat([f for f, _ in parts]), "logits": torch.cat([x for _, x in parts])}, {}
+
+        sources = {key: self.hashes[key] for key in ("features", "reference")}
+        tensors = self.store.get(f"features-{name}", {"count": len(images)}, sources, make).tensors
+        return Features(tensors["features"], tensors["logits"])
+
+
+SHARD = 4096
+
+
+def tokenizer_files(path: Path) -> tuple[Path, Path | None]:
+    """The weights of a tokenizer asset and, if it has one, its discriminator.
+
+    Args:
+        path: a released ``NAME.pt`` or a folder that holds it, with or without ``NAME-latents-stats.pt`` and
+            ``NAME-discriminator-ckpt.pt``; or a diffusers folder.
+
+    Raises:
+        UserError: the folder holds no weights, or several.
+    """
+    if path.is_file():
+        beside = path.with_name(f"{path.stem}-discriminator-ckpt.pt")
+        return path, beside if beside.exists() else None
+    if (path / "config.json").exists():
+        return path, None
+    found = [p for p in sorted(path.glob("*.pt")) if not p.stem.endswith(("-latents-stats", "-discriminator-ckpt"))]
+    if len(found) != 1:
+        raise UserError(f"{path} holds {len(found)} tokenizers (*.pt), not one; register the file itself with --from.")
+    return tokenizer_files(found[0])
+
+
+def _one_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = [p for p in sorted(path.iterdir()) if p.suffix in (".pth", ".pt", ".safetensors", ".tar", ".bin")]
+    if len(found) != 1:
+        raise UserError(f"{path} holds {len(found)} weight files, not one; register the file itself with --from.")
+    return found[0]
+
+
+def _first_images(images: Images, count: int, threads: int) -> Tensor:
+    batch = StoredData(labels=images.labels, images=images, threads=threads).take(torch.arange(count))
+    assert batch.images is not None
+    return batch.images
+
+
+def read_adm_reference(path: Path) -> tuple[Moments, Tensor]:
+    """Statistics and images (uint8, (N, 3, H, W)) of an ADM reference: mu, sigma, arr_0.
+
+    Raises:
+        UserError: the file is not such an .npz, or holds objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance, images = (file[key] for key in ("mu", "sigma", "arr_0"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not an ADM reference with mu, sigma and arr_0 ({error}).") from None
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    # ADM's file does not say how many images its statistics are of: ImageNet's train set.
+    return Moments(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), len(tensor)), tensor

@@ -1,0 +1,84 @@
+"""Tiny networks with random weights, written in the published file formats and registered like the real files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from harness import catalogue
+from harness.assets import Store
+from recipes.core.draws import seed_of
+from recipes.models.autoencoder import Autoencoder
+from recipes.models.discriminator import PatchDiscriminator
+from recipes.models.discriminator import initialize as initialize_discriminator
+from recipes.models.encoder import Encoder
+from recipes.models.perceptual import Perceptual
+from recipes.released import save_autoencoder
+
+if TYPE_CHECKING:
+    from harness.suites.imagenet import ImagenetSuite
+
+
+def make(suite: ImagenetSuite, store: Store) -> None:
+    """Write and register what is not there yet. Equal suites get equal files."""
+    makers: dict[str, Callable[[Path], Path]] = {
+        "sd-vae": lambda folder: _tokenizer(suite, folder),
+        "vgg16": _vgg16,
+        "inception": _inception,
+        **{name: lambda folder, name=name: _encoder(suite, name, folder) for name in suite.encoders},  # type: ignore[misc]
+    }
+    for name, write in makers.items():
+        if catalogue.find(store, name) is None:
+            folder = store.root / "stand-ins" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(0, "stand-in", name))
+                path = write(folder)
+            catalogue.register(store, name, path, published=False)
+
+
+def _tokenizer(suite: ImagenetSuite, folder: Path) -> Path:
+    vae = Autoencoder(suite.tokenizers["sd-vae"].autoencoder)
+    channels = vae.spec.latent_channels
+    save_autoencoder(folder, "sdvae", vae, torch.zeros(channels), torch.ones(channels))
+    discriminator = PatchDiscriminator(suite.discriminator)
+    initialize_discriminator(discriminator)
+    torch.save(discriminator.state_dict(), folder / "sdvae-discriminator-ckpt.pt")
+    return folder / "sdvae.pt"
+
+
+def _encoder(suite: ImagenetSuite, name: str, folder: Path) -> Path:
+    torch.save(Encoder(suite.encoders[name]).network.state_dict(), folder / f"{name}.pth")
+    return folder / f"{name}.pth"
+
+
+def _vgg16(folder: Path) -> Path:
+    """The convolutions of VGG16 under torchvision's names."""
+    state: dict[str, Tensor] = {}
+    for piece in Perceptual().lpips.net.children():
+        for number, layer in piece.named_children():
+            if isinstance(layer, nn.Conv2d):
+                state |= {f"features.{number}.{key}": value for key, value in layer.state_dict().items()}
+    torch.save(state, folder / "vgg16.pth")
+    return folder / "vgg16.pth"
+
+
+def _inception(folder: Path) -> Path:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Blank(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        """Its constructor wants a file; this one keeps the random weights."""
+
+        def load_state_dict(self, state_dict: object, *_: object, **__: object) -> None:
+            """Keep them."""
+
+    empty = folder / "empty.pt"
+    torch.save({}, empty)
+    network = Blank("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(empty))
+    empty.unlink()
+    torch.save(network.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
