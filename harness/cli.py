@@ -188,14 +188,26 @@ def train(choices: Laid) -> None:
 
 @app.command()
 @shared(Laid)
-def score(choices: Laid) -> None:
+def score(
+    choices: Laid,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", help="With --run: which checkpoint. Default: the last.")] = None,
+) -> None:
     """Sample and score the checkpoints of a suite, training first what is not trained yet.
 
     Example: `repa-bench score --recipes vanilla repa --seeds 0`
     """
-    from harness.pipeline import run_suite
+    from harness.pipeline import run_suite, score_imported
 
     with _session(choices) as session:
+        if run_folder is not None:
+            print(json.dumps(score_imported(session, run_folder, tokenizer, step), indent=1))
+            return
         run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
         _print_summary([session.folder])
 
@@ -207,7 +219,7 @@ def sample(
     images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Which arm of the suite.")] = None,
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")
+        Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
@@ -352,19 +364,16 @@ def plan(
     Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`
     """
     from harness.plan import make_plan
-    from harness.suites.imagenet import ImagenetSuite
-    from harness.suites.imagenet_assets import open_store
     from reports.plan import as_dict, print_plan
 
     with _session(choices) as session:
         chosen = session.suite
-        store = open_store(chosen, session.store) if isinstance(chosen, ImagenetSuite) else session.store
         made = make_plan(
             chosen,
             session.budget,
             _arms(chosen, choices.recipes),
             len(_seeds(choices.seeds)),
-            store=store,
+            store=chosen.place(session.store),
             execution=session.execution,
             world=session.world,
             devices=devices,
@@ -389,6 +398,9 @@ def fetch(
     source: Annotated[
         Path | None, typer.Option("--from", help="It lies on this machine already: a file or a folder, not copied.")
     ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", help="For which suite; the smoke suite keeps its own.")
+    ] = "imagenet256",
     cache: CacheOption = None,
 ) -> None:
     """Download an asset, or name its place on this machine. The only command that goes to the network.
@@ -398,8 +410,9 @@ def fetch(
     from harness import catalogue
     from harness.assets import Store, default_cache
     from harness.fetch import fetch as download
+    from harness.suites import suite as find_suite
 
-    store = Store(cache or default_cache())
+    store = find_suite(suite).place(Store(cache or default_cache()))
     found = catalogue.register(store, name, source) if source is not None else download(store, name)
     licence = catalogue.source(name).licence
     out_console.print(

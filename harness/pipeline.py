@@ -263,6 +263,39 @@ def open_sampler(session: Session, run: Run, tokenizer: Autoencoder | None, step
     return Sampler(sit, tokenizer, options.path)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A sample set that was drawn and measured."""
+
+    metrics: Metrics
+    count: int
+    seconds: float
+    """Of drawing."""
+
+
+def draw_and_judge(
+    session: Session,
+    prepared: Prepared,
+    sampler: Sampler,
+    protocol: Protocol,
+    generation_seed: int,
+    grid: Path,
+    on_sample: Callable[[int], None],
+) -> Judged:
+    """Draw the protocol's samples, keep a grid of the first, and measure them."""
+    judge, began = prepared.require_judge(), time.perf_counter()
+    images, labels = [], []
+    for batch, classes in sampler.batches(protocol, generation_seed, protocol.samples, session.suite.chunk):
+        images.append(batch)
+        labels.append(classes)
+        on_sample(sum(map(len, images)))
+    seconds = time.perf_counter() - began
+    save_grid(grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
+    fake = Features.of(images, judge.extractor)
+    found = _metrics(fake, torch.cat(labels), judge, protocol, session.suite.knows_labels)
+    return Judged(found, len(fake.features), seconds)
+
+
 def score_checkpoint(
     session: Session,
     prepared: Prepared,
@@ -273,25 +306,16 @@ def score_checkpoint(
     flops: int,
     on_sample: Callable[[int], None],
 ) -> ScoreRecord:
-    """Sample a checkpoint, keep a grid of the first samples, and measure; `flops` is the cost of one training step."""
-    began = time.perf_counter()
-    judge = prepared.require_judge()
+    """Judge a checkpoint of the suite; `flops` is the cost of one training step."""
     sampler = open_sampler(session, run, prepared.tokenizer(run.spec.arm), step, protocol)
-    images, labels = [], []
-    for batch, classes in sampler.batches(protocol, generation_seed, protocol.samples, session.suite.chunk):
-        images.append(batch)
-        labels.append(classes)
-        on_sample(sum(map(len, images)))
-    seconds = time.perf_counter() - began
     grid = f"samples/{run.spec.name}/{step:07d}-{protocol.name}-g{generation_seed}.png"
-    save_grid(session.folder / grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
-    fake = Features.of(images, judge.extractor)
-    spec, clock = run.spec, run.clock(step)
+    judged = draw_and_judge(session, prepared, sampler, protocol, generation_seed, session.folder / grid, on_sample)
+    spec, clock, arm = run.spec, run.clock(step), session.suite.arms[run.spec.arm]
     return ScoreRecord(
         **session.common(),
         arm=spec.arm,
-        label=session.suite.arms[spec.arm].label,
-        about=session.suite.arms[spec.arm].about,
+        label=arm.label,
+        about=arm.about,
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
@@ -304,14 +328,41 @@ def score_checkpoint(
         protocol=protocol,
         protocol_digest=_protocol_digest(protocol, prepared),
         generation_seed=generation_seed,
-        metrics=_metrics(fake, torch.cat(labels), judge, protocol, session.suite.knows_labels),
-        n_fake=len(fake.features),
-        n_real=judge.reference_moments.count,
+        metrics=judged.metrics,
+        n_fake=judged.count,
+        n_real=prepared.require_judge().reference_moments.count,
         nfe=protocol.nfe,
-        sample_seconds=seconds,
+        sample_seconds=judged.seconds,
         assets=_protocol_assets(prepared),
         grid=grid,
     )
+
+
+def score_imported(session: Session, folder: Path, tokenizer: str | None, step: int | None) -> dict[str, Any]:
+    """Judge a run's folder, wherever it was made, under the suite's final protocols. Writes no record: what the run
+    cost is not known here.
+
+    Raises:
+        UserError: the folder is not a run, or something is missing.
+    """
+    run, start = open_imported(session, folder, tokenizer)
+    step = step if step is not None else run.steps()[-1]
+    prepared = prepare(session, [])
+    judge = prepared.require_judge()
+    out: dict[str, Any] = {"run": str(folder), "recipe": run.spec.recipe, "step": step}
+    for protocol in session.suite.final_protocols:
+        sampler = open_sampler(session, run, start, step, protocol)
+        grid = session.folder / "samples" / f"{folder.name}-{step:07d}-{protocol.name}.png"
+        with session.reporter.stage(f"score {folder.name}", protocol.samples) as on_sample:
+            judged = draw_and_judge(session, prepared, sampler, protocol, 0, grid, on_sample)
+        out[protocol.label] = {
+            **judged.metrics.model_dump(exclude_none=True),
+            "n_fake": judged.count,
+            "n_real": judge.reference_moments.count,
+            "protocol_digest": _protocol_digest(protocol, prepared),
+            "assets": _protocol_assets(prepared),
+        }
+    return out
 
 
 def _metrics(fake: Features, labels: Tensor, judge: Judge, protocol: Protocol, knows_labels: bool) -> Metrics:

@@ -33,6 +33,7 @@ class Cell:
     label: str
     seeds: int
     steps: int
+    batch_size: int
     layout: str
     parameters: dict[str, int]
     """Of each trained network."""
@@ -130,12 +131,14 @@ def _cell(
     protocols = [suite.curve_protocol] * (len(milestones) + 1) + list(suite.final_protocols)
     evaluations = sum(p.samples * p.nfe for p in protocols)
     kept = 4 * (total + sit)
+    kind = "cuda" if suite.wants_gpu and measured is None else execution.device
     return Cell(
         arm=spec.arm,
         label=suite.arms[spec.arm].label,
         seeds=seeds,
         steps=milestones[-1],
-        layout=str(layout(spec, execution, World(size=devices, device=torch.device(execution.device)))),
+        batch_size=spec.train.batch_size,
+        layout=str(layout(spec, execution, World(size=devices, device=torch.device(kind)))),
         parameters=parameters,
         flops_per_step=flops,
         training_flops=float(flops) * milestones[-1] * seeds,

@@ -291,7 +291,7 @@ def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> It
         ours = dict(networks[name].state_dict())
         if recorded == "vae":
             ours = {k.removeprefix("kl."): v for k, v in ours.items()}
-            ours = autoencoder_to_compvis(ours, after, len(autoencoder_spec(after).multipliers))
+            ours = autoencoder_to_compvis(ours, len(autoencoder_spec(after).multipliers))
         keys = [key for key in after if after[key].is_floating_point()]
         change = torch.cat([(after[k] - before[k]).flatten() for k in keys])
         # An average moves by less than float32's spacing, so ours is rounded as the recording was.

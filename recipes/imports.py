@@ -17,7 +17,8 @@ from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS
 from recipes.registry import recipe, recipe_options
-from recipes.released import TOKENIZERS, Kind, ReleasedCheckpoint, read_checkpoint
+from recipes.released import TOKENIZERS
+from recipes.released_sit import Kind, ReleasedCheckpoint, read_checkpoint
 from recipes.run import WEIGHTS, Run, RunSpec
 
 SUITE = "imported"
@@ -40,7 +41,7 @@ def import_checkpoint(
     """Write a released checkpoint as a run's folder.
 
     Args:
-        path: see `recipes.released.read_checkpoint`.
+        path: see `recipes.released_sit.read_checkpoint`.
         out: the run's folder. Other steps of the same training may be imported into it.
         step: which of a folder's checkpoints; or what to call a file that does not say its step.
         encoder_depth: the block after which tokens are aligned, where the arguments do not say it.

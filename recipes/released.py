@@ -1,4 +1,4 @@
-"""Released file formats: CompVis and diffusers autoencoders, PatchGANs, and the checkpoints of SiT, REPA and REPA-E."""
+"""Released autoencoders and PatchGANs: CompVis and diffusers names, files, and the statistics of latents."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.core.checkpoint import write_text
 from recipes.core.errors import UserError
-from recipes.core.pickles import check_state, load_exactly, load_state, some
+from recipes.core.pickles import load_exactly, load_state, some
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
-from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
 
 #: SD-VAE latents are multiplied by this in SiT, REPA and diffusers.
 SD_SCALING = 0.18215
@@ -113,27 +112,21 @@ def _as_linear(name: str, value: Tensor) -> Tensor:
     return value.flatten(1) if ".attentions." in name and value.ndim == 4 else value
 
 
-def autoencoder_to_compvis(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None, levels: int | None = None
-) -> dict[str, Tensor]:
-    """Back to CompVis names and shapes.
+def autoencoder_to_compvis(state: Mapping[str, Tensor], levels: int | None = None) -> dict[str, Tensor]:
+    """A state dict under diffusers' names back to CompVis names and shapes; resolution levels are counted by default.
 
-    Args:
-        state: under diffusers' names.
-        like: only these CompVis names; all by default.
-        levels: resolution levels; counted by default.
+    Raises:
+        KeyError: a name is not one of a diffusers autoencoder's.
     """
-    levels = _count(state, r"encoder\.down_blocks\.(\d+)\.") if levels is None else levels
+    levels = count_of(state, r"encoder\.down_blocks\.(\d+)\.") if levels is None else levels
     out = {}
     for name, value in state.items():
-        renamed = compvis_name(name, levels)
-        if like is None or renamed in like:
-            is_projection = ".attentions." in name and value.ndim == 2
-            out[renamed] = value[..., None, None] if is_projection else value
+        is_projection = ".attentions." in name and value.ndim == 2
+        out[compvis_name(name, levels)] = value[..., None, None] if is_projection else value
     return out
 
 
-def _count(names: Mapping[str, Any], pattern: str) -> int:
+def count_of(names: Mapping[str, Any], pattern: str) -> int:
     """One more than the largest number that the pattern finds; 0 if none."""
     return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
 
@@ -145,14 +138,14 @@ def autoencoder_spec(state: Mapping[str, Tensor], *, norm_groups: int = 32) -> A
         KeyError: a tensor of every such autoencoder is not there.
     """
     base, channels = state["encoder.conv_in.weight"].shape[:2]
-    levels = _count(state, r"encoder\.down\.(\d+)\.")
+    levels = count_of(state, r"encoder\.down\.(\d+)\.")
     widths = [state[f"encoder.down.{k}.block.0.conv2.weight"].shape[0] for k in range(levels)]
     attended = {int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.attn\.", name))}
     return AutoencoderSpec(
         latent_channels=state["post_quant_conv.weight"].shape[1],
         base_width=base,
         multipliers=tuple(width // base for width in widths),
-        residual_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        residual_blocks=count_of(state, r"encoder\.down\.0\.block\.(\d+)\."),
         attention_levels=tuple(sorted(attended)),
         norm_groups=norm_groups,
         unshuffle=math.isqrt(channels // 3),
@@ -200,7 +193,7 @@ def autoencoder_of(state: Any, *, where: str, norm_groups: int = 32) -> Autoenco
     Raises:
         UserError: it is not one.
     """
-    tensors = _tensors(state, where, wrappers=("state_dict",))
+    tensors = state_of(state, where, wrappers=("state_dict",))
     try:
         if not any(re.match(r"encoder\.down\.\d", name) for name in tensors):
             tensors = autoencoder_to_compvis(_modern({n.removeprefix("kl."): v for n, v in tensors.items()}))
@@ -226,8 +219,17 @@ def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _tensors(state: Any, where: str, *, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """A state dict, taken out of its wrapper, without the prefixes of data parallelism and compilation."""
+def state_of(state: Any, where: str, *, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """A state dict, taken out of its wrapper, without the prefixes of data parallelism and compilation.
+
+    Args:
+        state: what a file holds.
+        where: the file, for the error.
+        wrappers: keys under which the state dict may lie, the outermost first.
+
+    Raises:
+        UserError: it holds something else than tensors by name, or nothing.
+    """
     for wrapper in wrappers:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -246,7 +248,7 @@ def _read_statistics(path: Path, channels: int) -> LatentStatistics | None:
     """``latents_scale`` = 1 / std and ``latents_bias`` = mean, each (1, C, 1, 1); none where there is no file."""
     if not path.exists():
         return None
-    state = _tensors(load_state(path), str(path), wrappers=())
+    state = state_of(load_state(path), str(path), wrappers=())
     if missing := {"latents_scale", "latents_bias"} - state.keys():
         raise UserError(f"{path} lacks {some(missing)}; take the file that belongs to the autoencoder.")
     scale, bias = (state[name].double().flatten() for name in ("latents_scale", "latents_bias"))
@@ -288,7 +290,7 @@ def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
     if weights is None:
         raise UserError(f"{folder} holds neither {files[0].name} nor {files[1].name}; download one of them.")
     vae = Autoencoder(spec)
-    state = _modern(_tensors(load_state(weights), str(weights), wrappers=()))
+    state = _modern(state_of(load_state(weights), str(weights), wrappers=()))
     load_exactly(vae.kl, state, where=f"{weights}: the autoencoder of its config.json")
     name = folder.name.removesuffix("-hf")
     beside = (place / f"{name}-latents-stats.pt" for place in (folder, folder.parent))
@@ -302,29 +304,15 @@ def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:
     Raises:
         UserError: one sentence naming the first key that `Autoencoder` cannot express.
     """
-
-    def refuse(key: str, value: Any) -> UserError:
-        return UserError(f"{where}: {key} = {value!r} is not an autoencoder that repa-bench can build; use another.")
-
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise refuse("_class_name", config["_class_name"])
-    for key, value in config.items():
-        if key in _FIXED and value != _FIXED[key]:
-            raise refuse(key, value)
-        if not (key.startswith("_") or key in _FIXED or key in _FREE or key in _DEFAULTS):
-            raise refuse(key, value)
+    _check_keys(config, where)
     full = _DEFAULTS | dict(config)
-    widths, down, up = full["block_out_channels"], full["down_block_types"], full["up_block_types"]
+    widths, down = full["block_out_channels"], full["down_block_types"]
     unshuffle = math.isqrt(full["in_channels"] // 3)
     if full["in_channels"] != 3 * unshuffle**2 or full["out_channels"] != full["in_channels"]:
-        raise refuse("in_channels, out_channels", (full["in_channels"], full["out_channels"]))
+        raise _unbuildable(where, "in_channels, out_channels", (full["in_channels"], full["out_channels"]))
     if any(width % widths[0] for width in widths):
-        raise refuse("block_out_channels", widths)
-    if len(down) != len(widths) or not set(down) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
-        raise refuse("down_block_types", down)
-    mirrored = [kind.replace("DownEncoder", "UpDecoder") for kind in down][::-1]
-    if list(up) != mirrored:
-        raise refuse("up_block_types", up)
+        raise _unbuildable(where, "block_out_channels", widths)
+    _check_blocks(down, full["up_block_types"], levels=len(widths), where=where)
     return AutoencoderSpec(
         latent_channels=full["latent_channels"],
         base_width=widths[0],
@@ -334,6 +322,30 @@ def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:
         norm_groups=full["norm_num_groups"],
         unshuffle=unshuffle,
     )
+
+
+def _check_keys(config: Mapping[str, Any], where: str) -> None:
+    """Refuse another class, a key that nobody knows, and a fixed key with another value."""
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise _unbuildable(where, "_class_name", config["_class_name"])
+    for key, value in config.items():
+        if key in _FIXED and value != _FIXED[key]:
+            raise _unbuildable(where, key, value)
+        if not (key.startswith("_") or key in _FIXED or key in _FREE or key in _DEFAULTS):
+            raise _unbuildable(where, key, value)
+
+
+def _check_blocks(down: Sequence[str], up: Sequence[str], *, levels: int, where: str) -> None:
+    """Refuse unknown encoder blocks, and a decoder that is not the encoder's mirror image."""
+    if len(down) != levels or not set(down) <= {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+        raise _unbuildable(where, "down_block_types", down)
+    mirrored = [kind.replace("DownEncoder", "UpDecoder") for kind in down][::-1]
+    if list(up) != mirrored:
+        raise _unbuildable(where, "up_block_types", up)
+
+
+def _unbuildable(where: str, key: str, value: Any) -> UserError:
+    return UserError(f"{where}: {key} = {value!r} is not an autoencoder that repa-bench can build; use another.")
 
 
 def _config_statistics(config: Mapping[str, Any], channels: int, path: Path) -> LatentStatistics | None:
@@ -397,7 +409,7 @@ def discriminator_of(state: Any, *, where: str) -> PatchDiscriminator:
     Raises:
         UserError: it is another network.
     """
-    tensors = _tensors(state, where, wrappers=("state_dict", "discriminator"))
+    tensors = state_of(state, where, wrappers=("state_dict", "discriminator"))
     inside = {n.removeprefix("discriminator."): v for n, v in tensors.items() if n.startswith("discriminator.")}
     tensors = inside or tensors
     if "main.0.weight" not in tensors:
@@ -406,260 +418,3 @@ def discriminator_of(state: Any, *, where: str) -> PatchDiscriminator:
     network = PatchDiscriminator(DiscriminatorSpec(base_width=tensors["main.0.weight"].shape[0], layers=layers))
     load_exactly(network, tensors, where=f"{where}: the discriminator")
     return network
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Checkpoints of SiT, REPA and REPA-E
-
-
-def sit_spec(
-    state: Mapping[str, Tensor], *, num_classes: int | None = None, encoder_depth: int = 8, heads: int | None = None
-) -> SiTSpec:
-    """Read the size of a released SiT, REPA, REPA-E or DiT off its state dict.
-
-    Args:
-        state: released names. A final layer that also predicts a variance (twice the channels) counts as one without.
-        num_classes: without the null class; by default one less than the label table has rows.
-        encoder_depth: the block after which tokens are aligned. It does not show in the state.
-        heads: attention heads. They do not show either; by default those of the papers' size of that width and depth.
-
-    Raises:
-        UserError: a tensor is missing or has a shape that no SiT has, or the heads are not known.
-    """
-    _require(state, "x_embedder.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
-    _require(state, "y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight")
-    hidden, channels, patch = state["x_embedder.proj.weight"].shape[:3]
-    depth = _count(state, r"blocks\.(\d+)\.")
-    position = state["pos_embed"]
-    side = math.isqrt(position.shape[1]) if position.ndim == 3 else 0
-    if position.shape != (1, side**2, hidden):
-        raise UserError(
-            f"'pos_embed' is {tuple(position.shape)}, not (1, side * side, {hidden}); give a checkpoint of a SiT."
-        )
-    rows = state["y_embedder.embedding_table.weight"].shape[0]
-    if num_classes is not None and rows != num_classes + 1:
-        raise UserError(f"'y_embedder' has {rows} rows, not {num_classes} classes and a null class; give their number.")
-    known = {(size[0], size[1]): size[2] for size in SIZES.values()}
-    heads = heads or known.get((hidden, depth))
-    if heads is None or hidden % heads:
-        raise UserError(f"a SiT of width {hidden} and depth {depth} is none of the papers'; say how many heads it has.")
-    projectors = range(_count(state, r"projectors\.(\d+)\."))
-    _require(
-        state, *(f"projectors.{k}.4.weight" for k in projectors), *(f"projectors.{k}.0.weight" for k in projectors)
-    )
-    widths = {"projector_width": state["projectors.0.0.weight"].shape[0]} if projectors else {}
-    return SiTSpec(
-        latent_size=side * patch,
-        channels=channels,
-        num_classes=rows - 1,
-        patch_size=patch,
-        hidden=hidden,
-        depth=depth,
-        heads=heads,
-        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
-        encoder_depth=min(encoder_depth, depth),
-        encoder_widths=tuple(state[f"projectors.{k}.4.weight"].shape[0] for k in projectors),
-        **widths,
-    )
-
-
-def _require(state: Mapping[str, Tensor], *names: str) -> None:
-    if missing := [name for name in names if name not in state]:
-        raise UserError(f"{some(missing)} is not in the state dict; give a checkpoint of a SiT.")
-
-
-Kind = Literal["repa_e", "repa", "sit"]
-
-
-@dataclass(frozen=True)
-class ReleasedCheckpoint:
-    """A released training checkpoint in our conventions; optimizer states are left behind."""
-
-    kind: Kind
-    """``sit``: trained without alignment, by SiT's code or by REPA's."""
-    path: Path
-    """The file itself."""
-    step: int
-    sit: SiTSpec
-    model: dict[str, Tensor] | None
-    """State dict for `SiT`; none in files that hold only the average."""
-    ema: dict[str, Tensor] | None
-    vae: dict[str, Tensor] | None
-    """State dict for `Autoencoder`; none where the tokenizer was frozen."""
-    tokenizer: AutoencoderSpec | None
-    """Read off `vae`."""
-    discriminator: dict[str, Tensor] | None
-    """State dict for `PatchDiscriminator`."""
-    args: dict[str, Any]
-    """The training script's arguments, as far as the files say them."""
-
-
-def read_checkpoint(
-    path: Path, *, step: int | None = None, encoder_depth: int | None = None, heads: int | None = None
-) -> ReleasedCheckpoint:
-    """Read a released checkpoint of REPA-E, REPA or SiT.
-
-    REPA's latents and SiT's are multiplied by 0.18215; the batch norm that owns the scale here is filled in. SiT's own
-    code has t = 1 at the data and predicts its direction: time and sign are turned round in the weights, exactly.
-
-    Args:
-        path: a folder with ``args.json`` and ``checkpoints/STEP.pt``, or the ``.pt`` (or a state dict) itself.
-        step: which of a folder's checkpoints (the last by default); or what to call a file that does not say its step.
-        encoder_depth: the block after which tokens are aligned, where the arguments do not say it.
-        heads: attention heads, where the size is none of the papers'.
-
-    Raises:
-        UserError: one sentence naming the file or key, and the mend.
-    """
-    file, args = _locate(path, step)
-    loaded = load_state(file)
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{file} holds no checkpoint; give a training checkpoint or a state dict.")
-    args |= _arguments(loaded.get("args"))
-    states = {name: loaded[name] for name in ("model", "ema") if name in loaded} or {"ema": loaded}
-    try:
-        networks = {name: _released_sit(state, name) for name, state in states.items()}
-        reference = _without_empty_projectors(networks.get("ema") or networks["model"])
-        spec = sit_spec(
-            reference,
-            num_classes=args.get("num_classes"),
-            encoder_depth=encoder_depth or args.get("encoder_depth") or _legacy_depth(states) or 8,
-            heads=heads,
-        )
-        kind, ours = _kind(reference, loaded, args), {}
-        for name, state in networks.items():
-            ours[name] = _our_sit(state, spec, args, joint="vae" in loaded)
-            with torch.device("meta"):
-                check_state(SiT(spec), ours[name], where=name)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    vae = autoencoder_of(loaded["vae"], where=f"{file}: vae") if "vae" in loaded else None
-    gan = loaded.get("discriminator")
-    return ReleasedCheckpoint(
-        kind=kind,
-        path=file,
-        step=_step(loaded, file, step),
-        sit=spec,
-        model=ours.get("model"),
-        ema=ours.get("ema"),
-        vae=dict(vae.state_dict()) if vae else None,
-        tokenizer=vae.spec if vae else None,
-        discriminator=dict(discriminator_of(gan, where=f"{file}: discriminator").state_dict()) if gan else None,
-        args=args,
-    )
-
-
-def _locate(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint file, and the arguments that lie beside it."""
-    if path.is_dir():
-        files = {int(p.stem): p for p in (path / "checkpoints").glob("*.pt") if p.stem.isdigit()}
-        if not files or (step is not None and step not in files):
-            held = ", ".join(str(s) for s in sorted(files)) or "none"
-            raise UserError(f"{path / 'checkpoints'} holds no {'STEP' if step is None else step}.pt; it has {held}.")
-        path = files[max(files) if step is None else step]
-    beside = path.parent.parent / "args.json"
-    if path.parent.name != "checkpoints" or not beside.exists():
-        return path, {}
-    try:
-        return path, _arguments(json.loads(beside.read_text()))
-    except ValueError as error:
-        raise UserError(f"{beside} cannot be read ({error}); download it again.") from None
-
-
-def _arguments(args: Any) -> dict[str, Any]:
-    """A namespace or mapping as JSON-able values."""
-    items = args if isinstance(args, Mapping) else vars(args) if hasattr(args, "__dict__") else {}
-    plain: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in items.items()}, default=str))
-    return plain
-
-
-def _step(loaded: Mapping[str, Any], file: Path, step: int | None) -> int:
-    if isinstance(loaded.get("steps"), int):
-        return int(loaded["steps"])
-    if file.stem.isdigit():
-        return int(file.stem)
-    return step or 0
-
-
-def _kind(state: Mapping[str, Tensor], loaded: Mapping[str, Any], args: Mapping[str, Any]) -> Kind:
-    if "vae" in loaded:
-        return "repa_e"
-    aligned = any(name.startswith("projectors.") for name in state) and args.get("proj_coeff", 0.5) != 0
-    return "repa" if aligned else "sit"
-
-
-def _legacy_depth(states: Mapping[str, Any]) -> int | None:
-    """REPA's first checkpoints number the blocks after the alignment anew, which says where it is."""
-    names = [name for state in states.values() for name in state]
-    blocks = {m[1] for name in names if (m := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
-    return len(blocks) if any("decoder_blocks." in name for name in names) else None
-
-
-def _released_sit(state: Any, where: str) -> dict[str, Tensor]:
-    """Today's released names of a SiT's tensors, float32; projectors and later blocks once had others."""
-    tensors = _tensors(state, where, wrappers=("state_dict",))
-    depth = _count(tensors, r"blocks\.(\d+)\.")
-    out = {}
-    for name, value in tensors.items():
-        renamed = re.sub(r"^decoder_blocks\.(\d+)\.", lambda m: f"blocks.{depth + int(m[1])}.", name)
-        renamed = re.sub(r"^(projector|proj|mlp)\.(?=\d+\.)", "projectors.0.", renamed)
-        out[renamed] = value.float() if value.is_floating_point() else value
-    return out
-
-
-def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's code without an encoder has one projector, to no features."""
-    empty = {m[1] for n, v in state.items() if (m := re.fullmatch(r"projectors\.(\d+)\.4\.weight", n)) and not len(v)}
-    return {name: v for name, v in state.items() if not any(name.startswith(f"projectors.{k}.") for k in empty)}
-
-
-def _our_sit(
-    released: Mapping[str, Tensor], spec: SiTSpec, args: Mapping[str, Any], *, joint: bool
-) -> dict[str, Tensor]:
-    """Complete a released SiT to a state dict of ours."""
-    state = _without_variance(_without_empty_projectors(released), spec)
-    if any(name.startswith("bn.") for name in state):
-        return state
-    if joint:
-        raise UserError("'bn.running_mean' is not there, though the file holds a tuned VAE; give a whole checkpoint.")
-    if spec.channels != 4:
-        raise UserError(f"'bn.running_mean' is not there, and nothing says the scale of {spec.channels} channels.")
-    known = LatentStatistics.sd(spec.channels)
-    state |= {"bn.running_mean": known.mean, "bn.running_var": known.std.square()}
-    state["bn.num_batches_tracked"] = torch.tensor(0)
-    # REPA's networks always have a projector, SiT's own never.
-    from_repa = any(name.startswith("projectors.") for name in released)
-    return state if from_repa else _turned(state, args)
-
-
-def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, Tensor]:
-    """Of a final layer with twice the channels, the first half of each pixel of a patch: the velocity."""
-    out, pixels = dict(state), spec.patch_size**2
-    if len(out["final_layer.linear.weight"]) == 2 * pixels * spec.channels:
-        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-            _require(out, name)
-            out[name] = out[name].unflatten(0, (pixels, 2, spec.channels))[:, 0].flatten(0, 1).clone()
-    return out
-
-
-def _turned(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> dict[str, Tensor]:
-    """From SiT's convention (x_t = t x + (1 - t) noise, velocity x - noise) to ours: v(x, t) = -v_SiT(x, 1 - t).
-
-    The time features of 1 - t are a rotation of those of t: cos(f - a) = cos f cos a + sin f sin a, and
-    sin(f - a) = sin f cos a - cos f sin a with a = f t. So the first time layer takes the turn, in float64.
-    """
-    if args.get("prediction", "velocity") not in ("velocity", "v"):
-        raise UserError(f"it predicts {args['prediction']}, not the velocity; give a velocity checkpoint.")
-    out = dict(state)
-    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        _require(out, name)
-        out[name] = -out[name]
-    weight = out["t_embedder.mlp.0.weight"].double()
-    frequencies = TimestepEmbedder(1).frequencies
-    if weight.shape[1] != 2 * len(frequencies):
-        raise UserError(f"'t_embedder.mlp.0.weight' is {tuple(weight.shape)}; it should have 256 columns.")
-    cosines, sines = weight.chunk(2, dim=1)
-    cos, sin = frequencies.cos(), frequencies.sin()
-    turned = torch.cat((cosines * cos + sines * sin, cosines * sin - sines * cos), dim=1)
-    out["t_embedder.mlp.0.weight"] = turned.float()
-    return out

@@ -200,7 +200,7 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
         raise UserError(
             f"with --part {part} the discriminator's batch norm would pool {pooled} images and not "
             f"{spec.train.norm_batch or total}, which is another training; use more GPUs or --checkpointing, or accept "
-            f"it with --set train.norm_batch={pooled} (results go to a folder of their own)."
+            f"it with --set norm_batch={pooled} (results go to a folder of their own)."
         )
     return found
 

@@ -16,11 +16,10 @@ def size(count: int | None) -> str:
     """Bytes for people."""
     if count is None:
         return "–"
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count = round(count / 1024)
-    return f"{count / 1024:,.1f} GiB" if count >= 1024 else f"{count} MiB"
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:,.0f} {units[0]}" if value >= 100 or units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -34,36 +33,33 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 def print_plan(plan: Plan, suite: str, notice: str, console: Console) -> None:
     """Cells, then totals, then what is missing."""
     table = Table(title=f"{suite} ({notice})", title_justify="left", title_style="bold")
-    headers = (
-        "recipe",
-        "parameters",
-        "seeds x steps",
-        "batch",
-        "GFLOP/image",
-        "EFLOP train + sample",
-        "device-hours",
-    )
-    for number, header in enumerate((*headers, "memory: states", "peak")):
-        table.add_column(header, justify="left" if number == 0 else "right")
+    headers = ("recipe", "M params", "GFLOP/image", "EFLOP train", "sample", "device-h", "states", "peak")
+    for number, header in enumerate(headers):
+        table.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
     for cell in plan.cells:
-        batch = int(cell.layout.split(" ")[0])
         table.add_row(
             cell.arm,
-            " + ".join(f"{count / 1e6:,.1f} M" for count in cell.parameters.values()),
-            f"{cell.seeds} x {cell.steps:,}",
-            cell.layout,
-            f"{cell.flops_per_step / batch / 1e9:,.1f}",
-            f"{cell.training_flops / 1e18:,.3g} + {cell.sampling_flops / 1e18:,.3g}",
-            f"{cell.device_hours:,.1f}" if cell.device_hours >= 0.1 else f"{cell.device_hours:.2g}",
+            f"{sum(cell.parameters.values()) / 1e6:,.1f}",
+            f"{cell.flops_per_step / cell.batch_size / 1e9:,.1f}",
+            f"{cell.training_flops / 1e18:,.3g}",
+            f"{cell.sampling_flops / 1e18:,.3g}",
+            f"{cell.device_hours:,.1f}" if cell.device_hours >= 0.1 else f"{cell.device_hours:.1g}",
             size(cell.state_bytes),
             size(cell.peak_bytes),
         )
     console.print(table)
+    for line in dict.fromkeys(
+        f"{cell.seeds} seed{'s' * (cell.seeds > 1)} x {cell.steps:,} steps of {cell.layout} = "
+        f"{cell.seeds * cell.steps * cell.batch_size:,} images an arm"
+        for cell in plan.cells
+    ):
+        console.print(f"  {line}", highlight=False)
     hours = sum(cell.device_hours for cell in plan.cells)
     devices = plan.cells[0].devices if plan.cells else 1
-    console.print(f"  {hours:,.1f} device-hours, {hours / devices / 24:,.2f} days on {devices}", highlight=False)
+    total = f"{hours:,.1f} device-hours, {hours / devices / 24:,.1f} days" if hours >= 0.1 else f"{3600 * hours:.1g} s"
+    console.print(f"  {total} on {devices} device{'s' * (devices > 1)}", highlight=False)
     console.print(f"  throughput {plan.throughput}", highlight=False)
-    console.print("  peak memory is measured by --probe only; activations come on top of the states", highlight=False)
+    console.print("  states: weights, gradients, moments, averages; activations come on top", highlight=False)
     for what, count in plan.disk.items():
         console.print(f"  disk: {what}: {size(count)}", highlight=False)
     if plan.missing:

@@ -148,6 +148,10 @@ class Suite(Protocol):
         """Gate for the tokenizer's own rFID."""
         ...
 
+    def place(self, store: Store) -> Store:
+        """Where in the cache the suite keeps its files."""
+        ...
+
     def identity(self) -> str:
         """Digest of everything that can change a number, the budget left out."""
         ...

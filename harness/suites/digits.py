@@ -70,6 +70,10 @@ class DigitsSuite(Spec):
     """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
     budget: Budget
 
+    def place(self, store: Store) -> Store:
+        """Where in the cache the suite keeps its files."""
+        return store
+
     def identity(self) -> str:
         """Digest of everything but the budget and the choice of arms."""
         return self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()}).digest()

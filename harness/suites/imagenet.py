@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from harness.assets import Store
 from harness.protocol import Protocol
 from harness.suites.base import Arm, Budget, Prepared, Surroundings
 from recipes import released
@@ -107,6 +108,10 @@ class ImagenetSuite(Spec):
     knows_labels: bool = False
     max_rfid: float = 10.0
     budget: Budget
+
+    def place(self, store: Store) -> Store:
+        """Where in the cache the suite keeps its files; stand-ins never lie beside real ones."""
+        return Store(store.root / self.name) if self.stand_ins else store
 
     def identity(self) -> str:
         """Digest of everything but the budget and the choice of arms."""
@@ -317,7 +322,7 @@ def imagenet_smoke() -> ImagenetSuite:
             "kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
         }
     )
-    small = {"samples": 16, "manifold_size": 16, "steps": 4, "reference": "images"}
+    small = {"samples": 8, "manifold_size": 8, "steps": 4, "reference": "images"}
     return full.model_copy(
         update={
             "name": "imagenet-smoke",
@@ -342,6 +347,6 @@ def imagenet_smoke() -> ImagenetSuite:
             "final_protocols": (_protocol("smoke-sde4", **small),),
             "chunk": 16,
             "max_rfid": 1e6,
-            "budget": Budget(steps=6, score_every=3),
+            "budget": Budget(steps=6, score_every=6),
         }
     )

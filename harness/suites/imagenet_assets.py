@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from harness import catalogue, inception
-from harness.assets import Store
 from harness.features import Extractor, Features
 from harness.imagenet import prepare_images
 from harness.metrics import Moments
@@ -37,17 +36,12 @@ FLOOR_IMAGES = 10_000
 ENCODE_BATCH = 32
 
 
-def open_store(suite: ImagenetSuite, store: Store) -> Store:
-    """Where the suite keeps its files; stand-ins never lie beside real ones."""
-    return Store(store.root / suite.name) if suite.stand_ins else store
-
-
 class Preparation:
     """The stages before training, for the arms that are asked for."""
 
     def __init__(self, suite: ImagenetSuite, around: Surroundings, arms: Sequence[str]) -> None:
         self.suite, self.around, self.arms = suite, around, list(arms)
-        self.store = open_store(suite, around.store)
+        self.store = suite.place(around.store)
         self.world = around.world
         self.hashes: dict[str, str] = {}
         self.facts: dict[str, float] = {}
@@ -55,6 +49,7 @@ class Preparation:
         self.statistics: dict[str, LatentStatistics] = {}
         self.discriminators: dict[str, PatchDiscriminator] = {}
         self.latents: dict[str, LatentStore] = {}
+        self._images: Images | None = None
 
     def run(self) -> Prepared:
         """In order of need; what is missing is named before anything is computed."""
@@ -64,7 +59,9 @@ class Preparation:
         names = dict.fromkeys(name for arm in self.arms for name in self.suite.needs(arm) if name != "images")
         assets = {name: catalogue.require(self.store, name) for name in names}
         self.hashes |= {name: asset.content for name, asset in assets.items()}
-        self.images = self._open_images()
+        # A checkpoint that is only judged needs no training images.
+        if self.arms or self.suite.reference == "images":
+            self._images = self._open_images()
         for arm in self.arms:
             self._prepare_tokenizer(arm)
         self.encoders = {
@@ -83,6 +80,12 @@ class Preparation:
             hashes=self.hashes,
             facts=self.facts,
         )
+
+    @property
+    def images(self) -> Images:
+        """The training set."""
+        assert self._images is not None
+        return self._images
 
     def _open_images(self) -> Images:
         data = self.around.data
@@ -248,7 +251,7 @@ class Preparation:
         network = catalogue.require(self.store, self.suite.features)
         extract = inception.extractor(network.path, self.world.device)
         self.hashes["features"] = network.content
-        first = _first_images(self.images, min(FLOOR_IMAGES, len(self.images)), self.around.execution.threads)
+        first = self._first_images() if self._images is not None else torch.empty(0)
         if self.suite.reference == "images":
             self.hashes["reference"] = self.images.content
             reference = self._features("reference", first, extract)
@@ -257,6 +260,13 @@ class Preparation:
         self.hashes["reference"] = asset.content
         moments, images = read_adm_reference(asset.path)
         return Judge(extract, self._features("reference", images, extract), moments, images, first)
+
+    def _first_images(self) -> Tensor:
+        count = min(FLOOR_IMAGES, len(self.images))
+        data = StoredData(labels=self.images.labels, images=self.images, threads=self.around.execution.threads)
+        batch = data.take(torch.arange(count))
+        assert batch.images is not None
+        return batch.images
 
     def _features(self, name: str, images: Tensor, extract: Extractor) -> Features:
         def make() -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -303,12 +313,6 @@ def _one_file(path: Path) -> Path:
     if len(found) != 1:
         raise UserError(f"{path} holds {len(found)} weight files, not one; register the file itself with --from.")
     return found[0]
-
-
-def _first_images(images: Images, count: int, threads: int) -> Tensor:
-    batch = StoredData(labels=images.labels, images=images, threads=threads).take(torch.arange(count))
-    assert batch.images is not None
-    return batch.images
 
 
 def read_adm_reference(path: Path) -> tuple[Moments, Tensor]:

@@ -80,5 +80,8 @@ def _inception(folder: Path) -> Path:
     torch.save({}, empty)
     network = Blank("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(empty))
     empty.unlink()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # PyTorch's default would let the signal die, and denormal numbers are slow
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     torch.save(network.state_dict(), folder / "inception.pth")
     return folder / "inception.pth"

@@ -22,19 +22,18 @@ from torch import Tensor
 from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
 from recipes.core.data import Latents, prefetched
 from recipes.core.errors import UserError
-from recipes.core.images import (
+from recipes.core.files import (
     LABELS,
     Files,
     FolderFiles,
-    Images,
     ZipFiles,
     labels_of,
     latent_names,
     load_array,
     read_json,
     row_of,
-    stack,
 )
+from recipes.core.images import Images, stack
 from recipes.core.spec import Spec, digest_of
 
 SHARD_SIZE = 4096

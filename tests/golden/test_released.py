@@ -24,17 +24,15 @@ from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec
 from recipes.released import (
     TOKENIZERS,
-    ReleasedCheckpoint,
     autoencoder_to_compvis,
     compvis_name,
     diffusers_name,
     diffusers_spec,
     load_autoencoder,
     load_discriminator,
-    read_checkpoint,
     save_autoencoder,
-    sit_spec,
 )
+from recipes.released_sit import ReleasedCheckpoint, read_checkpoint, sit_spec
 from recipes.run import Run, RunSpec, flops_per_step, load_for_sampling
 
 BOUND = 1e-5

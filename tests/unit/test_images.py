@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import imagenet
-from harness.imagenet import center_crop, open_source, prepare_images, prepare_shard
+from harness.imagenet import center_crop, prepare_images, prepare_shard
+from harness.imagenet_sources import open_source
 from recipes.core.errors import UserError
 from recipes.core.images import StoredImages, open_images, stack
 

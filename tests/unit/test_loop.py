@@ -160,9 +160,11 @@ def test_resumed_equals_uninterrupted(name):
     weights = {k: v.clone() for k, v in first.weights().items()}
     moments = {k: v.clone() for k, v in first.optimizer_state().items()}
     second = make_trainer(name, seed=9)  # other weights, all of which must be replaced
-    second.restore(weights, moments, step=3, seconds=12.5)
+    second.restore(weights, moments, position=3)
+    second.clock.start(12.5, 100.0)
     train(second, 3)
     assert second.clock.seconds >= 12.5
+    assert second.clock.device_seconds >= 100.0
     for key, value in whole.weights().items():
         assert torch.equal(value, second.weights()[key]), key
     for key, value in whole.optimizer_state().items():

@@ -150,7 +150,7 @@ def test_compvis_names_agree_with_diffusers_own_converter(spec):
     assert {key for key in ours if "_blocks." not in key or ".attentions." not in key} == theirs.keys()
     for key, value in theirs.items():
         assert torch.equal(ours[key], value.reshape(ours[key].shape)), key
-    back = autoencoder_to_compvis(ours, state, len(spec.multipliers))
+    back = autoencoder_to_compvis(ours, len(spec.multipliers))
     assert all(torch.equal(back[name], value) for name, value in state.items())
     vae.kl.load_state_dict(ours)
 

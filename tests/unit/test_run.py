@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import SIT, TOKENIZER, make_batch
 
-from recipes.core.errors import UserError
-from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.core.distributed import World
+from recipes.core.errors import Stopped, UserError
+from recipes.core.spec import Execution, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder
-from recipes.run import Run, RunSpec, TrainingInputs, flops_per_step, load_for_sampling, train_run
+from recipes.run import (
+    Run,
+    RunSpec,
+    Training,
+    TrainingInputs,
+    flops_per_step,
+    layout,
+    load_for_sampling,
+    train_run,
+)
 
+EVERY = Training(log_every=1)
 OFF = {"gan": 0.0, "perceptual": 0.0, "train_pos_embed": False}
 
 
@@ -59,14 +72,14 @@ def test_joint_training_costs_more_than_repa_and_repa_more_than_vanilla():
 def test_a_run_resumes_to_the_same_weights(tmp_path, recipe):
     spec, inputs = make_spec(recipe), make_inputs()
     whole, parts = Run(spec, tmp_path / "whole"), Run(spec, tmp_path / "parts")
-    train_run(whole, inputs, [3, 6], log_every=1)
-    train_run(parts, inputs, [3], log_every=1)
+    train_run(whole, inputs, [3, 6], EVERY)
+    train_run(parts, inputs, [3], EVERY)
     assert parts.resumable() == 3
-    train_run(parts, inputs, [3, 6], log_every=1)
+    train_run(parts, inputs, [3, 6], EVERY)
     assert whole.weights_hash(6) == parts.weights_hash(6)
     assert parts.steps() == [3, 6]
     assert parts.resumable() == 6
-    assert not (parts.checkpoint(3) / "optimizer.safetensors").exists()
+    assert (parts.checkpoint(3) / "optimizer.safetensors").exists()  # the last two keep it
     assert parts.clock(6)["seconds"] > parts.clock(3)["seconds"] > 0
     losses = [line.split('"seconds"')[0] for line in parts.log_path.read_text().splitlines()]
     assert losses == [line.split('"seconds"')[0] for line in whole.log_path.read_text().splitlines()]
@@ -75,10 +88,10 @@ def test_a_run_resumes_to_the_same_weights(tmp_path, recipe):
 
 def test_the_log_forgets_what_was_logged_after_the_checkpoint(tmp_path):
     run, inputs = Run(make_spec("vanilla"), tmp_path), make_inputs()
-    train_run(run, inputs, [2], log_every=1)
+    train_run(run, inputs, [2], EVERY)
     with run.log_path.open("a") as log:
         log.write('{"step": 3, "denoising": 1.0}\n{"step": 4, "den')
-    train_run(run, inputs, [2, 4], log_every=1)
+    train_run(run, inputs, [2, 4], EVERY)
     assert [line[9] for line in run.log_path.read_text().splitlines()] == ["1", "2", "3", "4"]
 
 
@@ -104,4 +117,83 @@ def test_sampling_takes_the_weights_it_is_asked_for(tmp_path):
     assert tokenizer is not inputs.tokenizer
     frozen = Run(make_spec("vanilla"), tmp_path / "v")
     train_run(frozen, inputs, [1])
+    with pytest.raises(UserError, match="holds no tokenizer of its own"):
+        load_for_sampling(frozen, 1, None, average=True)
+    train_run(frozen, inputs, [1])
     assert load_for_sampling(frozen, 1, inputs.tokenizer, average=True)[1] is inputs.tokenizer
+
+
+def saved(run: Run) -> dict[int, bool]:
+    """Steps with a checkpoint, and whether it can be resumed."""
+    return {s: (run.checkpoint(s) / "optimizer.safetensors").exists() for s in run.steps()}
+
+
+def test_old_checkpoints_let_go(tmp_path):
+    run = Run(make_spec("vanilla"), tmp_path)
+    train_run(run, make_inputs(), [4, 9], Training(Execution(device="cpu", save_every=2, keep=2)))
+    assert saved(run) == {4: False, 8: True, 9: True}
+
+
+def test_a_signal_saves_and_the_same_call_continues(tmp_path):
+    spec, inputs = make_spec("repa_e"), make_inputs()
+    whole, parts = Run(spec, tmp_path / "whole"), Run(spec, tmp_path / "parts")
+    train_run(whole, inputs, [6], EVERY)
+    seen: list[int] = []
+    with pytest.raises(Stopped, match="saved at step 3"):
+        train_run(parts, inputs, [6], Training(log_every=1, on_step=seen.append, stop=lambda: len(seen) == 2))
+    assert saved(parts) == {3: True}
+    train_run(parts, inputs, [6], EVERY)
+    assert whole.weights_hash(6) == parts.weights_hash(6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "most", "text"),
+    [
+        (256, 8, None, "256 = 8 GPUs x 32 x 1"),
+        (256, 2, 32, "256 = 2 GPUs x 32 x 4"),
+        (256, 1, 100, "256 = 1 GPU x 64 x 4"),
+    ],
+)
+def test_layout_is_told(batch, processes, most, text):
+    spec = make_spec("vanilla")
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_size": batch})})
+    world = World(size=processes, device=torch.device("cuda"))
+    assert str(layout(spec, Execution(part=most), world)) == text
+
+
+def test_layouts_that_would_change_the_training_are_refused():
+    spec = make_spec("vanilla")
+    with pytest.raises(UserError, match="batch of 4 does not divide by 3 processes"):
+        layout(spec, Execution(), World(size=3))
+    joint = make_spec("repa_e").model_copy(update={"options": {}})
+    with pytest.raises(UserError, match=r"pool 2 images and not 4.*--set norm_batch=2"):
+        layout(joint, Execution(part=2), World())
+    accepted = joint.model_copy(update={"train": joint.train.model_copy(update={"norm_batch": 2})})
+    assert layout(accepted, Execution(part=2), World()).accumulation == 2
+    assert layout(joint, Execution(), World(size=2)).part == 2  # all processes pool
+
+
+def test_tokens_are_computed_where_they_are_not_stored(tmp_path):
+    """Encoders that look at the batch give what stored tokens give."""
+
+    class Eye(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)[:, : 4 * 12].unflatten(1, (4, 12)) / 255
+
+    data, eye = make_batch(12), Eye()
+    stored = replace(make_inputs(), data=replace(data, features=(eye(data.images),)))
+    computed = replace(make_inputs(), data=replace(data, features=()), encoders=(eye,))
+    hashes = set()
+    for name, inputs in (("stored", stored), ("computed", computed)):
+        run = Run(make_spec("repa"), tmp_path / name)
+        train_run(run, inputs, [2])
+        hashes.add(run.weights_hash(2))
+    assert len(hashes) == 1
+
+
+def test_a_run_is_opened_by_its_folder(tmp_path):
+    run = Run(make_spec("vanilla"), tmp_path)
+    train_run(run, make_inputs(), [1])
+    assert Run.open(tmp_path).spec == run.spec
+    with pytest.raises(UserError, match=r"is not a run: its spec\.json"):
+        Run.open(tmp_path / "elsewhere")
