@@ -109,4 +109,4 @@ def bench(session: nox.Session) -> None:
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """The tests that need a CUDA device."""
-    run(session, "pytest", "-m", "gpu", *session.posargs)
+    run(session, "pytest", "-m", "gpu and not benchmark", *session.posargs)

@@ -424,20 +424,28 @@ def fetch(
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="args.json with checkpoints/*.pt (REPA-E), or a .pt of REPA or SiT.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A fetched asset, a folder of REPA-E (args.json, checkpoints), or a .pt of REPA or SiT."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where the run's folder goes.")],
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint of a folder. Default: the last.")] = None,
     encoder_depth: Annotated[
         int | None, typer.Option("--encoder-depth", help="The aligned block, where the file does not say it.")
     ] = None,
     heads: Annotated[int | None, typer.Option("--heads", help="For sizes that are none of the papers'.")] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Turn a released checkpoint into a run's folder, which sample and export-vae take. Never runs code from it.
 
-    Example: `repa-bench import pretrained/sit-repae-sdvae --out runs/imported/sit-repae-sdvae`
+    Example: `repa-bench import sit-repae-sdvae --out runs/imported/sit-repae-sdvae`
     """
+    from harness import catalogue
+    from harness.assets import Store, default_cache
     from recipes.imports import import_checkpoint
 
+    if not path.exists() and str(path) in catalogue.CATALOGUE:
+        path = catalogue.require(Store(cache or default_cache()), str(path)).path
     run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
     out_console.print(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}", highlight=False, soft_wrap=True)
 

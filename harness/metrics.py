@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,11 +33,12 @@ class Moments:
             raise ValueError("features hold NaN or infinity")
         return cls(x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1]), len(x))
 
-
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root
+    @cached_property
+    def root(self) -> Tensor:
+        """The covariance's symmetric square root, (D, D). Kept: one reference judges many sample sets."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
 
 
 def frechet_distance(*, real: Moments, fake: Moments) -> float:
@@ -45,8 +47,7 @@ def frechet_distance(*, real: Moments, fake: Moments) -> float:
     The trace of the root is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2): no general
     matrix square root, no complex parts.
     """
-    root = _square_root(real.covariance)
-    middle = root @ fake.covariance @ root
+    middle = real.root @ fake.covariance @ real.root
     eigenvalues = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp(min=0)
     difference = real.mean - fake.mean
     trace = real.covariance.trace() + fake.covariance.trace() - 2 * eigenvalues.sqrt().sum()

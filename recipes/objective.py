@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.core.data import Batch
 from recipes.core.draws import Draws
@@ -38,20 +35,3 @@ def cached_latents(batch: Batch, draws: Draws) -> Tensor:
     assert batch.mean is not None
     assert batch.std is not None
     return batch.mean + batch.std * draws.normal_like("posterior", batch.mean)
-
-
-@contextmanager
-def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Run forward passes whose gradients flow through the networks but never into their parameters.
-
-    Autograd records at forward time which tensors want a gradient, so the flags may be restored before the backward
-    pass, and no parameter gradient is computed.
-    """
-    wanting = [p for network in networks for p in network.parameters() if p.requires_grad]
-    for parameter in wanting:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)

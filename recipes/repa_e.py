@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recipes.core.data import Batch
 from recipes.core.draws import Draws
+from recipes.core.frozen import frozen
 from recipes.core.loop import Update
 from recipes.core.losses import (
     alignment_loss,
@@ -25,7 +26,7 @@ from recipes.core.losses import (
 )
 from recipes.models.autoencoder import Posterior, to_unit
 from recipes.networks import Networks
-from recipes.objective import diffuse, frozen
+from recipes.objective import diffuse
 from recipes.repa import Repa
 
 

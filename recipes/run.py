@@ -378,6 +378,7 @@ def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], train
         stop=sys.maxsize if run.spec.train.precision == "fp16" else missing[-1],
         rows=world.rows(run.spec.train.batch_size),
         ahead=execution.ahead if world.device.type == "cuda" else 0,
+        pin=world.device.type == "cuda",
     )
     _Session(run, trainer, training, milestones, missing).follow(stream)
 

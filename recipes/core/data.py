@@ -46,6 +46,10 @@ class Batch:
         """Every tensor on `device`."""
         return self._map(lambda x: x.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """Every tensor in page-locked memory, from which a copy to a GPU waits for nobody."""
+        return self._map(lambda x: x.pin_memory())
+
     def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
             labels=f(self.labels),
@@ -200,6 +204,7 @@ def batches(
     stop: int,
     rows: slice | None = None,
     ahead: int = 0,
+    pin: bool = False,
 ) -> Iterator[tuple[int, Batch]]:
     """Yield (step, batch) for the steps in [start, stop).
 
@@ -212,6 +217,7 @@ def batches(
         rows: the part of every global batch that this process holds; all of it if None.
         ahead: batches that are read in background threads while the caller trains; 0 reads them when they are asked
             for.
+        pin: into page-locked memory, for a GPU.
     """
 
     def plan() -> Iterator[tuple[int, Tensor]]:
@@ -221,6 +227,7 @@ def batches(
 
     def read(planned: tuple[int, Tensor]) -> tuple[int, Batch]:
         step, indices = planned
-        return step, data.take(indices)
+        batch = data.take(indices)
+        return step, batch.pinned() if pin else batch
 
     yield from prefetched(read, plan(), depth=ahead)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recipes.core.distributed import gather_equal
 from recipes.core.draws import seed_of
+from recipes.core.frozen import frozen
 from recipes.core.precision import at_least_float32
 from recipes.core.spec import Spec
 
@@ -253,10 +255,19 @@ class SiT(nn.Module):
         return SiTOutput(velocity, projected, features)
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-        out: Tensor = block(tokens, condition)
-        return out
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            out: Tensor = block(tokens, condition)
+            return out
+        trains = any(p.requires_grad for p in block.parameters())
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # A block that was frozen when it ran must be frozen when it runs again.
+            return nullcontext(), nullcontext() if trains else frozen(block)
+
+        again: Tensor = checkpoint(
+            block, tokens, condition, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+        return again
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         p, side = self.spec.patch_size, self.spec.latent_size // self.spec.patch_size
