@@ -7,7 +7,7 @@ trained on the spot, so its FID compares with no published one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ CHUNK = 500
 class DigitsSuite(Spec):
     """Everything that can change a number of the digits suite, and its budget."""
 
+    chunk: ClassVar[int] = 256
+    wants_gpu: ClassVar[bool] = False
+    knows_labels: ClassVar[bool] = True
+
     name: str = "digits"
     notice: str = "proxy suite: digits, not ImageNet"
     data: DigitsData
@@ -62,10 +66,6 @@ class DigitsSuite(Spec):
     default_arms: tuple[str, ...]
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
-    chunk: int = 256
-    """Images that go through a network at once when samples are drawn or judged."""
-    wants_gpu: bool = False
-    knows_labels: bool = True
     max_rfid: float
     """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
     budget: Budget

@@ -10,7 +10,7 @@ recipe (SiT's own training flips).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import JsonValue
 
@@ -74,6 +74,8 @@ class PaperArm(Arm):
 class ImagenetSuite(Spec):
     """Everything that can change a number of the paper-scale suite, and its budget."""
 
+    knows_labels: ClassVar[bool] = False
+
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
     side: int = 256
@@ -102,10 +104,6 @@ class ImagenetSuite(Spec):
     default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
-    chunk: int = 64
-    """Images that go through a network at once when samples are drawn or judged."""
-    wants_gpu: bool = True
-    knows_labels: bool = False
     max_rfid: float = 10.0
     budget: Budget
 
@@ -121,6 +119,16 @@ class ImagenetSuite(Spec):
     def image_size(self) -> int:
         """Side of its images, in pixels."""
         return self.side
+
+    @property
+    def chunk(self) -> int:
+        """Images that go through a network at once when samples are drawn or judged."""
+        return 16 if self.stand_ins else 64
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether ``--device auto`` looks for one."""
+        return not self.stand_ins
 
     def arm(self, name: str) -> PaperArm:
         """A configuration, its names checked.
@@ -341,14 +349,12 @@ def imagenet_smoke() -> ImagenetSuite:
             **dict.fromkeys(("sit_optimizer", "vae_optimizer", "discriminator_optimizer"), calm),
             "reference": "images",
             "stand_ins": True,
-            "wants_gpu": False,
             "arms": {
                 name: full.arms[name].model_copy(update={"encoder_depth": 2})
                 for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
             },
             "curve_protocol": _protocol("smoke-ode4", solver="ode_euler", **small),
             "final_protocols": (_protocol("smoke-sde4", **small),),
-            "chunk": 16,
             "max_rfid": 1e6,
             "budget": Budget(steps=6, score_every=6),
         }
