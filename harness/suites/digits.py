@@ -85,7 +85,12 @@ class DigitsSuite(Spec):
 
     def prepare(self, around: Surroundings, arms: Sequence[str]) -> Prepared:
         """Render the data, train tokenizer, encoder and feature network, and cache what they say of the data."""
-        return _Preparation(self, around.store, around.reporter).run()
+        if not around.world.main:  # one process makes what is missing, the others find it
+            around.world.barrier()
+        prepared = _Preparation(self, around.store, around.reporter).run()
+        if around.world.main:
+            around.world.barrier()
+        return prepared
 
     def needs(self, arm: str) -> list[str]:
         """No file that others made."""

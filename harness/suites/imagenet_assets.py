@@ -218,7 +218,11 @@ class Preparation:
 
         spec = {"over": STATISTICS_OVER}
         sources = {"images": self.images.content, "tokenizer": self.hashes[name]}
+        if not self.world.main:  # one process makes it, the others find it
+            self.world.barrier()
         tensors = self.store.get("latent-statistics", spec, sources, make).tensors
+        if self.world.main:
+            self.world.barrier()
         return LatentStatistics(tensors["mean"], tensors["std"])
 
     def _inputs(self, arm: str) -> TrainingInputs:

@@ -84,6 +84,7 @@ def world(device: str = "auto") -> Iterator[World]:
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True  # shapes never change, so the fastest convolutions are worth finding
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=chosen)
