@@ -9,6 +9,7 @@ import torch
 from builders import SIT, TOKENIZER, make_batch
 
 from recipes.core.distributed import World
+from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Stopped, UserError
 from recipes.core.spec import Execution, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder
@@ -17,6 +18,7 @@ from recipes.run import (
     RunSpec,
     Training,
     TrainingInputs,
+    build_trainer,
     flops_per_step,
     layout,
     load_for_sampling,
@@ -197,3 +199,18 @@ def test_a_run_is_opened_by_its_folder(tmp_path):
     assert Run.open(tmp_path).spec == run.spec
     with pytest.raises(UserError, match=r"is not a run: its spec\.json"):
         Run.open(tmp_path / "elsewhere")
+
+
+def test_compiled_regions_give_the_same_numbers(monkeypatch):
+    """Through AOTAutograd without code generation, which takes a minute here; graphs and guards are the real ones."""
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
+    logs = []
+    for compiled in (False, True):
+        trainer = build_trainer(make_spec(), make_inputs(), execution=Execution(device="cpu", compile=compiled))
+        rows = torch.arange(4)
+        for step in range(2):
+            found = trainer.train_step(make_batch(12).take(rows), KeyedDraws(1, step, rows))
+        logs.append({name: value.item() for name, value in found.items()})
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4, abs=1e-5)
+    assert any("compiled" in name for name in vars(trainer.recipe.networks["sit"].blocks[0]))
