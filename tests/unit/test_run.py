@@ -201,6 +201,7 @@ def test_a_run_is_opened_by_its_folder(tmp_path):
         Run.open(tmp_path / "elsewhere")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
 def test_compiled_regions_give_the_same_numbers(monkeypatch):
     """Through AOTAutograd without code generation, which takes a minute here; graphs and guards are the real ones."""
     whole = torch.nn.Module.compile
