@@ -37,7 +37,7 @@ class Source(Spec):
     """HTTPS address of a single file. Hexadecimal digits at the end of its name are the start of its SHA-256."""
 
 
-_MIT = "MIT, as its code says"
+_MIT = "MIT"
 
 
 def _tokenizer(hub: str, about: str) -> Source:

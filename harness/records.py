@@ -23,7 +23,10 @@ from recipes.core.errors import UserError
 from recipes.core.spec import Spec
 
 FILE = "records.jsonl"
-PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "scikit-learn", "torch-fidelity", "clean-fid")
+PACKAGES = (
+    "torch", "torchvision", "diffusers", "timm", "lpips", "datasets", "numpy", "scikit-learn", "torch-fidelity",
+    "clean-fid",
+)  # fmt: skip
 
 
 class Provenance(Spec):

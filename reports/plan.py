@@ -33,9 +33,17 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 def print_plan(plan: Plan, suite: str, notice: str, console: Console) -> None:
     """Cells, then totals, then what is missing."""
     table = Table(title=f"{suite} ({notice})", title_justify="left", title_style="bold")
-    headers = ("recipe", "M params", "GFLOP/image", "EFLOP train", "sample", "device-h", "states", "peak")
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+    table.add_column("recipe", overflow="fold")
+    for header in (
+        "params\nM",
+        "GFLOP\n/image",
+        "train\nEFLOP",
+        "sample\nEFLOP",
+        "device\nhours",
+        "states\n",
+        "peak\nmemory",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
     for cell in plan.cells:
         table.add_row(
             cell.arm,
@@ -72,13 +80,13 @@ def print_health(health: Health, console: Console) -> None:
     """Facts, assets, faults."""
     for name, value in health.facts.items():
         console.print(f"{name:16s} {value}", highlight=False, soft_wrap=True)
-    table = Table(title="assets", title_justify="left", title_style="bold")
-    for header in ("asset", "what it is", "licence", "here", "SHA-256"):
-        table.add_column(header)
+    console.print("\n[bold]assets[/bold]")
     for asset in health.assets:
-        here = size(asset.size) if asset.size else ("yes" if asset.path else "no")
-        table.add_row(asset.name, asset.about, asset.licence, here, (asset.sha256 or "")[:12])
-    console.print(table)
+        here = (
+            f"{size(asset.size)} {(asset.sha256 or '')[:12]}" if asset.size else ("here" if asset.path else "missing")
+        )
+        line = f"  {asset.name:18s} {here:24s} {asset.about}; licence: {asset.licence}"
+        console.print(line, highlight=False, soft_wrap=True)
     console.print("missing ones come with: repa-bench fetch NAME [--from PATH]", highlight=False)
     for name, count in health.made.items():
         console.print(f"  {name:44s} {size(count):>12s}", highlight=False)

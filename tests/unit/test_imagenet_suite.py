@@ -1,0 +1,163 @@
+"""The paper's configurations, and the files they want."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness import catalogue
+from harness import fetch as fetching
+from harness.assets import Store
+from harness.suites import suite
+from harness.suites.imagenet import imagenet256, imagenet_smoke
+from harness.suites.imagenet_assets import read_adm_reference, tokenizer_files
+from recipes.core.errors import UserError
+from recipes.registry import recipe, recipe_options
+from recipes.run import build_networks
+
+PAPER = imagenet256()
+
+
+@pytest.mark.parametrize("name", sorted(PAPER.arms))
+def test_every_arm_is_a_run(name):
+    """Its networks build at their real size, tokens meet the encoder's, and every trained network has an optimizer."""
+    spec = PAPER.run_spec(name, 0, {})
+    assert spec.sit.tokens == 256
+    assert all(encoder.tokens == 256 for encoder in spec.encoders)
+    assert tuple(encoder.width for encoder in spec.encoders) == spec.sit.encoder_widths
+    assert spec.sit.encoder_depth < spec.sit.depth
+    with torch.device("meta"):
+        networks = build_networks(spec, perceptual=torch.nn.Identity())
+    trained = recipe(spec.recipe)(networks, recipe_options(spec.recipe, spec.options, where=name))
+    assert set(trained.networks) == set(spec.train.optimizers)
+    assert set(PAPER.needs(name)) <= set(catalogue.CATALOGUE)
+
+
+def test_arms_are_different_runs():
+    digests = {PAPER.run_spec(name, 0, {}).digest() for name in PAPER.arms}
+    # Tokenizers of one architecture differ by their files' hashes, which are not here.
+    same = {"two_stage", "two_stage_e2e_sdvae", "repa"}
+    assert len(digests) >= len(PAPER.arms) - len(same)
+    one, two = ({"sd-vae": h, "images": "i"} for h in ("a", "b"))
+    assert PAPER.run_spec("repa", 0, one).digest() != PAPER.run_spec("repa", 0, two).digest()
+
+
+@pytest.mark.parametrize(
+    ("arm", "option", "value"),
+    [
+        ("repa_e_no_stop_gradient", "vae_diffusion", 1.0),
+        ("repa_e_no_batch_norm", "batch_norm", False),
+        ("repa_e_no_gan", "gan", 0.0),
+    ],
+)
+def test_an_ablation_changes_one_thing(arm, option, value):
+    changed, base = PAPER.arms[arm].options, PAPER.arms["repa_e"].options
+    assert {k: v for k, v in changed.items() if v != base[k]} == {option: value}
+
+
+def test_released_settings():
+    """The released commands' defaults."""
+    spec = PAPER.run_spec("repa_e", 0, {})
+    assert (spec.sit.hidden, spec.sit.depth, spec.sit.heads, spec.sit.patch_size) == (1152, 28, 16, 2)
+    assert spec.sit.encoder_depth == 8
+    assert spec.train.batch_size == 256
+    assert spec.train.ema.decay == 0.9999
+    for optimizer in spec.train.optimizers.values():
+        assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-4, (0.9, 0.999), 1e-8)
+        assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.warmup_steps) == (0.0, 1.0, 0)
+    options = spec.options
+    assert (options["alignment"], options["vae_alignment"], options["label_dropout"]) == (0.5, 1.5, 0.1)
+    assert (options["l1"], options["perceptual"], options["kl"], options["gan"]) == (1.0, 1.0, 1e-6, 0.1)
+    assert spec.perceptual == "released"
+    assert suite("imagenet256").run_spec("repa_e", 0, {}) == spec
+
+
+def test_without_batch_norm_the_statistics_stay():
+    from builders import make_batch, make_networks
+
+    from recipes.core.draws import KeyedDraws
+    from recipes.repa_e import RepaE
+
+    networks = make_networks()
+    start = networks.sit.bn.running_var.clone()
+    for update in RepaE(networks, RepaE.Options(batch_norm=False)).updates(
+        make_batch(), KeyedDraws(0, 0, torch.arange(6))
+    ):
+        update.loss.backward()
+    assert torch.equal(networks.sit.bn.running_var, start)
+
+
+def test_stand_ins_lie_apart(tmp_path):
+    store = Store(tmp_path)
+    assert imagenet_smoke().place(store).root == tmp_path / "imagenet-smoke"
+    assert PAPER.place(store) is store
+
+
+def test_an_unknown_name_in_an_arm_is_a_sentence():
+    with pytest.raises(UserError, match=r"arm repa: there is no tokenizer 'sdvae'\. Did you mean 'sd-vae'\?"):
+        suite("imagenet256", {"arms.repa.tokenizer": "sdvae"}).run_spec("repa", 0, {})
+    with pytest.raises(UserError, match="there is no size 'XXL'"):
+        suite("imagenet256", {"arms.repa.size": "XXL"}).run_spec("repa", 0, {})
+
+
+def test_addresses_are_https_and_licences_are_told():
+    for name, source in catalogue.CATALOGUE.items():
+        assert source.licence, name
+        assert source.url is None or source.url.startswith("https://")
+        assert source.hub is None or re.fullmatch(r"[\w.-]+/[\w.-]+", source.hub)
+
+
+def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(known: catalogue.Source, folder: Path) -> None:
+        (folder / "half.pth").write_bytes(b"half")
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fetching, "_download", fail)
+    with pytest.raises(UserError, match=r"vgg16 could not be downloaded .* no route to host.*--from PATH"):
+        fetching.fetch(Store(tmp_path), "vgg16")
+    assert not list(tmp_path.rglob("*.pth"))
+    assert catalogue.find(Store(tmp_path), "vgg16") is None
+
+
+def test_a_download_of_the_wrong_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "_download", lambda known, folder: (folder / "vgg16.pth").write_bytes(b"other"))
+    with pytest.raises(UserError, match="is not the published vgg16: its SHA-256 begins with"):
+        fetching.fetch(Store(tmp_path), "vgg16")
+    assert catalogue.find(Store(tmp_path), "vgg16") is None
+
+
+def test_a_download_is_registered(tmp_path, monkeypatch):
+    def write(known: catalogue.Source, folder: Path) -> None:
+        for name in ("sdvae-f8d4.pt", "sdvae-f8d4-latents-stats.pt", "sdvae-f8d4-discriminator-ckpt.pt"):
+            (folder / name).write_bytes(name.encode())
+
+    monkeypatch.setattr(fetching, "_download", write)
+    found = fetching.fetch(Store(tmp_path), "sd-vae")
+    assert catalogue.require(Store(tmp_path), "sd-vae") == found
+    weights, discriminator = tokenizer_files(found.path)
+    assert weights.name == "sdvae-f8d4.pt"
+    assert discriminator is not None
+    assert catalogue.verify(found)
+    weights.write_bytes(b"sdvae-f8d4.pT")
+    assert not catalogue.verify(found)
+    (found.path / "other.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 2 tokenizers"):
+        tokenizer_files(found.path)
+
+
+def test_the_reference_is_read_without_objects(tmp_path):
+    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    np.savez(good, mu=np.zeros(5), sigma=np.eye(5), arr_0=images)
+    moments, read = read_adm_reference(good)
+    assert moments.mean.shape == (5,)
+    assert torch.equal(read[1, 2], torch.from_numpy(images[1, :, :, 2]))
+    np.savez(bad, mu=np.array([{}], dtype=object), sigma=np.eye(5), arr_0=images)
+    with pytest.raises(UserError, match=r"bad\.npz is not an ADM reference"):
+        read_adm_reference(bad)
+    with pytest.raises(UserError, match="is not an ADM reference"):
+        read_adm_reference(tmp_path / "absent.npz")
