@@ -396,7 +396,8 @@ CacheOption = Annotated[
 def fetch(
     name: Annotated[str, typer.Argument(help="An asset; `repa-bench doctor` names them.")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="It lies on this machine already: a file or a folder, not copied.")
+        str | None,
+        typer.Option("--from", help="A file or folder on this machine (not copied), or another hub repository."),
     ] = None,
     suite: Annotated[
         str, typer.Option("--suite", help="For which suite; the smoke suite keeps its own.")
@@ -410,10 +411,14 @@ def fetch(
     from harness import catalogue
     from harness.assets import Store, default_cache
     from harness.fetch import fetch as download
+    from harness.fetch import is_hub_id
     from harness.suites import suite as find_suite
 
     store = find_suite(suite).place(Store(cache or default_cache()))
-    found = catalogue.register(store, name, source) if source is not None else download(store, name)
+    if source is None or is_hub_id(source):
+        found = download(store, name, hub=source)
+    else:
+        found = catalogue.register(store, name, Path(source))
     licence = catalogue.source(name).licence
     out_console.print(
         f"{name}: {found.path} ({found.size / 2**20:,.1f} MiB, SHA-256 {found.content[:16]}..., licence: {licence})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,25 @@ from recipes.core.errors import UserError
 WEIGHT_FILES = ["*.pt", "*.pth", "*.safetensors", "*.json", "*.bin"]
 
 
-def fetch(store: Store, name: str) -> External:
+def is_hub_id(text: str) -> bool:
+    """Whether it looks like ``owner/name`` and is no path on this machine."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", text)) and not Path(text).exists()
+
+
+def fetch(store: Store, name: str, *, hub: str | None = None) -> External:
     """Download an asset into the cache and register it.
+
+    Args:
+        store: the cache.
+        name: in the catalogue.
+        hub: another Hugging Face repository than the catalogue's, such as a tokenizer in diffusers' format.
 
     Raises:
         UserError: it is not published, or the download failed.
     """
     known = source(name)
+    if hub is not None:
+        known = known.model_copy(update={"hub": hub, "file": None, "url": None})
     if not (known.hub or known.url):
         raise UserError(f"'{name}' is not published for download: {known.about}.")
     folder = store.root / "external" / name / "files"
@@ -38,7 +51,7 @@ def fetch(store: Store, name: str) -> External:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     files = [p for p in folder.rglob("*") if p.is_file()]
-    return register(store, name, files[0] if len(files) == 1 else folder)
+    return register(store, name, files[0] if len(files) == 1 else folder, published=hub is None)
 
 
 def _download(known: Source, folder: Path) -> None:

@@ -123,6 +123,23 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert catalogue.find(Store(tmp_path), "vgg16") is None
 
 
+def test_another_repository_of_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def write(known: catalogue.Source, folder: Path) -> None:
+        asked.append(known.hub)
+        (folder / "config.json").write_text("{}")
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(fetching, "_download", write)
+    found = fetching.fetch(Store(tmp_path), "tuned-vae", hub="REPA-E/e2e-vavae-hf")
+    assert asked == ["REPA-E/e2e-vavae-hf"]
+    assert tokenizer_files(found.path) == (found.path, None)
+    assert fetching.is_hub_id("REPA-E/e2e-vavae-hf")
+    assert not fetching.is_hub_id(str(tmp_path))
+    assert not fetching.is_hub_id("vae.pt")
+
+
 def test_a_download_of_the_wrong_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "_download", lambda known, folder: (folder / "vgg16.pth").write_bytes(b"other"))
     with pytest.raises(UserError, match="is not the published vgg16: its SHA-256 begins with"):
