@@ -73,6 +73,7 @@ CATALOGUE: dict[str, Source] = {
         about="your own: repa-bench export-vae RUN --out DIR, then fetch tuned-vae --from DIR/NAME.pt",
         licence="yours",
     ),
+    "tuned-vae-f16d32": Source(kind="tokenizer", about="the same, of a run on in-vae or va-vae", licence="yours"),
     "sit-repae-sdvae": _checkpoint("REPA-E/sit-repae-sdvae", "SiT-XL/2 and VAE, REPA-E, 400K"),
     "sit-repae-invae": _checkpoint("REPA-E/sit-repae-invae", "SiT-XL/1 and VAE, REPA-E, 400K"),
     "sit-repae-vavae": _checkpoint("REPA-E/sit-repae-vavae", "SiT-XL/1 and VAE, REPA-E, 400K"),

@@ -39,6 +39,7 @@ TOKENIZERS = {
     "e2e-invae": (F16D32, 1),
     "e2e-vavae": (F16D32, 1),
     "tuned-vae": (F8D4, 2),
+    "tuned-vae-f16d32": (F16D32, 1),
 }
 
 
@@ -253,6 +254,19 @@ def paper_arms() -> dict[str, PaperArm]:
         "repa_e": _arm("repa_e", "REPA-E", "Plus joint training of the SD-VAE, through the alignment loss alone."),
         "two_stage": _arm(
             "repa", "REPA on a tuned VAE", "REPA on the frozen VAE of a REPA-E run of yours.", tokenizer="tuned-vae"
+        ),
+        "two_stage_f16d32": _arm(
+            "repa",
+            "REPA on a tuned f16d32 VAE",
+            "REPA on the frozen IN-VAE or VA-VAE of a REPA-E run of yours.",
+            tokenizer="tuned-vae-f16d32",
+        ),
+        "repa_e_invae": _arm("repa_e", "REPA-E, IN-VAE", "REPA-E at SiT-XL/1 on the IN-VAE.", tokenizer="in-vae"),
+        "repa_e_vavae": _arm(
+            "repa_e",
+            "REPA-E, VA-VAE",
+            "REPA-E at SiT-XL/1 on the VA-VAE: the first stage of the paper's best numbers.",
+            tokenizer="va-vae",
         ),
         "two_stage_e2e_sdvae": _arm(
             "repa", "REPA on E2E-SDVAE", "REPA on the released tuned SD-VAE.", "Table 8", tokenizer="e2e-sdvae"
