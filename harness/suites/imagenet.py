@@ -19,6 +19,7 @@ from harness.protocol import Protocol
 from harness.suites.base import Arm, Budget, Prepared, Surroundings
 from recipes import released
 from recipes.core.errors import UserError, nearest
+from recipes.core.latents import DType
 from recipes.core.precision import Precision
 from recipes.core.spec import EMASpec, OptimizerSpec, Spec, TrainSpec
 from recipes.models.autoencoder import AutoencoderSpec
@@ -94,7 +95,7 @@ class ImagenetSuite(Spec):
     vae_optimizer: OptimizerSpec = OptimizerSpec()
     discriminator_optimizer: OptimizerSpec = OptimizerSpec()
     ema: EMASpec = EMASpec()
-    latents: str = "float16"
+    latents: DType = "float16"
     """Number format of cached posteriors."""
     features: str = "inception"
     reference: str = "adm-reference"

@@ -16,10 +16,11 @@ from harness.metrics import Moments
 from harness.suites import stand_ins
 from harness.suites.base import Judge, Prepared, Surroundings
 from harness.suites.imagenet import ImagenetSuite
+from recipes.core.checkpoint import MANIFEST
 from recipes.core.data import StoredData
 from recipes.core.errors import UserError
 from recipes.core.images import Images, open_images
-from recipes.core.latents import LatentStore, finish_latents, share, write_latents
+from recipes.core.latents import LatentStore, disk_estimate, finish_latents, share, write_latents
 from recipes.core.precision import matrix_products
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder, to_unit
@@ -32,6 +33,8 @@ from recipes.run import TrainingInputs
 
 #: Images whose latents give the statistics of a tokenizer that comes without them.
 STATISTICS_OVER = 4096
+#: Latents in a shard.
+SHARD = 4096
 FLOOR_IMAGES = 10_000
 ENCODE_BATCH = 32
 
@@ -175,24 +178,9 @@ class Preparation:
     def _cached_latents(self, name: str) -> LatentStore:
         key = digest_of([self.images.content, self.hashes[name], self.suite.latents])[:12]
         folder = self.store.root / "latents" / f"{name}-{key}"
-        if not (folder / "manifest.json").exists():
-            # All start from the same empty or half-filled folder.
-            self.world.barrier()
-            mine = share(len(self.images), SHARD, self.world.rank, self.world.size)
-            with self.around.reporter.stage(f"latents of {name}", mine) as on_done:
-                write_latents(
-                    folder,
-                    self.images,
-                    lambda batch: self._encode(name, batch),
-                    tokenizer=self.hashes[name],
-                    dtype="float32" if self.suite.latents == "float32" else "float16",
-                    shard_size=SHARD,
-                    batch_size=ENCODE_BATCH,
-                    threads=self.around.execution.threads,
-                    rank=self.world.rank,
-                    world=self.world.size,
-                    on_done=on_done,
-                )
+        if not (folder / MANIFEST).exists():
+            self.world.barrier()  # all have looked before anybody writes
+            self._write_latents(name, folder)
             self.world.barrier()
             if self.world.main:
                 finish_latents(folder)
@@ -200,6 +188,28 @@ class Preparation:
         latents = LatentStore.open(folder)
         self.hashes[f"latents of {name}"] = latents.content
         return latents
+
+    def _write_latents(self, name: str, folder: Path) -> None:
+        """This process's share of the shards."""
+        spec, count, say = self.tokenizers[name].spec, len(self.images), self.around.reporter.say
+        side = self.suite.side // spec.factor
+        room = disk_estimate(count, spec.latent_channels, side, self.suite.latents)
+        say(f"  latents of {name}: {count:,} posteriors, {room / 1e9:,.2f} GB in {folder}")
+        mine = share(count, SHARD, self.world.rank, self.world.size)
+        with self.around.reporter.stage(f"latents of {name}", mine) as on_done:
+            write_latents(
+                folder,
+                self.images,
+                lambda batch: self._encode(name, batch),
+                tokenizer=self.hashes[name],
+                dtype=self.suite.latents,
+                shard_size=SHARD,
+                batch_size=ENCODE_BATCH,
+                threads=self.around.execution.threads,
+                rank=self.world.rank,
+                world=self.world.size,
+                on_done=on_done,
+            )
 
     def _measured_statistics(self, name: str) -> LatentStatistics:
         def make() -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -284,9 +294,6 @@ class Preparation:
         sources = {key: self.hashes[key] for key in ("features", "reference")}
         tensors = self.store.get(f"features-{name}", {"count": len(images)}, sources, make).tensors
         return Features(tensors["features"], tensors["logits"])
-
-
-SHARD = 4096
 
 
 def tokenizer_files(path: Path) -> tuple[Path, Path | None]:

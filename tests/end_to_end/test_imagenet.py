@@ -60,6 +60,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Place:
     tree = write_tree(place.root / "tree")
     told = place.ok("prepare", *SUITE, "--data", tree, "--out", place.out)
     assert "n03000684_107.JPEG" in told.stderr  # the truncated one is named, and left out
+    assert "latents of sd-vae: 59 posteriors, 0.00 GB" in told.stderr
     place.ok("run", *SUITE, "--out", place.out)  # the data's place is remembered
     return place
 
