@@ -390,7 +390,9 @@ def save_autoencoder(folder: Path, name: str, vae: Autoencoder, mean: Tensor, st
 
 def _save_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(dict(state), temporary)
+    # Through a stream: given a path, torch writes its name into the file, and equal tensors get other hashes.
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
     temporary.replace(path)
 
 
