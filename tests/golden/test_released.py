@@ -471,15 +471,6 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: str(s.multipliers))
-def test_equal_tensors_are_equal_files(tmp_path, monkeypatch):
-    vae = Autoencoder(AutoencoderSpec(latent_channels=4, base_width=32, multipliers=(1, 1), residual_blocks=1))
-    for pid, name in enumerate(("one", "two")):
-        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
-        save_autoencoder(tmp_path / name, "vae", vae, torch.zeros(4), torch.ones(4))
-    for file in ("vae.pt", "vae-latents-stats.pt"):
-        assert checkpoint.sha256_of(tmp_path / "one" / file) == checkpoint.sha256_of(tmp_path / "two" / file)
-
-
 def test_names_there_and_back(spec):
     levels = len(spec.multipliers)
     for name in compvis_state(spec):
@@ -626,3 +617,12 @@ def test_a_checkpoint_says_what_it_read(repa_e_folder):
     assert read.discriminator.keys() == released_discriminator().keys()
     assert read.tokenizer is not None
     assert read.tokenizer.base_width == 32
+
+
+def test_equal_tensors_are_equal_files(tmp_path, monkeypatch):
+    vae = Autoencoder(AutoencoderSpec(latent_channels=4, base_width=32, multipliers=(1, 1), residual_blocks=1))
+    for pid, name in enumerate(("one", "two")):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        save_autoencoder(tmp_path / name, "vae", vae, torch.zeros(4), torch.ones(4))
+    for file in ("vae.pt", "vae-latents-stats.pt"):
+        assert checkpoint.sha256_of(tmp_path / "one" / file) == checkpoint.sha256_of(tmp_path / "two" / file)
