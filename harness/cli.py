@@ -190,26 +190,88 @@ def train(choices: Laid) -> None:
 @shared(Laid)
 def score(
     choices: Laid,
+    samples: Annotated[
+        Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="What with: ADM's .npz, a folder, a prepared set.")
+    ] = None,
+    features: Annotated[str, typer.Option("--features", help="The feature network.")] = "inception",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Its file. Default: what `repa-bench fetch` brought.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help="Default: fid,sfid,is,precision,recall. Also f_score, density, ..."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
+        Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
     ] = None,
     step: Annotated[int | None, typer.Option("--step", help="With --run: which checkpoint. Default: the last.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
+    ] = None,
 ) -> None:
-    """Sample and score the checkpoints of a suite, training first what is not trained yet.
+    """Score samples against a reference, a run's folder, or the checkpoints of a suite (training what is missing).
 
-    Example: `repa-bench score --recipes vanilla repa --seeds 0`
+    Example: `repa-bench score --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json`
     """
     from harness.pipeline import run_suite, score_imported
+    from harness.protocol import find_protocol
 
+    if (samples is None) != (reference is None):
+        raise UserError("--samples and --reference go together: give both, or neither to score a suite.")
+    if samples is not None and reference is not None:
+        _score_files(choices, samples, reference, features, weights, metrics, as_json)
+        return
     with _session(choices) as session:
         if run_folder is not None:
-            print(json.dumps(score_imported(session, run_folder, tokenizer, step), indent=1))
+            chosen = [find_protocol(protocol)] if protocol else session.suite.final_protocols
+            print(json.dumps(score_imported(session, run_folder, tokenizer, step, chosen), indent=1))
             return
         run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
         _print_summary([session.folder])
+
+
+def _score_files(
+    choices: Laid,
+    samples: Path,
+    reference: Path,
+    features: str,
+    weights: Path | None,
+    metrics: str | None,
+    as_json: bool,
+) -> None:
+    from harness import catalogue, inception, scoring
+    from harness.assets import Store, default_cache
+    from harness.progress import Reporter
+    from harness.samples import open_samples
+    from recipes.core.checkpoint import sha256_of, write_text
+    from recipes.core.distributed import choose_device
+
+    if features != "inception":
+        raise UserError(f"--features: there is no feature network '{features}'.{nearest(features, ['inception'])}")
+    wanted = scoring.parse_metrics(metrics)
+    total = len(open_samples(samples, flag="--samples"))
+    file = weights or catalogue.require(Store(choices.cache or default_cache()), features).path
+    network = inception.load(file, choose_device(choices.device))
+    with Reporter().stage(f"score {samples.name}", total) as on_done:
+        found = scoring.score(samples, reference, network, sha256_of(file), wanted, on_done=on_done)
+    text = json.dumps(found, indent=1)
+    if choices.out is not None:
+        write_text(choices.out, text + "\n")
+    if as_json:
+        print(text)
+        return
+    for name in wanted:
+        out_console.print(f"{name:12s} {found[name]:.6g}", highlight=False)
+    out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
+    for warning in found["warnings"]:
+        out_console.print(f"[yellow]{warning}[/yellow]", highlight=False)
 
 
 @app.command()
@@ -228,6 +290,9 @@ def sample(
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
     generation_seed: Annotated[int, typer.Option("--generation-seed", help="Seed of labels and noise.")] = 0,
+    protocol_name: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
+    ] = None,
 ) -> None:
     """Draw samples from a checkpoint: a PNG grid, and an .npz with arr_0 (uint8, N H W 3) and labels.
 
@@ -237,6 +302,7 @@ def sample(
     import torch
 
     from harness import pipeline
+    from harness.protocol import find_protocol
 
     if (recipe is None) == (run_folder is None):
         raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
@@ -248,7 +314,7 @@ def sample(
         kept = chosen.steps()
         if step is not None and step not in kept:
             raise UserError(f"--step {step}: {chosen.folder} keeps {', '.join(map(str, kept))}.")
-        protocol = session.suite.curve_protocol
+        protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
         sampler = pipeline.open_sampler(session, chosen, start, step or kept[-1], protocol)
         with session.reporter.stage("sample", count) as on_step:
             parts = []
@@ -329,6 +395,7 @@ def list_() -> None:
 
     Example: `repa-bench list`
     """
+    from harness.protocol import PROTOCOLS
     from harness.suites import SUITES
 
     for name, make in SUITES.items():
@@ -345,6 +412,17 @@ def list_() -> None:
             f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; protocols: {text}; "
             "* only if asked for\n",
             highlight=False,
+        )
+    out_console.print("[bold]protocols[/bold] (--protocol)")
+    for protocol in PROTOCOLS.values():
+        guided = f"guidance {protocol.guidance_scale:g} in [{protocol.guidance_low:g}, {protocol.guidance_high:g}]"
+        if protocol.guidance_scale <= 1:
+            guided = "no guidance"
+        out_console.print(
+            f"  {protocol.name:24s} {protocol.solver}, {protocol.steps} steps, {protocol.samples:,} samples, "
+            f"{protocol.labels} labels, {guided}, {protocol.to_uint8}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

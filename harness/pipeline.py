@@ -338,9 +338,10 @@ def score_checkpoint(
     )
 
 
-def score_imported(session: Session, folder: Path, tokenizer: str | None, step: int | None) -> dict[str, Any]:
-    """Judge a run's folder, wherever it was made, under the suite's final protocols. Writes no record: what the run
-    cost is not known here.
+def score_imported(
+    session: Session, folder: Path, tokenizer: str | None, step: int | None, protocols: Sequence[Protocol]
+) -> dict[str, Any]:
+    """Judge a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
 
     Raises:
         UserError: the folder is not a run, or something is missing.
@@ -350,7 +351,7 @@ def score_imported(session: Session, folder: Path, tokenizer: str | None, step: 
     prepared = prepare(session, [])
     judge = prepared.require_judge()
     out: dict[str, Any] = {"run": str(folder), "recipe": run.spec.recipe, "step": step}
-    for protocol in session.suite.final_protocols:
+    for protocol in protocols:
         sampler = open_sampler(session, run, start, step, protocol)
         grid = session.folder / "samples" / f"{folder.name}-{step:07d}-{protocol.name}.png"
         with session.reporter.stage(f"score {folder.name}", protocol.samples) as on_sample:

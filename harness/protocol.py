@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 from harness.sampler import Guidance, Solver, number_of_evaluations
+from recipes.core.errors import UserError, nearest
 from recipes.core.spec import Spec, digest_of
+
+LabelRule = Literal["balanced", "uniform"]
 
 
 class Protocol(Spec):
@@ -22,7 +25,7 @@ class Protocol(Spec):
     guidance_scale: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
-    labels: Literal["balanced", "uniform"] = "balanced"
+    labels: LabelRule = "balanced"
     """``balanced``: index modulo classes; ``uniform``: a random draw for each index."""
     samples: int
     weights: Literal["ema", "raw"] = "ema"
@@ -53,3 +56,69 @@ class Protocol(Spec):
     def digest_with(self, assets: dict[str, str]) -> str:
         """Digest of the protocol together with the content hashes of its feature network and reference."""
         return digest_of({"protocol": self.model_dump(mode="json"), "assets": assets})
+
+
+def _released(
+    name: str, labels: Literal["balanced", "uniform"], guidance: tuple[float, float, float] | None
+) -> Protocol:
+    """REPA-E's way: SDE, 250 steps, 50,000 images, EMA, truncation."""
+    scale, low, high = guidance or (1.0, 0.0, 1.0)
+    return Protocol(
+        name=name,
+        solver="sde_euler_maruyama",
+        steps=250,
+        guidance_scale=scale,
+        guidance_low=low,
+        guidance_high=high,
+        labels=labels,
+        samples=50_000,
+        to_uint8="floor",
+        features="inception",
+        reference="adm-reference",
+        manifold_size=50_000,
+    )
+
+
+def _variant(name: str, base: Protocol, **changes: object) -> Protocol:
+    return Protocol(**(base.model_dump() | changes | {"name": name}))
+
+
+def _built_in() -> dict[str, Protocol]:
+    """Guidance: README of the REPA-E release, before (v1) and after (v3) its change to balanced labels."""
+    v1, v3 = _released("repa-e-v1", "uniform", None), _released("repa-e-v3", "balanced", None)
+    found = [
+        v1,
+        v3,
+        _released("repa-e-v3-cfg-sdvae", "balanced", (2.2, 0.0, 0.65)),
+        _released("repa-e-v3-cfg-invae", "balanced", (1.8, 0.0, 0.825)),
+        _released("repa-e-v3-cfg-vavae", "balanced", (1.9, 0.0, 0.825)),
+        _released("repa-e-v1-cfg-e2e-vavae", "uniform", (2.5, 0.0, 0.75)),
+        _released("repa-e-v3-cfg-e2e-vavae", "balanced", (2.4, 0.0, 0.73)),
+        # SiT (arXiv 2401.08740) rounds; its ODE numbers use an adaptive solver, for which Heun's method stands here.
+        _variant("sit-sde250", v1, to_uint8="round"),
+        _variant("sit-sde250-cfg", v1, to_uint8="round", guidance_scale=1.5),
+        _variant("sit-heun125", v1, to_uint8="round", solver="ode_heun", steps=125),
+        _variant("ode50-10k", v3, solver="ode_euler", steps=50, samples=10_000, manifold_size=10_000),
+    ]
+    return {protocol.name: protocol for protocol in found}
+
+
+#: Protocols of published numbers, and a cheap one for curves.
+PROTOCOLS = _built_in()
+
+
+def find_protocol(name: str) -> Protocol:
+    """A built-in protocol.
+
+    Raises:
+        UserError: no such protocol, with the nearest one.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def difference(a: Protocol, b: Protocol) -> str:
+    """The fields in which two protocols differ, in words: ``labels uniform and balanced, steps 250 and 50``."""
+    ours, theirs = a.model_dump(mode="json"), b.model_dump(mode="json")
+    return ", ".join(f"{k} {ours[k]} and {theirs[k]}" for k in ours if k != "name" and ours[k] != theirs[k])

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from harness.assets import Store
-from harness.protocol import Protocol
+from harness.protocol import Protocol, find_protocol
 from harness.suites.base import Arm, Budget, Prepared, Surroundings
 from recipes import released
 from recipes.core.errors import UserError, nearest
@@ -307,19 +307,6 @@ def paper_arms() -> dict[str, PaperArm]:
     return arms
 
 
-def _protocol(name: str, **changes: Any) -> Protocol:
-    fields: dict[str, Any] = {
-        "name": name,
-        "solver": "sde_euler_maruyama",
-        "steps": 250,
-        "samples": 50_000,
-        "features": "inception",
-        "reference": "adm-reference",
-        "manifold_size": 10_000,
-    }
-    return Protocol(**(fields | changes))
-
-
 def imagenet256() -> ImagenetSuite:
     """400,000 steps of 256 images with SiT-XL/2; `repa-bench plan --suite imagenet256` says what that costs."""
     return ImagenetSuite(
@@ -327,8 +314,8 @@ def imagenet256() -> ImagenetSuite:
         tokenizers={k: TokenizerChoice(autoencoder=a, patch_size=p) for k, (a, p) in TOKENIZERS.items()},
         encoders=dict(ENCODERS),
         arms=paper_arms(),
-        curve_protocol=_protocol("ode50-10k", solver="ode_euler", steps=50, samples=10_000),
-        final_protocols=(_protocol("sde250-50k"),),
+        curve_protocol=find_protocol("ode50-10k"),
+        final_protocols=(find_protocol("repa-e-v3"),),
         budget=Budget(steps=400_000, score_every=50_000),
     )
 
@@ -347,7 +334,7 @@ def imagenet_smoke() -> ImagenetSuite:
     )
     # Adam turns the rounding of a gradient that is zero into a step; with this eps, layouts can be compared.
     calm = OptimizerSpec(eps=1e-3)
-    small = {"samples": 8, "manifold_size": 8, "steps": 4, "reference": "images"}
+    small: dict[str, Any] = {"samples": 8, "manifold_size": 8, "steps": 4, "reference": "images"}
     return full.model_copy(
         update={
             "name": "imagenet-smoke",
@@ -368,8 +355,8 @@ def imagenet_smoke() -> ImagenetSuite:
                 name: full.arms[name].model_copy(update={"encoder_depth": 2})
                 for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
             },
-            "curve_protocol": _protocol("smoke-ode4", solver="ode_euler", **small),
-            "final_protocols": (_protocol("smoke-sde4", **small),),
+            "curve_protocol": full.curve_protocol.model_copy(update={"name": "smoke-ode4", **small}),
+            "final_protocols": (full.final_protocols[0].model_copy(update={"name": "smoke-sde4", **small}),),
             "max_rfid": 1e6,
             "budget": Budget(steps=6, score_every=6),
         }

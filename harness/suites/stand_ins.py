@@ -28,7 +28,7 @@ def make(suite: ImagenetSuite, store: Store) -> None:
     makers: dict[str, Callable[[Path], Path]] = {
         "sd-vae": lambda folder: _tokenizer(suite, folder),
         "vgg16": _vgg16,
-        "inception": _inception,
+        "inception": write_inception,
         **{name: lambda folder, name=name: _encoder(suite, name, folder) for name in suite.encoders},  # type: ignore[misc]
     }
     for name, write in makers.items():
@@ -67,7 +67,8 @@ def _vgg16(folder: Path) -> Path:
     return folder / "vgg16.pth"
 
 
-def _inception(folder: Path) -> Path:
+def write_inception(folder: Path) -> Path:
+    """Random Inception-2015 weights, ``inception.pth``, under torch-fidelity's names."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):  # type: ignore[misc]

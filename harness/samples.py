@@ -1,0 +1,187 @@
+"""Sets of images to be measured: an ADM .npz, a folder, a prepared data set. Read in order, a batch at a time."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recipes.core.checkpoint import sha256_of
+from recipes.core.errors import UserError
+from recipes.core.files import UNDECODABLE, decode
+from recipes.core.images import Images, open_images, stack
+from recipes.core.spec import digest_of
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LOSSY = {".jpg", ".jpeg"}
+THREADS = 8
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the set."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, or of what identifies it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8, (n, 3, H, W)."""
+        ...
+
+
+class NpzImages:
+    """``arr_0`` of an .npz, uint8 (N, H, W, 3), read as a stream: 50,000 images of 256 pixels are 10 GB."""
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            UserError: no ``arr_0``, or not such an array.
+        """
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                self.shape, fortran, dtype = read(file)
+                self._offset = file.tell()
+        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+            raise UserError(f"{path} is not an .npz with images in arr_0 ({error}).") from None
+        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[-1] != 3 or fortran:
+            raise UserError(
+                f"{path}: arr_0 is {dtype} of shape {tuple(self.shape)}; images are uint8 of shape (N, H, W, 3)."
+            )
+        if self.shape[0] == 0:
+            raise UserError(f"{path}: arr_0 holds no image.")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_of(self.path)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet`."""
+        each = int(np.prod(self.shape[1:]))
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            file.read(self._offset)
+            for start in range(0, len(self), size):
+                count = min(size, len(self) - start)
+                raw = file.read(count * each)
+                if len(raw) != count * each:
+                    raise UserError(f"{self.path} ends within image {start + len(raw) // each}: it was cut short.")
+                pixels = np.frombuffer(bytearray(raw), np.uint8).reshape(count, *self.shape[1:])
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+class FolderImages:
+    """Image files of a folder and what is below it, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        """List them.
+
+        Raises:
+            UserError: there is none.
+        """
+        self.folder = folder
+        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}).")
+        lossy = sum(p.suffix.lower() in LOSSY for p in self.files)
+        self.warnings: tuple[str, ...] = ()
+        if lossy:
+            self.warnings = (
+                f"{lossy:,} of {len(self.files):,} images in {folder} are JPEGs: compression changes FID (5.80 for "
+                "2.50 in one report); keep samples as PNG or .npz.",
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and contents."""
+        return digest_of([[str(p.relative_to(self.folder)), sha256_of(p)] for p in self.files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet`.
+
+        Raises:
+            UserError: a file that cannot be decoded, or of another size than the first.
+        """
+        with ThreadPoolExecutor(THREADS, "decode") as pool:
+            first: tuple[int, ...] | None = None
+            for start in range(0, len(self), size):
+                pixels = list(pool.map(_read, self.files[start : start + size]))
+                first = first or pixels[0].shape
+                for path, image in zip(self.files[start:], pixels, strict=False):
+                    if image.shape != first:
+                        raise UserError(
+                            f"{path} is {image.shape[1]} x {image.shape[0]} pixels and the first image "
+                            f"{first[1]} x {first[0]}; resize them all in one way."
+                        )
+                yield torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        return decode(path.read_bytes(), path.name)
+    except UNDECODABLE as error:
+        raise UserError(f"{path} cannot be decoded ({error}); remove it or write it again.") from None
+
+
+class PreparedImages:
+    """A data set that was prepared for training."""
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    @property
+    def digest(self) -> str:
+        """The set's own content hash."""
+        return self._images.content
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet`."""
+        with ThreadPoolExecutor(THREADS, "decode") as pool:
+            for start in range(0, len(self), size):
+                yield stack(self._images, range(start, min(start + size, len(self))), pool)
+
+
+def open_samples(path: Path, *, flag: str) -> ImageSet:
+    """Recognise a set of images by what it is.
+
+    Raises:
+        UserError: it is none; `flag` is named.
+    """
+    if not path.exists():
+        raise UserError(f"{flag} {path}: there is no such file or folder.")
+    if path.suffix == ".npz":
+        return NpzImages(path)
+    if path.is_dir() and not (path / "manifest.json").exists() and not (path / "dataset.json").exists():
+        return FolderImages(path)
+    return PreparedImages(open_images(path))
