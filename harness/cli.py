@@ -143,8 +143,9 @@ def run(choices: Laid) -> None:
             f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
         )
         run_suite(session, arms, seeds)
-        _print_summary([session.folder])
-        session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+        if session.world.main:
+            _print_summary([session.folder])
+            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
 
 
 @app.command()
@@ -231,10 +232,13 @@ def score(
     with _session(choices) as session:
         if run_folder is not None:
             chosen = [find_protocol(protocol)] if protocol else session.suite.final_protocols
-            print(json.dumps(score_imported(session, run_folder, tokenizer, step, chosen), indent=1))
+            told = score_imported(session, run_folder, tokenizer, step, chosen)
+            if session.world.main:
+                print(json.dumps(told, indent=1))
             return
         run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
-        _print_summary([session.folder])
+        if session.world.main:
+            _print_summary([session.folder])
 
 
 def _score_files(

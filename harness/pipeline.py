@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +23,18 @@ from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
 from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings
+from recipes.core import checkpoint
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.core.spec import Execution
+from recipes.core.spec import Execution, digest_of
 from recipes.models.autoencoder import Autoencoder, to_unit
 from recipes.registry import recipe, recipe_options
 from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
 
 GRID_COLUMNS, GRID_ROWS = 10, 10
 RECONSTRUCTED = 2048
+#: Samples that are drawn, and kept until all are measured, as one.
+SHARD = 1024
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,9 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
     cells = [(step, session.suite.curve_protocol, 0) for step in session.budget.milestones()]
     cells += [(last, session.suite.curve_protocol, 1)]
     cells += [(last, protocol, 0) for protocol in session.suite.final_protocols]
+    session.world.barrier()  # nobody writes a record while the others look which are missing
     done = session.records.keys()
+    session.world.barrier()
     digest = run.spec.digest()
     missing = [
         (step, protocol, seed)
@@ -195,7 +201,7 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
             flops = flops_per_step(run.spec, session.suite.image_size)
             finished = 0
             for step, protocol, generation_seed in missing:
-                record = score_checkpoint(
+                score_checkpoint(
                     session,
                     prepared,
                     run,
@@ -205,10 +211,10 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
                     flops,
                     _offset(on_step, finished),
                 )
-                session.records.append(record)
                 finished += protocol.samples
     named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
-    if recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", named, digest, last) not in done:
+    unmeasured = recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", named, digest, last) not in done
+    if unmeasured and session.world.main:
         _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
         session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
 
@@ -264,10 +270,33 @@ def open_sampler(session: Session, run: Run, tokenizer: Autoencoder | None, step
 
 
 @dataclass(frozen=True)
+class SampleNames:
+    """Where a sample set leaves something: named by all that decides it, so that nothing stale is ever read."""
+
+    grid: Path
+    shards: Path
+
+    @classmethod
+    def of(cls, session: Session, run: Run, step: int, protocol: Protocol, digest: str, seed: int) -> SampleNames:
+        """For a checkpoint under a protocol."""
+        name = f"{step:07d}-{protocol.name}-g{seed}"
+        key = digest_of([run.weights_hash(step), digest, seed])[:12]
+        return cls(
+            grid=session.folder / "samples" / run.folder.name / f"{name}.png",
+            shards=session.folder / "shards" / f"{run.folder.name}-{name}-{key}",
+        )
+
+    def clear(self) -> None:
+        """The shards have been measured."""
+        shutil.rmtree(self.shards, ignore_errors=True)
+
+
+@dataclass(frozen=True)
 class Judged:
     """A sample set that was drawn and measured."""
 
-    metrics: Metrics
+    metrics: Metrics | None
+    """In the main process."""
     count: int
     seconds: float
     """Of drawing."""
@@ -279,21 +308,53 @@ def draw_and_judge(
     sampler: Sampler,
     protocol: Protocol,
     generation_seed: int,
-    grid: Path,
+    names: SampleNames,
     on_sample: Callable[[int], None],
 ) -> Judged:
-    """Draw the protocol's samples, keep a grid of the first, and measure them."""
-    judge, began = prepared.require_judge(), time.perf_counter()
-    images, labels = [], []
-    for batch, classes in sampler.batches(protocol, generation_seed, protocol.samples, session.suite.chunk):
-        images.append(batch)
-        labels.append(classes)
-        on_sample(sum(map(len, images)))
+    """Draw the protocol's samples in shards, keep a grid of the first, and measure them.
+
+    A shard is a range of sample indices, whatever the number of processes: each process draws every n-th, a finished
+    one is never drawn again, and all are gone once they are measured.
+    """
+    judge, began, world = prepared.require_judge(), time.perf_counter(), session.world
+    starts = range(0, protocol.samples, SHARD)
+    done = 0
+    for start in starts[world.rank :: world.size]:
+        indices = torch.arange(start, min(start + SHARD, protocol.samples))
+        if not (names.shards / f"{start:07d}").exists():
+            _draw_shard(session, judge, sampler, protocol, generation_seed, names, indices)
+        done += len(indices)
+        on_sample(min(done * world.size, protocol.samples))
+    world.barrier()
+    if not world.main:
+        return Judged(None, protocol.samples, time.perf_counter() - began)
+    parts = [checkpoint.load_part(names.shards / f"{start:07d}", "features") for start in starts]
+    fake = Features(torch.cat([p["features"] for p in parts]), torch.cat([p["logits"] for p in parts]))
+    labels = torch.cat([p["labels"] for p in parts])
     seconds = time.perf_counter() - began
-    save_grid(grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
-    fake = Features.of(images, judge.extractor)
-    found = _metrics(fake, torch.cat(labels), judge, protocol, session.suite.knows_labels)
+    found = _metrics(fake, labels, judge, protocol, session.suite.knows_labels)
     return Judged(found, len(fake.features), seconds)
+
+
+def _draw_shard(
+    session: Session,
+    judge: Judge,
+    sampler: Sampler,
+    protocol: Protocol,
+    generation_seed: int,
+    names: SampleNames,
+    indices: Tensor,
+) -> None:
+    images, labels = [], []
+    for chunk in indices.split(session.suite.chunk):
+        drawn, classes = sampler.draw(protocol, generation_seed, chunk)
+        images.append(drawn)
+        labels.append(classes)
+    if int(indices[0]) == 0:  # before the shard appears, so that the grid is there where the shard is
+        save_grid(names.grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
+    found = Features.of(images, judge.extractor)
+    tensors = {"features": found.features, "logits": found.logits, "labels": torch.cat(labels)}
+    checkpoint.save_folder(names.shards / f"{int(indices[0]):07d}", {"features": tensors}, {"count": len(indices)})
 
 
 def score_checkpoint(
@@ -305,11 +366,31 @@ def score_checkpoint(
     generation_seed: int,
     flops: int,
     on_sample: Callable[[int], None],
-) -> ScoreRecord:
-    """Judge a checkpoint of the suite; `flops` is the cost of one training step."""
+) -> None:
+    """Judge a checkpoint of the suite and record it; `flops` is the cost of one training step."""
     sampler = open_sampler(session, run, prepared.tokenizer(run.spec.arm), step, protocol)
-    grid = f"samples/{run.spec.name}/{step:07d}-{protocol.name}-g{generation_seed}.png"
-    judged = draw_and_judge(session, prepared, sampler, protocol, generation_seed, session.folder / grid, on_sample)
+    digest = _protocol_digest(protocol, prepared)
+    names = SampleNames.of(session, run, step, protocol, digest, generation_seed)
+    judged = draw_and_judge(session, prepared, sampler, protocol, generation_seed, names, on_sample)
+    if judged.metrics is not None:
+        session.records.append(
+            _score_record(session, prepared, run, step, protocol, generation_seed, flops, judged, names)
+        )
+        names.clear()
+
+
+def _score_record(
+    session: Session,
+    prepared: Prepared,
+    run: Run,
+    step: int,
+    protocol: Protocol,
+    generation_seed: int,
+    flops: int,
+    judged: Judged,
+    names: SampleNames,
+) -> ScoreRecord:
+    assert judged.metrics is not None
     spec, clock, arm = run.spec, run.clock(step), session.suite.arms[run.spec.arm]
     return ScoreRecord(
         **session.common(),
@@ -334,7 +415,7 @@ def score_checkpoint(
         nfe=protocol.nfe,
         sample_seconds=judged.seconds,
         assets=_protocol_assets(prepared),
-        grid=grid,
+        grid=str(names.grid.relative_to(session.folder)),
     )
 
 
@@ -353,9 +434,12 @@ def score_imported(
     out: dict[str, Any] = {"run": str(folder), "recipe": run.spec.recipe, "step": step}
     for protocol in protocols:
         sampler = open_sampler(session, run, start, step, protocol)
-        grid = session.folder / "samples" / f"{folder.name}-{step:07d}-{protocol.name}.png"
+        names = SampleNames.of(session, run, step, protocol, _protocol_digest(protocol, prepared), 0)
         with session.reporter.stage(f"score {folder.name}", protocol.samples) as on_sample:
-            judged = draw_and_judge(session, prepared, sampler, protocol, 0, grid, on_sample)
+            judged = draw_and_judge(session, prepared, sampler, protocol, 0, names, on_sample)
+        if judged.metrics is None:
+            continue
+        names.clear()
         out[protocol.label] = {
             **judged.metrics.model_dump(exclude_none=True),
             "n_fake": judged.count,
@@ -457,15 +541,7 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
 
 
 def run_suite(session: Session, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Prepare, then train and score every arm with every seed.
-
-    Raises:
-        UserError: under torchrun; only training and preparation are shared out so far.
-    """
-    if session.world.size > 1:
-        raise UserError(
-            "scoring runs in one process: under torchrun use `repa-bench train`, then `repa-bench score` without it."
-        )
+    """Prepare, then train and score every arm with every seed; under torchrun, all processes share the work."""
     prepared = prepare(session, arms)
     prepared.require_judge()
     examine(session, prepared, arms)

@@ -260,7 +260,7 @@ class Preparation:
 
     def _judge(self) -> Judge | None:
         missing = [n for n in self.suite.judged_by() if catalogue.find(self.store, n) is None]
-        if missing or not self.world.main:
+        if missing:
             return None
         network = catalogue.require(self.store, self.suite.features)
         extract = inception.extractor(network.path, self.world.device)
@@ -292,7 +292,11 @@ class Preparation:
             return {"features": torch.cat([f for f, _ in parts]), "logits": torch.cat([x for _, x in parts])}, {}
 
         sources = {key: self.hashes[key] for key in ("features", "reference")}
+        if not self.world.main:  # one process makes it, the others find it
+            self.world.barrier()
         tensors = self.store.get(f"features-{name}", {"count": len(images)}, sources, make).tensors
+        if self.world.main:
+            self.world.barrier()
         return Features(tensors["features"], tensors["logits"])
 
 

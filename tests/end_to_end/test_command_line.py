@@ -297,3 +297,55 @@ def test_list_and_doctor(finished):
     looked = repa_bench("doctor", cache=finished[1])
     assert looked.returncode == 0
     assert "digits-tokenizer-" in looked.stdout
+
+
+def test_two_processes_score_what_one_does(finished, tmp_path):
+    """Training, sampling and scoring shared by two processes: every metric of every checkpoint is the same."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*launcher, "harness.cli", "run", "--suite", "smoke", "--out", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"REPA_BENCH_CACHE": str(finished[1])}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = scores(finished[0]), scores(tmp_path)
+    assert set(ours) == set(theirs)
+    for key, row in ours.items():
+        if key[0] == "score":
+            assert theirs[key]["metrics"] == pytest.approx(row["metrics"], rel=1e-3), key
+    assert not list((tmp_path / "shards").iterdir())
+
+
+def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
+    """Scoring interrupted between two shards goes on with the second, and ends with the same numbers."""
+    from harness import pipeline
+    from harness.assets import Store
+    from harness.generate import Sampler
+    from harness.pipeline import Session
+    from harness.progress import Reporter
+    from harness.suites import suite
+    from harness.suites.base import Budget
+
+    chosen = suite("smoke")
+    session = Session(chosen, Budget(steps=8, score_every=8), tmp_path, Store(finished[1]), Reporter(quiet=True))
+    monkeypatch.setattr(pipeline, "SHARD", 32)
+    drawn: list[int] = []
+    whole = Sampler.draw
+
+    def draw(self, protocol, seed, indices):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(int(indices[0]))
+        return whole(self, protocol, seed, indices)
+
+    monkeypatch.setattr(Sampler, "draw", draw)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_suite(session, ["vanilla"], [0])
+    assert drawn == [0, 32]
+    monkeypatch.setattr(Sampler, "draw", lambda s, p, g, i: drawn.append(int(i[0])) or whole(s, p, g, i))
+    pipeline.run_suite(session, ["vanilla"], [0])
+    assert drawn[2:4] == [64, 96]
+    ours = {k: v for k, v in scores(tmp_path).items() if k[3] == "8" and "ode4" in k[4]}
+    assert ours
+    for key, row in ours.items():
+        if key in scores(finished[0]):
+            assert row["metrics"] == pytest.approx(scores(finished[0])[key]["metrics"], rel=1e-4)
