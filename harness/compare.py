@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import records
+from harness.protocol import difference
 from harness.records import FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.speedup import Speedup, Spread, speedup, spread
 from recipes.core.errors import UserError
@@ -202,8 +203,11 @@ def _refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
     for r in scores:
         first = seen.setdefault(r.protocol.name, r)
         if (first.suite_digest, first.protocol_digest) != (r.suite_digest, r.protocol_digest):
+            told = difference(first.protocol, r.protocol)
+            spelled = f" ({told})" if told else ""
             raise UserError(
-                f"the folders' numbers under {r.protocol.label} are not comparable: their suite or protocol digests "
+                f"the folders' numbers under {r.protocol.label} are not comparable{spelled}: their suite or protocol "
+                "digests "
                 f"differ ({first.suite_digest[:8]}/{first.protocol_digest[:8]} and "
                 f"{r.suite_digest[:8]}/{r.protocol_digest[:8]}); report them one by one."
             )

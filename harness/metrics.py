@@ -22,6 +22,8 @@ Points = Tensor | np.ndarray[Any, Any]
 """Features (N, D) of any floating type; a NumPy memmap is read tile by tile."""
 
 _CHUNK = 4096
+_SIDE = (8192, 2048)
+"""Longest side of a tile: on an accelerator, and on a CPU, where a tile should stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,13 @@ def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None =
     return float(torch.stack(scores).mean())
 
 
+def _take(points: Points, index: Tensor) -> Tensor:
+    """Some rows, float64, on the points' device."""
+    if isinstance(points, Tensor):
+        return points[index.to(points.device)].double()
+    return torch.from_numpy(np.asarray(points[index.cpu().numpy()])).double()
+
+
 class Kid(NamedTuple):
     """A kernel distance over subsets."""
 
@@ -234,12 +243,12 @@ def _mmd2(x: Tensor, y: Tensor) -> Tensor:
     return within / (n * (n - 1)) - 2 * ((x @ y.T) / dim + 1).pow(3).mean()
 
 
-def kid(*, real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Kid:
+def kid(*, real: Points, fake: Points, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Kid:
     """KID (arXiv 1801.01401): the unbiased squared MMD, over subsets drawn without replacement from the seed.
 
     Args:
         real: (N, D).
-        fake: (M, D), on the device of `real`.
+        fake: (M, D); a tensor lies on the device of `real`.
         subsets: how many.
         subset_size: rows of each set in a subset, 2 to min(N, M).
         seed: the same one draws the same subsets, on every device.
@@ -252,7 +261,7 @@ def kid(*, real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 10
     values = []
     for k in range(subsets):
         g = torch.Generator().manual_seed(seed_of(seed, "kid", k))
-        x, y = (z[torch.randperm(len(z), generator=g)[:subset_size].to(z.device)].double() for z in (real, fake))
+        x, y = (_take(z, torch.randperm(len(z), generator=g)[:subset_size]) for z in (real, fake))
         values.append(_mmd2(x, y))
     drawn = torch.stack(values)
     if not bool(torch.isfinite(drawn).all()):
@@ -343,9 +352,11 @@ class _Rows:
         if source.ndim != 2:
             raise ValueError(f"features have shape {tuple(source.shape)}, not (N, D)")
         self._source, self.device, self.dim = source, device, int(source.shape[1])
-        # A tile of products takes up to 32 bytes an element (itself, masks, indices); its operands 48 a number.
-        self.side = max(1, min(math.isqrt(budget // 64), budget // (96 * max(1, self.dim))))
-        self.pairs = max(1, budget // (64 * max(1, self.dim)))
+        row = 4 * max(1, self.dim)
+        # A tile of products takes up to 32 bytes an element (itself, masks, indices); its operands six float64 rows.
+        self.side = max(1, min(_SIDE[device.type == "cpu"], math.isqrt(budget // 64), budget // (24 * row)))
+        self.pairs = max(1, budget // (16 * row))
+        self.kept = budget // (8 * row * self.side)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -360,25 +371,25 @@ class _Rows:
 
     def take(self, index: Tensor) -> Tensor:
         """Any rows, float64."""
-        if isinstance(self._source, Tensor):
-            part = self._source[index.to(self._source.device)]
-        else:
-            part = torch.from_numpy(np.asarray(self._source[index.cpu().numpy()]))
-        return part.to(self.device, torch.float64)
+        return _take(self._source, index).to(self.device)
 
     @cached_property
-    def mean(self) -> Tensor:
-        """(D,), float64."""
+    def centre(self) -> Tensor:
+        """About the mean (D,), float64, in numbers that float32 has: every view subtracts the same ones."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
         for start in self.starts():
             total += self.slice(start).sum(0, dtype=torch.float64)
         if not bool(torch.isfinite(total).all()):
             raise ValueError("features hold NaN or infinity")
-        return total / len(self)
+        return (total / len(self)).float().double()
 
     def norms(self, centre: Tensor) -> Tensor:
         """Squared distances (N,) from the centre, float64."""
-        return torch.cat([(self.slice(start).double() - centre).square().sum(1) for start in self.starts()])
+        parts = [torch.linalg.vector_norm(self.slice(i).double() - centre, dim=1) for i in self.starts()]
+        norms = torch.cat(parts).square_()
+        if not bool(torch.isfinite(norms).all()):
+            raise ValueError("features hold NaN or infinity, or numbers too large to square")
+        return norms
 
 
 def _distances(a: _Rows, i: Tensor, b: _Rows, j: Tensor) -> Tensor:
@@ -395,25 +406,32 @@ class _View:
 
     With u the unit roundoff and x, y centred, a product of D terms is off by at most about D u |x||y| in any order
     of summation (Higham, "Accuracy and stability of numerical algorithms", section 3.1), so a squared distance by at
-    most D u (|x|^2 + |y|^2); roundings of the rows, norms and sums cost a few u more. `low` and `spread` share the
-    bound out between the two rows.
+    most D u (|x|^2 + |y|^2); roundings of the rows, norms and sums cost a few u more, and those of the float64
+    distances that it must agree with twice as much again in their u. `low` and `spread` share the bound out between
+    the rows.
     """
 
     def __init__(self, rows: _Rows, centre: Tensor, norms: Tensor, scale: float, dtype: torch.dtype) -> None:
         self.rows, self.centre, self.scale, self.dtype = rows, centre, scale, dtype
-        bound = (rows.dim + 64) * torch.finfo(dtype).eps / 2
+        bound = (rows.dim + 64) * (torch.finfo(dtype).eps / 2 + torch.finfo(torch.float64).eps)
         tiny = 1e-30 if dtype == torch.float32 else 1e-280
         norms = norms * scale**2
         self.low = (norms * (1 - bound) - tiny).to(dtype)
         self.spread = (2 * (norms * bound + tiny)).to(dtype)
+        self._kept: dict[int, Tensor] = {}
 
     def shape(self, x: Tensor) -> Tensor:
         work = torch.promote_types(x.dtype, self.dtype)
-        return ((x.to(work) - self.centre.to(work)) * self.scale).to(self.dtype)
+        return (x.to(work) - self.centre.to(work)).mul_(self.scale).to(self.dtype)
 
     def block(self, start: int) -> tuple[Tensor, Tensor]:
-        """The tile's rows and their share of the lower bound."""
-        return self.shape(self.rows.slice(start)), self.low[start : start + self.rows.side]
+        """The tile's rows and their share of the lower bound; some tiles are kept."""
+        found = self._kept.get(start)
+        if found is None:
+            found = self.shape(self.rows.slice(start))
+            if len(self._kept) < self.rows.kept:
+                self._kept[start] = found
+        return found, self.low[start : start + self.rows.side]
 
 
 def _lower(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
@@ -456,9 +474,9 @@ class _Nearest:
 
 def _radii(rows: _Rows, k: int) -> Tensor:
     """Distance (N,) of every point to its k-th neighbour among the others, float64."""
-    norms = rows.norms(rows.mean)
+    norms = rows.norms(rows.centre)
     scale, keep = _scale(norms), min(len(rows) - 1, k + 8)
-    view = _View(rows, rows.mean, norms, scale, torch.float32)
+    view = _View(rows, rows.centre, norms, scale, torch.float32)
     nearest = _Nearest(len(rows), keep, view.low)
     for i in rows.starts():
         a = view.block(i)
@@ -470,7 +488,7 @@ def _radii(rows: _Rows, k: int) -> Tensor:
                 nearest.update(j, tile.T.contiguous(), i)
             nearest.update(i, tile, j)
     radii, sure = nearest.settle(view, torch.arange(len(rows), device=rows.device), k)
-    view = _View(rows, rows.mean, norms, scale, torch.float64)
+    view = _View(rows, rows.centre, norms, scale, torch.float64)
     for ids in (~sure).nonzero().flatten().split(rows.side):
         radii[ids] = _radii_again(view, ids, k, keep)
     return radii
@@ -521,7 +539,7 @@ class _Crossing:
         for radii in (self.real_radii[rows][:, None], self.fake_radii[columns][None]):
             squared = (radii * self.real.scale).square().to(low.dtype)
             inside = high <= squared
-            p, q = ((low <= squared) & ~inside).nonzero(as_tuple=True)
+            p, q = (low <= squared).logical_xor_(inside).nonzero(as_tuple=True)
             if coarse and len(p) > low.numel() // 64 + 64:
                 return None
             exact = _distances(self.real.rows, p + i, self.fake.rows, q + j)
@@ -532,12 +550,12 @@ class _Crossing:
 
 def _cross(real: _Rows, fake: _Rows, real_radii: Tensor, fake_radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count of real balls around each fake (M,); whether each real's ball holds a fake, and a fake's ball it: (N,)."""
-    norms = real.norms(real.mean), fake.norms(real.mean)
+    norms = real.norms(real.centre), fake.norms(real.centre)
     scale = _scale(torch.cat(norms))
     coarse, fine = (
         _Crossing(
-            _View(real, real.mean, norms[0], scale, dtype),
-            _View(fake, real.mean, norms[1], scale, dtype),
+            _View(real, real.centre, norms[0], scale, dtype),
+            _View(fake, real.centre, norms[1], scale, dtype),
             real_radii,
             fake_radii,
         )

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metrics import Moments, effective_rank, frechet_distance, inception_score, precision_recall, psnr
+from harness.metrics import (
+    Moments,
+    Sums,
+    effective_rank,
+    frechet,
+    frechet_distance,
+    inception_score,
+    kid,
+    manifold,
+    precision_recall,
+    psnr,
+)
 
 DIM = 12
 
@@ -81,6 +93,82 @@ def test_nan_never_becomes_a_number():
         Moments.of(x[:1])
 
 
+def test_the_parts_of_a_frechet_distance_add_up():
+    for n in (400, 5):
+        real, fake = Moments.of(cloud(0)), Moments.of(cloud(1, n, shift=0.3))
+        result = frechet(real=real, fake=fake)
+        assert result.distance == frechet_distance(real=real, fake=fake)
+        assert result.mean_term == pytest.approx(float((real.mean - fake.mean).square().sum()), rel=1e-12)
+        assert result.mean_term + result.trace_term == pytest.approx(result.distance, rel=1e-12)
+        assert 0 <= result.negative_mass < 1e-12
+    broken = Moments(fake.mean, fake.covariance - 0.1 * torch.eye(DIM), 5)
+    assert frechet(real=real, fake=broken).negative_mass > 1e-4
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.abs().max()))
+
+
+@given(cuts=st.lists(st.integers(0, 300), max_size=8), seed=st.integers(0, 100), shift=st.sampled_from([0, 3, 100]))
+def test_sums_do_not_depend_on_the_batches(cuts, seed, shift):
+    x = cloud(seed, 300, shift=shift).float()
+    edges = [0, *sorted(cuts), 300]
+    parts = [x[a:b] for a, b in itertools.pairwise(edges)]
+    added, merged, expected = Sums.empty(DIM), Sums.empty(DIM), Moments.of(x)
+    for part in parts:
+        assert added.add(part) is added
+        merged = merged + Sums.empty(DIM).add(part)
+    for sums in (added, merged, Sums.from_tensors(merged.tensors())):
+        found = sums.moments()
+        assert found.count == sums.n == 300
+        close(found.mean, expected.mean)
+        close(found.covariance, expected.covariance)
+
+
+def test_sums_lose_no_digits_to_a_far_mean():
+    x = cloud(0, 1000)
+    far = (x * 2**20).round() / 2**20 + 2.0**20
+    sums = Sums.empty(DIM)
+    for part in far.split(7):
+        sums.add(part)
+    exact = Moments.of(far - 2.0**20).covariance
+    assert float((sums.moments().covariance - exact).abs().max()) < 1e-8 * float(exact.abs().max())
+
+
+def test_sums_leave_their_parts_alone():
+    a, b = Sums.empty(DIM).add(cloud(0, 9)), Sums.empty(DIM).add(cloud(1, 8))
+    before, mean = a.scatter.clone(), b.mean.clone()
+    whole = a.merge(b)
+    whole.add(cloud(2, 5))
+    (Sums.empty(DIM) + a).add(cloud(2, 5))
+    assert (a.n, b.n, whole.n) == (9, 8, 22)
+    assert torch.equal(a.scatter, before)
+    assert torch.equal(b.mean, mean)
+
+
+def test_sums_refuse_what_is_no_number_and_name_the_row():
+    sums, x = Sums.empty(DIM).add(cloud(0, 10)), cloud(1, 10)
+    before = sums.mean.clone()
+    for value in (float("nan"), float("inf")):
+        x[4, 2] = value
+        with pytest.raises(ValueError, match=r"row 4 of the batch \(row 14 of all\) holds NaN"):
+            sums.add(x)
+    assert sums.n == 10
+    assert torch.equal(sums.mean, before)
+    with pytest.raises(ValueError, match="shape"):
+        sums.add(x[:, :3])
+    with pytest.raises(ValueError, match="two samples"):
+        Sums.empty(DIM).add(cloud(0, 1)).moments()
+    with pytest.raises(ValueError, match="dimensions"):
+        sums.merge(Sums.empty(3))
+    with pytest.raises(ValueError, match="lack"):
+        Sums.from_tensors({"n": torch.tensor(3)})
+    with pytest.raises(ValueError, match="float64"):
+        Sums.from_tensors(sums.tensors() | {"mean": sums.mean.float()})
+    with pytest.raises(ValueError, match="count"):
+        Sums.from_tensors(sums.tensors() | {"n": torch.tensor(-1)})
+
+
 def test_inception_score_equals_torch_fidelity():
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -88,6 +176,52 @@ def test_inception_score_equals_torch_fidelity():
     for splits in (1, 5):
         theirs = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
         assert inception_score(logits, splits) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_inception_score_in_splits_of_a_size_as_adm_does():
+    logits = torch.randn(250, 10, generator=torch.Generator().manual_seed(0)) * 3
+    scores = []
+    for start in range(0, 250, 100):
+        p = logits[start : start + 100].double().softmax(1).numpy()
+        scores.append(np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0, keepdims=True))), 1))))
+    assert inception_score(logits, split_size=100) == pytest.approx(np.mean(scores), rel=1e-9)
+    assert inception_score(logits, split_size=5000) == pytest.approx(inception_score(logits), rel=1e-12)
+    with pytest.raises(ValueError, match="not both"):
+        inception_score(logits, 2, split_size=100)
+
+
+def test_kid_equals_torch_fidelity():
+    from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
+
+    real, fake = cloud(0, 120), cloud(1, 120, shift=0.4)
+    theirs = kernel_mmd(
+        real.numpy(), fake.numpy(), kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1
+    )
+    found = kid(real=real, fake=fake, subsets=3, subset_size=120)
+    assert found.mean == pytest.approx(float(theirs), rel=1e-9)
+    assert found.sd <= 1e-9 * abs(found.mean)
+    # Other subsets of the same size: equal up to their spread.
+    drawn = kid(real=real, fake=fake, subsets=200, subset_size=40)
+    other = kid_features_to_metric(fake, real, kid_subsets=200, kid_subset_size=40, verbose=False)
+    assert drawn.sd == pytest.approx(other["kernel_inception_distance_std"], rel=0.3)
+    assert abs(drawn.mean - other["kernel_inception_distance_mean"]) < 5 * drawn.sd / 200**0.5
+
+
+def test_kid_is_a_function_of_its_seed():
+    real, fake = cloud(0, 90).float(), cloud(1, 70).float()
+
+    def draw(seed: int) -> tuple[float, float]:
+        return kid(real=real, fake=fake, subsets=5, subset_size=30, seed=seed)
+
+    state = torch.get_rng_state()
+    assert draw(1) == draw(1) == kid(real=real.numpy(), fake=fake.numpy(), subsets=5, subset_size=30, seed=1)
+    assert draw(1) != draw(2)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="no 5 subsets of 71"):
+        kid(real=real, fake=fake, subsets=5, subset_size=71)
+    fake[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        kid(real=real, fake=fake, subsets=1, subset_size=70)
 
 
 def test_inception_score_ends():
@@ -131,6 +265,124 @@ def test_precision_recall_survive_shuffling(seed):
     real, fake = cloud(seed, 60), cloud(seed + 1, 50)
     shuffled = precision_recall(real=real[torch.randperm(60, generator=g)], fake=fake[torch.randperm(50, generator=g)])
     assert shuffled == precision_recall(real=real, fake=fake)
+
+
+def brute(real: torch.Tensor, fake: torch.Tensor, k: int) -> tuple[float, ...]:
+    """Every distance at once, in float64: precision, recall, density, coverage."""
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+    radii, other = (apart(x, x).kthvalue(k + 1, dim=1).values for x in (real, fake))
+    cross = apart(real, fake)
+    balls, reverse = cross <= radii[:, None], cross <= other[None]
+    shares = (balls.any(0), reverse.any(1), balls.sum(0), balls.any(1))
+    precision, recall, density, coverage = (float(x.double().mean()) for x in shares)
+    return precision, recall, density / k, coverage
+
+
+def make(kind: str, seed: int, n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sets that are easy or hard for products in float32."""
+    real, fake = cloud(seed, n).float(), cloud(seed, m + 7, shift=0.2, scale=0.9)[7:].float()
+    if kind == "far":  # the distances are lost against the norms
+        return real + 1e4, fake + 1e4
+    if kind == "copies":  # exact ties
+        return torch.cat((real, real[: n // 2])), torch.cat((fake, real[: m // 2], real[:1].expand(m, -1)))
+    if kind == "grid":  # ties of different pairs
+        return (real[:, :3]).round(), (fake[:, :3] * 1.3).round()
+    if kind == "outlier":
+        return torch.cat((real, torch.full((1, DIM), 3e8))), torch.cat((fake, torch.full((2, DIM), -1e9)))
+    if kind == "collapsed":
+        return real, 1e-5 * fake + real[:1] + 20
+    return real, fake
+
+
+KINDS = ["plain", "far", "copies", "grid", "outlier", "collapsed"]
+
+
+@settings(max_examples=150)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 500),
+    k=st.integers(1, 6),
+    n=st.integers(8, 60),
+    m=st.integers(8, 60),
+    budget=st.sampled_from([12_000, 40_000, 2**29]),
+)
+def test_manifold_equals_brute_force_whatever_the_tiles(kind, seed, k, n, m, budget):
+    real, fake = make(kind, seed, n, m)
+    found = manifold(real=real, fake=fake, k=k, budget=budget)
+    expected = brute(real, fake, k)
+    assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected, abs=1e-12)
+    assert precision_recall(real=real, fake=fake, k=k, budget=budget) == (found.precision, found.recall)
+    total = found.precision + found.recall
+    assert found.f_score == pytest.approx(2 * found.precision * found.recall / total if total else 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_manifold_of_many_points_in_few_tiles_equals_brute_force(kind, dtype):
+    real, fake = (x.clamp(-6e4, 6e4).to(dtype) for x in make(kind, 3, 700, 500))
+    for k in (1, 5):
+        found = manifold(real=real, fake=fake, k=k, budget=2**22)
+        expected = brute(real, fake, k)
+        assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_manifold_point_by_point(kind):
+    real, fake = make(kind, 1, 12, 10)
+    kept = real.clone(), fake.clone()
+    assert manifold(real=real, fake=fake, k=2, budget=1) == manifold(real=real.double(), fake=fake.double(), k=2)
+    assert torch.equal(real, kept[0])
+    assert torch.equal(fake, kept[1])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_manifold_of_tiny_and_huge_numbers(scale):
+    real, fake = cloud(0, 90), cloud(0, 97, shift=0.2)[7:]
+    assert manifold(real=real * scale, fake=fake * scale) == manifold(real=real, fake=fake)
+
+
+def test_manifold_reads_a_memmap_by_tiles(tmp_path):
+    real, fake = cloud(0, 300).float(), cloud(1, 200).float()
+    for name, x in (("real", real), ("fake", fake)):
+        np.save(tmp_path / f"{name}.npy", x.numpy())
+    maps = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("real", "fake")}
+    assert manifold(**maps, budget=50_000) == manifold(real=real, fake=fake)
+
+
+def test_manifold_heeds_no_reduced_precision_and_restores_it():
+    real, fake = make("far", 0, 200, 150)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = manifold(real=real, fake=fake)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (found.precision, found.recall, found.density, found.coverage) == brute(real, fake, 5)
+
+
+def test_manifold_refuses_what_has_no_answer():
+    x, y = cloud(0, 10), cloud(1, 6)
+    for k in (0, 6):
+        with pytest.raises(ValueError, match="samples"):
+            manifold(real=x, fake=y, k=k)
+    with pytest.raises(ValueError, match="features"):
+        manifold(real=x, fake=y[:, :4])
+    for value in (float("nan"), float("inf")):
+        y[2, 3] = value
+        with pytest.raises(ValueError, match="NaN"):
+            manifold(real=x, fake=y)
+
+
+def test_density_and_coverage_by_hand():
+    real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [10.5]])
+    # k = 1: real radii 1, 1, 2; the first fake lies in the first two balls and on no other
+    found = manifold(real=real, fake=fake, k=1)
+    assert (found.density, found.coverage) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
 
 
 def test_effective_rank():

@@ -1,0 +1,89 @@
+"""Benchmarks of the metrics beside torch-fidelity and clean-fid: `nox -s bench`. No assertion on time."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.metrics import Moments, Sums, frechet_distance, precision_recall
+
+FEATURES = 2048
+
+
+def features(seed: int, n: int) -> torch.Tensor:
+    """Non-negative, of a decaying spectrum, as Inception's are: float32, (n, 2048)."""
+    mixing = torch.randn(FEATURES, FEATURES, generator=torch.Generator().manual_seed(0)) / FEATURES**0.5
+    mixing *= (20 * torch.arange(1, FEATURES + 1) ** -0.7)[:, None]
+    return (torch.randn(n, FEATURES, generator=torch.Generator().manual_seed(seed)) @ mixing).relu()
+
+
+def resident(name: str) -> int:
+    """VmRSS or VmHWM (its peak) of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def measure(benchmark: Any, run: Callable[[], Any], rounds: int) -> Any:
+    """Time it, and note how far its peak memory lies above what was resident before (Linux only)."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return benchmark.pedantic(run, rounds=rounds)
+    gc.collect()
+    reset.write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    found = benchmark.pedantic(run, rounds=rounds)
+    benchmark.extra_info["peak_memory_bytes"] = resident("VmHWM") - before
+    return found
+
+
+@pytest.fixture(scope="module")
+def moments() -> tuple[Moments, Moments]:
+    return tuple(Sums.empty(FEATURES).add(features(seed, 3000)).moments() for seed in (1, 2))
+
+
+@pytest.mark.benchmark(group="Fréchet distance of 2048 features")
+@pytest.mark.parametrize("whose", ["ours, root kept", "torch-fidelity", "clean-fid"])
+def test_frechet(benchmark, moments, whose):
+    from cleanfid.fid import frechet_distance as clean
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    real, fake = moments
+    expected = frechet_distance(real=real, fake=fake)  # computes the root
+    (m1, s1), (m2, s2) = ((x.mean.numpy(), x.covariance.numpy()) for x in moments)
+
+    def fidelity() -> float:
+        statistics = {"mu": m1, "sigma": s1}, {"mu": m2, "sigma": s2}
+        return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+    how: dict[str, Callable[[], float]] = {
+        "ours, root kept": lambda: frechet_distance(real=real, fake=fake),
+        "torch-fidelity": fidelity,
+        "clean-fid": lambda: float(clean(m1, s1, m2, s2)),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy's sqrtm, inside clean-fid
+        found = measure(benchmark, how[whose], rounds=1)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.benchmark(group="precision and recall, 6,000 fake and 3,000 real x 2048")
+@pytest.mark.parametrize("whose", ["ours", "torch-fidelity"])
+def test_precision_recall(benchmark, whose):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real, fake = features(1, 3000), features(2, 6000) * 0.97
+
+    def fidelity() -> tuple[float, float]:
+        theirs = prc_features_to_metric(fake, real, prc_neighborhood=3, verbose=False)
+        return theirs["precision"], theirs["recall"]
+
+    run = (lambda: precision_recall(real=real, fake=fake)) if whose == "ours" else fidelity
+    precision, recall = measure(benchmark, run, rounds=2)
+    assert 0 < precision < 1
+    assert 0 < recall < 1
