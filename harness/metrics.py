@@ -200,6 +200,10 @@ def frechet_distance(*, real: Moments, fake: Moments) -> float:
     return frechet(real=real, fake=fake).distance
 
 
+#: Images of one part of ADM's Inception score.
+ADM_SPLIT = 5000
+
+
 def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None = None) -> float:
     """IS (arXiv 1606.03498): exp of the mean KL of p(y|x) from p(y), averaged over splits taken in order.
 

@@ -459,7 +459,7 @@ def _metrics(fake: Features, labels: Tensor, judge: Judge, protocol: Protocol, k
     )
     return Metrics(
         fid=metrics.frechet_distance(real=judge.reference_moments, fake=metrics.Moments.of(fake.features)),
-        inception_score=metrics.inception_score(fake.logits),
+        inception_score=metrics.inception_score(fake.logits, split_size=metrics.ADM_SPLIT),
         precision=precision,
         recall=recall,
         accuracy=(fake.logits.argmax(1) == labels).double().mean().item() if knows_labels else None,

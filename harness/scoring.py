@@ -36,7 +36,6 @@ CONVENTIONS = {
     "manifold": "pool_3, k = 3 (density and coverage: 5)",
     "kid": "100 subsets of 1,000, cubic kernel",
 }
-IS_SPLIT = 5000
 BATCH = 64
 
 
@@ -241,7 +240,7 @@ def _values(real: Reference, fake: Measured, wanted: Sequence[str]) -> dict[str,
         assert real.spatial is not None
         out["sfid"] = metrics.frechet_distance(real=real.spatial, fake=fake.spatial)
     if "is" in wanted:
-        out["is"] = metrics.inception_score(fake.logits, split_size=IS_SPLIT)
+        out["is"] = metrics.inception_score(fake.logits, split_size=metrics.ADM_SPLIT)
     if set(MANIFOLD) & set(wanted):
         assert real.features is not None
         out |= _manifold(real.features, fake.features, wanted)
