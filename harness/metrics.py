@@ -35,6 +35,7 @@ class Moments:
     covariance: Tensor
     """float64, (D, D)."""
     count: int
+    """Samples; 0 where it is not known."""
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
@@ -54,8 +55,14 @@ class Moments:
     def root(self) -> Tensor:
         """The covariance's symmetric square root, (D, D). Kept: one reference judges many sample sets."""
         values, vectors = torch.linalg.eigh(self.covariance)
-        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        root: Tensor = (vectors * _leading(values, self.rank).clamp(min=0).sqrt()) @ vectors.T
         return root
+
+    @property
+    def rank(self) -> int:
+        """The most that the covariance's rank can be: fewer samples than features leave directions without spread."""
+        dim = len(self.mean)
+        return min(dim, self.count - 1) if self.count else dim
 
 
 @dataclass
@@ -159,6 +166,11 @@ class Sums:
         return cls(int(n), mean.clone(), scatter.clone())
 
 
+def _leading(ascending: Tensor, rank: int) -> Tensor:
+    """The `rank` largest of sorted eigenvalues; zero in place of the others."""
+    return torch.where(torch.arange(len(ascending), device=ascending.device) >= len(ascending) - rank, ascending, 0.0)
+
+
 @dataclass(frozen=True)
 class FrechetResult:
     """A Fréchet distance and its parts."""
@@ -182,11 +194,12 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
     mean, covariance = fake.mean.to(real.mean.device), fake.covariance.to(real.mean.device)
     middle = real.root @ covariance @ real.root
     eigenvalues = torch.linalg.eigvalsh((middle + middle.T) / 2)
-    positive = eigenvalues.clamp(min=0)
+    # Beyond the rank they are rounding, and the roots of two thousand roundings add up.
+    positive = _leading(eigenvalues, min(real.rank, fake.rank)).clamp(min=0)
     mean_term = (real.mean - mean).square().sum()
     trace_term = real.covariance.trace() + covariance.trace() - 2 * positive.sqrt().sum()
     mass = float(positive.sum())
-    negative = float((positive - eigenvalues).sum())
+    negative = -float(eigenvalues.clamp(max=0).sum())
     return FrechetResult(
         distance=float(mean_term + trace_term),
         mean_term=float(mean_term),

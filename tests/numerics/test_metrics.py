@@ -73,6 +73,17 @@ def test_fid_with_itself_is_zero_even_with_fewer_samples_than_features(seed, n):
     assert abs(fid(x, x)) <= 1e-6 * float(Moments.of(x).covariance.trace() + 1)
 
 
+def test_fid_with_fewer_samples_than_features_is_exact():
+    """The trace of the root is then the nuclear norm of the product of the centred feature matrices."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 300, generator=g).double(), torch.randn(24, 300, generator=g).double() * 1.3
+    a, b = (x - x.mean(0)) / 19**0.5, (y - y.mean(0)) / 23**0.5
+    root = torch.linalg.svdvals(a @ b.T).sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2 * root
+    assert fid(x, y) == pytest.approx(float(expected), rel=1e-12)
+    assert abs(fid(x, x)) < 1e-10 * float(a.square().sum())
+
+
 @given(seed=st.integers(0, 1000), shift=st.floats(-3, 3))
 def test_fid_is_symmetric_rotation_invariant_and_sees_a_shift(seed, shift):
     x, y = cloud(seed), cloud(seed + 1)
