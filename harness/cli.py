@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,16 +85,7 @@ def _session(place: Place) -> Iterator[Session]:
             world=here,
             execution=execution,
             data=place.data,
-            stop=_stop_on_signals(),
         )
-
-
-def _stop_on_signals() -> Any:
-    """Whether SIGTERM or SIGUSR1 has come: what schedulers send before they take the machine away."""
-    came: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda received, _: came.append(received))
-    return lambda: bool(came)
 
 
 def _arms(suite: Suite, chosen: Sequence[str] | None) -> list[str]:

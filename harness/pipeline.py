@@ -22,6 +22,7 @@ from harness.generate import Sampler, to_uint8
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
+from harness.signals import deferred
 from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings
 from recipes.core import checkpoint
 from recipes.core.distributed import World
@@ -50,8 +51,6 @@ class Session:
     execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
     data: str | None = None
     """Where the images lie, if the user said so."""
-    stop: Callable[[], bool] = lambda: False
-    """Whether a signal asked to stop."""
 
     @property
     def records(self) -> RecordFile:
@@ -166,10 +165,11 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     if session.execution.device != "cpu" or session.world.size > 1 or spread.accumulation > 1:
         session.reporter.say(f"  batch {spread}, {run.spec.train.precision}, {session.world.device.type}")
     with (
+        deferred() as stop,
         session.costed("train", arm, seed) as facts,
         session.reporter.stage(label, milestones[-1], began) as on_step,
     ):
-        training = Training(session.execution, session.world, on_step=on_step, stop=session.stop)
+        training = Training(session.execution, session.world, on_step=on_step, stop=stop)
         train_run(run, prepared.inputs(arm), milestones, training)
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         facts["train_seconds"] = run.clock(milestones[-1])["seconds"]

@@ -91,6 +91,7 @@ class ScoreRecord(_Base):
     metrics: Metrics
     n_fake: int
     n_real: int
+    """0 where the reference's statistics do not say."""
     nfe: int
     sample_seconds: float
     assets: dict[str, str]

@@ -342,5 +342,5 @@ def read_adm_reference(path: Path) -> tuple[Moments, Tensor]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not an ADM reference with mu, sigma and arr_0 ({error}).") from None
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    # ADM's file does not say how many images its statistics are of: ImageNet's train set.
-    return Moments(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), len(tensor)), tensor
+    # ADM's file does not say how many images its statistics are of (ImageNet's train set); arr_0 is a part of them.
+    return Moments(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), 0), tensor
