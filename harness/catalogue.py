@@ -17,7 +17,7 @@ from harness.assets import Store
 from recipes.core import checkpoint
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import Spec, digest_of
-from recipes.models.encoder import ENCODERS, EncoderSpec
+from recipes.models.encoder import DINOV2, ENCODERS, EncoderSpec
 
 CARD = "asset.json"
 Kind = Literal["data", "tokenizer", "encoder", "perceptual", "features", "reference", "checkpoint"]
@@ -98,7 +98,14 @@ CATALOGUE: dict[str, Source] = {
         url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
         "VIRTUAL_imagenet256_labeled.npz",
     ),
-    **{name: _encoder(spec) for name, spec in ENCODERS.items()},
+    "adm-samples": Source(
+        kind="reference",
+        about="50,000 samples of ADM-G + ADM-U, whose numbers ADM's README prints: repa-bench doctor --metrics --known",
+        licence="MIT (guided-diffusion)",
+        url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+        "admnet_guided_upsampled_imagenet256.npz",
+    ),
+    **{name: _encoder(spec) for name, spec in (DINOV2 | ENCODERS).items()},
 }
 
 
@@ -139,6 +146,11 @@ def _measure(path: Path) -> tuple[str, int]:
     hashes = {str(f.relative_to(path)) if path.is_dir() else f.name: checkpoint.sha256_of(f) for f in files}
     content = next(iter(hashes.values())) if len(files) == 1 else digest_of(hashes)
     return content, sum(f.stat().st_size for f in files)
+
+
+def content_of(path: Path) -> str:
+    """The hash that identifies a file, or a folder's files."""
+    return _measure(path)[0]
 
 
 def _card(store: Store, name: str) -> Path:

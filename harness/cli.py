@@ -16,12 +16,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.options import Chosen, Laid, Place, expand_several, overrides, shared
+from harness.options import Chosen, Laid, Place, Scored, expand_several, overrides, shared
 from recipes.core.errors import Stopped, UserError, nearest
 
 if TYPE_CHECKING:
+    from harness.assets import Store
     from harness.pipeline import Session
     from harness.replay import Comparison
+    from harness.scoring import Job
     from harness.suites.base import Suite
 
 # Heavy imports (torch, diffusers, matplotlib) stay inside the commands, so that --help and a mistyped option answer
@@ -46,7 +48,6 @@ PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 @contextmanager
 def _session(place: Place) -> Iterator[Session]:
     """Everything that a command works with; joins the other processes under torchrun."""
-    from harness.assets import Store, default_cache
     from harness.pipeline import Session
     from harness.progress import Reporter
     from harness.suites import suite
@@ -80,11 +81,12 @@ def _session(place: Place) -> Iterator[Session]:
             chosen,
             budget,
             folder,
-            Store(place.cache or default_cache()),
+            _store(place),
             Reporter(quiet=not here.main),
             world=here,
             execution=execution,
             data=place.data,
+            keep_samples=isinstance(place, Scored) and place.keep_samples,
         )
 
 
@@ -178,91 +180,117 @@ def train(choices: Laid) -> None:
 
 
 @app.command()
-@shared(Laid)
-def score(
-    choices: Laid,
-    samples: Annotated[
-        Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
-    ] = None,
-    reference: Annotated[
-        Path | None, typer.Option("--reference", help="What with: ADM's .npz, a folder, a prepared set.")
-    ] = None,
-    features: Annotated[str, typer.Option("--features", help="The feature network.")] = "inception",
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Its file. Default: what `repa-bench fetch` brought.")
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option("--metrics", help="Default: fid,sfid,is,precision,recall. Also f_score, density, ..."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
-    ] = None,
-    step: Annotated[int | None, typer.Option("--step", help="With --run: which checkpoint. Default: the last.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
-    ] = None,
-) -> None:
-    """Score samples against a reference, a run's folder, or the checkpoints of a suite (training what is missing).
+@shared(Scored)
+def score(choices: Scored) -> None:
+    """Score samples against a reference, a tokenizer, a run's folder, or the checkpoints of a suite (training what is
+    missing).
 
     Example: `repa-bench score --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json`
     """
+    from harness import evaluate
     from harness.pipeline import run_suite, score_imported
     from harness.protocol import find_protocol
 
-    if (samples is None) != (reference is None):
-        raise UserError("--samples and --reference go together: give both, or neither to score a suite.")
-    if samples is not None and reference is not None:
-        _score_files(choices, samples, reference, features, weights, metrics, as_json)
+    if choices.samples is not None or choices.reference is not None:
+        _score_files(choices)
         return
     with _session(choices) as session:
-        if run_folder is not None:
-            chosen = [find_protocol(protocol)] if protocol else session.suite.final_protocols
-            told = score_imported(session, run_folder, tokenizer, step, chosen)
+        if choices.run_folder is not None:
+            protocols = [find_protocol(choices.protocol)] if choices.protocol else session.suite.final_protocols
+            more = evaluate.parse(choices.metrics, ())
+            told = score_imported(session, choices.run_folder, choices.tokenizer, choices.step, protocols, more)
             if session.world.main:
-                print(json.dumps(told, indent=1))
+                _tell(choices, told, as_json=True)
             return
         run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
         if session.world.main:
             _print_summary([session.folder])
 
 
-def _score_files(
-    choices: Laid,
-    samples: Path,
-    reference: Path,
-    features: str,
-    weights: Path | None,
-    metrics: str | None,
-    as_json: bool,
-) -> None:
-    from harness import catalogue, inception, scoring
-    from harness.assets import Store, default_cache
-    from harness.progress import Reporter
+def _score_files(choices: Scored) -> None:
+    from harness import adm, scoring
     from harness.samples import open_samples
-    from recipes.core.checkpoint import sha256_of, write_text
-    from recipes.core.distributed import choose_device
+    from harness.tokenizers import open_tokenizer
 
-    if features != "inception":
-        raise UserError(f"--features: there is no feature network '{features}'.{nearest(features, ['inception'])}")
-    wanted = scoring.parse_metrics(metrics)
-    total = len(open_samples(samples, flag="--samples"))
-    file = weights or catalogue.require(Store(choices.cache or default_cache()), features).path
-    network = inception.load(file, choose_device(choices.device))
-    with Reporter().stage(f"score {samples.name}", total) as on_done:
-        found = scoring.score(samples, reference, network, sha256_of(file), wanted, on_done=on_done)
+    samples, reference = choices.samples, choices.reference
+    if reference is None or (samples is None) == (choices.tokenizer is None):
+        raise UserError(
+            "--samples and --reference go together, or --tokenizer and --reference for what a tokenizer reconstructs: "
+            "give both, or neither to score a suite."
+        )
+    python = choices.adm_python or Path(sys.executable)
+    if choices.adm_evaluator is not None:
+        adm.refuse_absent(python, choices.adm_evaluator, reference)
+    with _job(choices) as job:
+        if samples is not None:
+            found = scoring.score(open_samples(samples, flag="--samples"), reference, job)
+        else:
+            network, content = open_tokenizer(_store(choices), choices.tokenizer or "")
+            found = scoring.score_tokenizer(reference, network, content, job)
+        if found is None:  # another process tells
+            return
+    if samples is not None and choices.adm_evaluator is not None:
+        theirs = adm.run_evaluator(python, choices.adm_evaluator, samples, reference)
+        found |= {"adm": theirs, "adm_difference": {k: found[k] - v for k, v in theirs.items() if k in found}}
+    _tell(choices, found)
+
+
+def _store(place: Place) -> Store:
+    from harness.assets import Store, default_cache
+
+    return Store(place.cache or default_cache())
+
+
+@contextmanager
+def _job(choices: Scored) -> Iterator[Job]:
+    """How files are scored; joins the other processes under torchrun."""
+    from harness import catalogue, evaluate, features, scoring
+    from harness.pairs import on_unit_images
+    from harness.progress import Reporter
+    from recipes.core.distributed import world
+    from recipes.models.perceptual import load_perceptual
+
+    store, name = _store(choices), features.network_name(choices.features)
+    default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
+    if choices.samples is None:
+        has_lpips = catalogue.find(store, "vgg16") is not None
+        default = tuple(m for m in scoring.OF_A_TOKENIZER if m != "lpips" or has_lpips)
+    text = choices.metrics.replace("rfid", "fid") if choices.metrics and choices.samples is None else choices.metrics
+    wanted = evaluate.parse(text, default)
+    with world(choices.device) as here:
+        first = features.load_network(name, store, here.device, choices.weights)
+        outputs = [evaluate.METRICS[m].output for m in wanted]
+        others = features.extra_networks(outputs, first, store, here.device)
+        lpips = None
+        if "lpips" in wanted:
+            vgg = load_perceptual(catalogue.require(store, "vgg16").path, input_range="unit")
+            lpips = on_unit_images(vgg.to(here.device), here.device)
+        yield scoring.Job(
+            network=features.Several(first, others) if others else first,
+            features=name,
+            wanted=wanted,
+            cache=store.root,
+            world=here,
+            reporter=Reporter(quiet=not here.main),
+            lpips=lpips,
+        )
+
+
+def _tell(choices: Scored, found: dict[str, Any], *, as_json: bool = False) -> None:
+    """Print a result, and write it to --out."""
+    from recipes.core.checkpoint import write_text
+
     text = json.dumps(found, indent=1)
     if choices.out is not None:
         write_text(choices.out, text + "\n")
-    if as_json:
+    if choices.as_json or as_json:
         print(text)
         return
-    for name in wanted:
-        out_console.print(f"{name:12s} {found[name]:.6g}", highlight=False)
+    for name, value in found.items():
+        if isinstance(value, float):
+            theirs = found.get("adm", {}).get(name)
+            beside = f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
+            out_console.print(f"{name:12s} {value:.6g}{beside}", highlight=False)
     out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
     for warning in found["warnings"]:
         out_console.print(f"[yellow]{warning}[/yellow]", highlight=False)
@@ -292,33 +320,33 @@ def sample(
 
     Example: `repa-bench sample --recipe repa_e --images digits.png --count 100`
     """
-    import numpy as np
     import torch
 
-    from harness import pipeline
+    from harness import drawing, pipeline
+    from harness.measured import Shards
     from harness.protocol import find_protocol
 
     if (recipe is None) == (run_folder is None):
         raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
+    npz = images.with_suffix(".npz")
     with _session(place) as session:
-        if run_folder is not None:
-            chosen, start = pipeline.open_imported(session, run_folder, tokenizer)
-        else:
-            chosen, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
-        kept = chosen.steps()
-        if step is not None and step not in kept:
-            raise UserError(f"--step {step}: {chosen.folder} keeps {', '.join(map(str, kept))}.")
         protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
-        sampler = pipeline.open_sampler(session, chosen, start, step or kept[-1], protocol)
-        with session.reporter.stage("sample", count) as on_step:
-            parts = []
-            for part in sampler.batches(protocol, generation_seed, count, session.suite.chunk):
-                parts.append(part)
-                on_step(sum(len(p) for p, _ in parts))
-    drawn, labels = torch.cat([p for p, _ in parts]), torch.cat([y for _, y in parts])
-    pipeline.save_grid(images, drawn, pipeline.GRID_COLUMNS)
-    np.savez(images.with_suffix(".npz"), arr_0=drawn.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
-    out_console.print(f"{images} and {images.with_suffix('.npz')} ({protocol.label})", highlight=False, soft_wrap=True)
+        if run_folder is not None:
+            cell = pipeline.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
+        else:
+            run, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
+            cell = drawing.Cell(run, pipeline.checkpoint_of(run, step), protocol, generation_seed, start)
+        shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
+        with session.reporter.stage("sample", count) as on_sample:
+            drawn = drawing.draw(
+                cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, grid=images,
+                on_sample=on_sample,
+            )  # fmt: skip
+        if drawn is None:
+            return
+        drawing.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(drawing.LABELS)))
+        shards.clear()
+    out_console.print(f"{images} and {npz} ({protocol.label})", highlight=False, soft_wrap=True)
 
 
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]

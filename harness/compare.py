@@ -68,6 +68,8 @@ class Comparison:
     tokenizers: tuple[TokenizerRecord, ...]
     floors: tuple[FloorRecord, ...]
     stages: tuple[StageRecord, ...]
+    searches: tuple[ScoreRecord, ...]
+    """Settings that were tried to choose one by: never results."""
     roots: dict[str, Path]
     """Folder of each picture that a record names."""
 
@@ -170,13 +172,16 @@ def load(folders: Sequence[Path]) -> Comparison:
     tokenizers: list[TokenizerRecord] = []
     floors: list[FloorRecord] = []
     stages: list[StageRecord] = []
+    searches: list[ScoreRecord] = []
     roots: dict[str, Path] = {}
     for folder in folders:
         found = list(records.read(folder / records.FILE))
-        if not any(isinstance(r, ScoreRecord) for r in found):
+        if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
             raise UserError(f"{folder} holds no scores ({records.FILE}); run `repa-bench run --out {folder}` first.")
         for r in found:
-            if isinstance(r, ScoreRecord):
+            if isinstance(r, ScoreRecord) and r.search:
+                searches.append(r)
+            elif isinstance(r, ScoreRecord):
                 scores.append(r)
                 roots.setdefault(r.grid, folder)
             elif isinstance(r, TokenizerRecord):
@@ -194,6 +199,7 @@ def load(folders: Sequence[Path]) -> Comparison:
         tuple({r.key(): r for r in tokenizers}.values()),
         tuple({r.key(): r for r in floors}.values()),
         tuple(stages),
+        tuple({r.key(): r for r in searches}.values()),
         roots,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 from harness.protocol import Protocol
 from harness.sampler import sample_latents
 from recipes.core.draws import KeyedDraws
+from recipes.core.errors import UserError
 from recipes.core.interpolant import PathName
+from recipes.core.precision import matrix_products
 from recipes.models.autoencoder import Autoencoder
 from recipes.models.sit import SiT
 
@@ -40,7 +41,15 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, protocol: Protocol, generation_seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (N, 3, H, W) and labels (N,) of the samples with these indices, on the CPU."""
+        """uint8 images (N, 3, H, W) and labels (N,) of the samples with these indices, on the network's device.
+
+        Raises:
+            UserError: a sample is not finite.
+        """
+        with matrix_products(protocol.precision):
+            return self._draw(protocol, generation_seed, indices)
+
+    def _draw(self, protocol: Protocol, generation_seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         spec, indices = self.sit.spec, indices.to(self.sit.pos_embed.device)
         labels = sample_labels(protocol, generation_seed, indices, spec.num_classes)
         shape = (len(indices), spec.channels, spec.latent_size, spec.latent_size)
@@ -54,13 +63,14 @@ class Sampler:
             guidance=protocol.guidance,
             path=self.path,
             noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("sample noise", x),
+            last_step=protocol.last_step,
+            precision=protocol.precision,
         )
         decoded = self.tokenizer.decode(self.sit.denormalize(latents).float())
-        return to_uint8(decoded, protocol.to_uint8).cpu(), labels.cpu()
-
-    def batches(
-        self, protocol: Protocol, generation_seed: int, count: int, batch_size: int = 256
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `count` samples, in batches."""
-        for indices in torch.arange(count).split(batch_size):
-            yield self.draw(protocol, generation_seed, indices)
+        finite = decoded.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):  # as integers they would look like any image
+            raise UserError(
+                f"sample {int(indices[~finite][0])} under {protocol.label} is not a number: the checkpoint's "
+                f"{protocol.weights} weights have diverged; score an earlier step."
+            )
+        return to_uint8(decoded, protocol.to_uint8), labels

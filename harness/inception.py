@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.features import Extractor
+from harness.features import FEATURES, LOGITS, SPATIAL, Outputs
+from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError
 from recipes.core.pickles import load_state
 
 #: sFID looks at the first channels of ``mixed_6/conv``, which is the first branch of torch-fidelity's ``Mixed_6d``.
 SPATIAL_CHANNELS = 7
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What one pass gives, float32, on the network's device."""
-
-    features: Tensor
-    """``pool_3``: (N, 2048)."""
-    logits: Tensor
-    """``pool_3`` times the classifier's weights, without its bias, as ADM's IS has it: (N, 1008)."""
-    spatial: Tensor
-    """The first 7 channels of ``mixed_6/conv`` after its ReLU, flattened in the order (h, w, c): (N, 2023)."""
+#: Threads that resize images for clean-fid's protocol; Pillow releases the interpreter while it does.
+THREADS = 8
 
 
 class Inception:
-    """torch-fidelity's ``inception-v3-compat`` with one more output."""
+    """torch-fidelity's ``inception-v3-compat`` with one more output.
 
-    def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Build the network.
+    Outputs, float32: ``pool_3`` (N, 2048); ``pool_3`` times the classifier's weights without its bias, as ADM's IS has
+    it (N, 1008); the first 7 channels of ``mixed_6/conv`` after its ReLU, flattened in the order (h, w, c) (N, 2023).
+    """
+
+    convention = (
+        "Inception-2015 pool_3, TensorFlow 1 bilinear resize to 299; mixed_6/conv, 7 channels, (h, w, c); "
+        "softmax of pool_3 x W without bias"
+    )
+
+    def __init__(self, state: dict[str, Tensor], device: torch.device, content: str = "") -> None:
+        """Build the network; `content` is the SHA-256 of the file that the state is from.
 
         Raises:
             RuntimeError, ...: the state is of another network.
@@ -48,7 +49,7 @@ class Inception:
         self.network: Any = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
         ).to(device)
-        self.device = device
+        self.device, self.content = device, content
         self._spatial: Tensor | None = None
         self.network.Mixed_6d.register_forward_hook(self._keep)
 
@@ -61,7 +62,40 @@ class Inception:
         """uint8 (N, 3, H, W), resized to 299 by TensorFlow 1's bilinear rule inside."""
         features, logits = self.network(images.to(self.device, non_blocking=True))
         assert self._spatial is not None
-        return Outputs(features.float(), logits.float(), self._spatial.float())
+        return {FEATURES: features.float(), LOGITS: logits.float(), SPATIAL: self._spatial.float()}
+
+    @torch.no_grad()
+    def pool(self, pixels: Tensor) -> Tensor:
+        """``pool_3`` (N, 2048) of images that are 299 pixels wide already, float32 in [0, 255]."""
+        x = (pixels.to(self.device) - 128) / 128
+        for name, module in self.network.named_children():  # they stand in the order in which they run
+            if name == "fc":
+                break
+            x = module(x)
+        return x.flatten(1)
+
+
+class CleanInception:
+    """The same network behind clean-fid's own resizing (arXiv 2104.11222): Pillow's bicubic filter, not rounded."""
+
+    convention = "Inception-2015 pool_3, clean-fid's resize to 299 (Pillow bicubic, antialiased, float)"
+
+    def __init__(self, inception: Inception) -> None:
+        from cleanfid.resize import build_resizer
+
+        self.inception = inception
+        self._resize = build_resizer("clean")
+        self._pool = ThreadPoolExecutor(THREADS, "resize")
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the weights."""
+        return self.inception.content
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """uint8 (N, 3, H, W)."""
+        resized = list(self._pool.map(self._resize, images.permute(0, 2, 3, 1).cpu().numpy()))
+        return {FEATURES: self.inception.pool(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2))}
 
 
 def load(weights: Path, device: torch.device) -> Inception:
@@ -72,24 +106,9 @@ def load(weights: Path, device: torch.device) -> Inception:
     """
     state = load_state(weights)
     try:
-        return Inception(state, device)
+        return Inception(state, device, sha256_of(weights))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{weights} does not hold Inception-2015 in torch-fidelity's format ({str(error).splitlines()[0]}); "
             "repa-bench fetch inception names the right file."
         ) from None
-
-
-def extractor(weights: Path, device: torch.device) -> Extractor:
-    """uint8 images (N, 3, H, W) to features (N, 2048) and logits without bias (N, 1008), float32, on the CPU.
-
-    Raises:
-        UserError: see `load`.
-    """
-    network = load(weights, device)
-
-    def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-        out = network(images)
-        return out.features.cpu(), out.logits.cpu()
-
-    return extract

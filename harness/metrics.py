@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +57,15 @@ class Moments:
         values, vectors = torch.linalg.eigh(self.covariance)
         root: Tensor = (vectors * _leading(values, self.rank).clamp(min=0).sqrt()) @ vectors.T
         return root
+
+    def to(self, device: torch.device) -> Moments:
+        """The same there, with its root if it is known; itself if it lies there."""
+        if self.mean.device == device:
+            return self
+        moved = Moments(self.mean.to(device), self.covariance.to(device), self.count)
+        if "root" in self.__dict__:
+            moved.__dict__["root"] = self.root.to(device)
+        return moved
 
     @property
     def rank(self) -> int:
@@ -320,14 +329,24 @@ def manifold(*, real: Points, fake: Points, k: int = 5, budget: int = BUDGET) ->
     Raises:
         ValueError: the shapes do not fit, k has no neighbour, or a value is not finite.
     """
+    return manifolds(real=real, fake=fake, ks=(k,), budget=budget)[k]
+
+
+def manifolds(*, real: Points, fake: Points, ks: Sequence[int], budget: int = BUDGET) -> dict[int, Manifold]:
+    """`manifold` for several k at once: the distances, which are most of the work, are computed once."""
     device = real.device if isinstance(real, Tensor) else torch.device("cpu")
     a, b = _Rows(real, device, budget), _Rows(fake, device, budget)
     if a.dim != b.dim:
         raise ValueError(f"real has {a.dim} features, fake has {b.dim}")
-    if not 1 <= k < min(len(a), len(b)):
-        raise ValueError(f"k = {k} needs more than k samples; there are {len(a)} real and {len(b)} fake")
+    for k in ks:
+        if not 1 <= k < min(len(a), len(b)):
+            raise ValueError(f"k = {k} needs more than k samples; there are {len(a)} real and {len(b)} fake")
     with _full_precision(device):
-        balls, covered, recalled = _cross(a, b, _radii(a, k), _radii(b, k))
+        found = _cross(a, b, _radii(a, ks), _radii(b, ks))
+    return {k: _manifold(k, *(part[n] for part in found)) for n, k in enumerate(ks)}
+
+
+def _manifold(k: int, balls: Tensor, covered: Tensor, recalled: Tensor) -> Manifold:
     precision, recall = float((balls > 0).double().mean()), float(recalled.double().mean())
     return Manifold(
         precision=precision,
@@ -489,10 +508,10 @@ class _Nearest:
         return exact.kthvalue(k, dim=1).values, sure
 
 
-def _radii(rows: _Rows, k: int) -> Tensor:
-    """Distance (N,) of every point to its k-th neighbour among the others, float64."""
+def _radii(rows: _Rows, ks: Sequence[int]) -> Tensor:
+    """Distance (K, N) of every point to its k-th neighbour among the others, for each k, float64."""
     norms = rows.norms(rows.centre)
-    scale, keep = _scale(norms), min(len(rows) - 1, k + 8)
+    scale, keep = _scale(norms), min(len(rows) - 1, max(ks) + 8)
     view = _View(rows, rows.centre, norms, scale, torch.float32)
     nearest = _Nearest(len(rows), keep, view.low)
     for i in rows.starts():
@@ -504,11 +523,13 @@ def _radii(rows: _Rows, k: int) -> Tensor:
             else:
                 nearest.update(j, tile.T.contiguous(), i)
             nearest.update(i, tile, j)
-    radii, sure = nearest.settle(view, torch.arange(len(rows), device=rows.device), k)
-    view = _View(rows, rows.centre, norms, scale, torch.float64)
-    for ids in (~sure).nonzero().flatten().split(rows.side):
-        radii[ids] = _radii_again(view, ids, k, keep)
-    return radii
+    finer, out = _View(rows, rows.centre, norms, scale, torch.float64), []
+    for k in ks:
+        radii, sure = nearest.settle(view, torch.arange(len(rows), device=rows.device), k)
+        for ids in (~sure).nonzero().flatten().split(rows.side):
+            radii[ids] = _radii_again(finer, ids, k, keep)
+        out.append(radii)
+    return torch.stack(out)
 
 
 def _radii_again(view: _View, ids: Tensor, k: int, keep: int) -> Tensor:
@@ -537,15 +558,17 @@ def _hide(tile: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Crossing:
-    """Two sets of balls, and what products say about which point is in which."""
+    """Two sets of balls, of one or more radii each, and what products say about which point is in which."""
 
     real: _View
     fake: _View
     real_radii: Tensor
+    """(K, N)."""
     fake_radii: Tensor
+    """(K, M)."""
 
-    def inside(self, i: int, j: int, coarse: bool) -> tuple[Tensor, Tensor] | None:
-        """For the tile at (i, j), whether the fake (column) is in the real's ball, and the reverse.
+    def inside(self, i: int, j: int, coarse: bool) -> list[tuple[Tensor, Tensor]] | None:
+        """For the tile at (i, j) and each radius, whether the fake (column) is in the real's ball, and the reverse.
 
         Nothing if it is coarse and leaves too much open.
         """
@@ -553,20 +576,25 @@ class _Crossing:
         low = _lower(self.real.block(i), self.fake.block(j))
         high = (low + self.fake.spread[columns]).add_(self.real.spread[rows][:, None])
         out = []
-        for radii in (self.real_radii[rows][:, None], self.fake_radii[columns][None]):
-            squared = (radii * self.real.scale).square().to(low.dtype)
-            inside = high <= squared
-            p, q = (low <= squared).logical_xor_(inside).nonzero(as_tuple=True)
-            if coarse and len(p) > low.numel() // 64 + 64:
-                return None
-            exact = _distances(self.real.rows, p + i, self.fake.rows, q + j)
-            inside[p, q] = exact <= radii.expand_as(low)[p, q]
-            out.append(inside)
-        return out[0], out[1]
+        for real, fake in zip(self.real_radii[:, rows], self.fake_radii[:, columns], strict=True):
+            pair = []
+            for radii in (real[:, None], fake[None]):
+                squared = (radii * self.real.scale).square().to(low.dtype)
+                inside = high <= squared
+                p, q = (low <= squared).logical_xor_(inside).nonzero(as_tuple=True)
+                if coarse and len(p) > low.numel() // 64 + 64:
+                    return None
+                exact = _distances(self.real.rows, p + i, self.fake.rows, q + j)
+                inside[p, q] = exact <= radii.expand_as(low)[p, q]
+                pair.append(inside)
+            out.append((pair[0], pair[1]))
+        return out
 
 
 def _cross(real: _Rows, fake: _Rows, real_radii: Tensor, fake_radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count of real balls around each fake (M,); whether each real's ball holds a fake, and a fake's ball it: (N,)."""
+    """For each radius: count of real balls around each fake (K, M); whether each real's ball holds a fake, and a
+    fake's ball it: (K, N).
+    """
     norms = real.norms(real.centre), fake.norms(real.centre)
     scale = _scale(torch.cat(norms))
     coarse, fine = (
@@ -578,16 +606,17 @@ def _cross(real: _Rows, fake: _Rows, real_radii: Tensor, fake_radii: Tensor) -> 
         )
         for dtype in (torch.float32, torch.float64)
     )
-    balls = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
-    covered, recalled = torch.zeros((2, len(real)), dtype=torch.bool, device=real.device)
+    many = len(real_radii)
+    balls = torch.zeros((many, len(fake)), dtype=torch.int64, device=real.device)
+    covered, recalled = torch.zeros((2, many, len(real)), dtype=torch.bool, device=real.device)
     for i in real.starts():
         for j in fake.starts():
             found = coarse.inside(i, j, True) or fine.inside(i, j, False)
             assert found is not None
-            in_real, in_fake = found
-            balls[j : j + fake.side] += in_real.sum(0)
-            covered[i : i + real.side] |= in_real.any(1)
-            recalled[i : i + real.side] |= in_fake.any(1)
+            for n, (in_real, in_fake) in enumerate(found):
+                balls[n, j : j + fake.side] += in_real.sum(0)
+                covered[n, i : i + real.side] |= in_real.any(1)
+                recalled[n, i : i + real.side] |= in_fake.any(1)
     return balls, covered, recalled
 
 
@@ -603,7 +632,25 @@ def effective_rank(latents: Tensor) -> float:
     return float(gram.trace().square() / gram.square().sum())
 
 
+def psnr_each(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of every pair of uint8 images (N, 3, H, W), in dB: (N,), float64. At most 148 dB."""
+    error = (a.double() - b.double()).square().flatten(1).mean(1).clamp(min=1e-10)
+    return 10 * torch.log10(255.0**2 / error)
+
+
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean peak signal-to-noise ratio, in dB, of uint8 images (N, 3, H, W)."""
-    error = (a.double() - b.double()).square().flatten(1).mean(1).clamp(min=1e-10)
-    return float((10 * torch.log10(255.0**2 / error)).mean())
+    return float(psnr_each(a, b).mean())
+
+
+def ssim_each(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of every pair of uint8 images (N, 3, H, W), H, W >= 11: (N,), at most 1.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): 11 x 11 Gaussian
+    window of sigma 1.5, K = (0.01, 0.03), borders mirrored, on each channel, averaged. torchmetrics' implementation.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    found = structural_similarity_index_measure(a.float(), b.float(), data_range=255.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found

@@ -77,6 +77,55 @@ class Laid(Chosen):
     keep: Annotated[int, typer.Option("--keep", min=1, help="How many of those are kept.")] = 2
 
 
+@dataclass(frozen=True)
+class Scored(Laid):
+    """What is scored: files, a run's folder, a tokenizer, or the checkpoints of the suite."""
+
+    samples: Annotated[
+        Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="What with: ADM's .npz, a folder, a prepared set.")
+    ] = None
+    features: Annotated[
+        str, typer.Option("--features", help="The feature network: inception, dinov2-vit-s, -b, -l or -g.")
+    ] = "inception"
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Its file. Default: what `repa-bench fetch` brought.")
+    ] = None
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            help="Default: fid,sfid,is,precision,recall. Also f_score, density, coverage, kid, fd_dinov2, clean_fid; "
+            "image by image psnr, ssim, lpips.",
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    run_folder: Annotated[Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")] = None
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="An asset or a file: with --reference alone, measure what it reconstructs; with --run, the run's.",
+        ),
+    ] = None
+    step: Annotated[int | None, typer.Option("--step", help="With --run: which checkpoint. Default: the last.")] = None
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
+    ] = None
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Keep what is drawn, as .npz files in ADM's form.")
+    ] = False
+    adm_evaluator: Annotated[
+        Path | None,
+        typer.Option("--adm-evaluator", help="guided-diffusion's evaluator.py: run it too, and show the differences."),
+    ] = None
+    adm_python: Annotated[
+        Path | None, typer.Option("--adm-python", help="The Python that has its TensorFlow. Default: this one.")
+    ] = None
+
+
 def shared(kind: type[Place]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command, whose first parameter takes a `kind`, all of its options."""
     hints = get_type_hints(kind, include_extras=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,32 +9,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from harness import metrics, records
 from harness.assets import Store
-from harness.features import Features
-from harness.generate import Sampler, to_uint8
+from harness.drawing import GRID_COLUMNS, LABELS, Cell, draw, save_grid, write_npz
+from harness.evaluate import METRICS, Rules, evaluate
+from harness.features import FEATURES, LOGITS, outputs_of
+from harness.generate import to_uint8
+from harness.measured import Measured, Shards
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
 from harness.signals import deferred
 from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings
-from recipes.core import checkpoint
+from harness.tokenizers import open_tokenizer
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.core.spec import Execution, digest_of
 from recipes.models.autoencoder import Autoencoder, to_unit
-from recipes.registry import recipe, recipe_options
+from recipes.registry import recipe
 from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
 
-GRID_COLUMNS, GRID_ROWS = 10, 10
 RECONSTRUCTED = 2048
-#: Samples that are drawn, and kept until all are measured, as one.
-SHARD = 1024
+#: Metrics of a record, those that the feature network has.
+RECORDED = ("fid", "sfid", "is", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Session:
     execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
     data: str | None = None
     """Where the images lie, if the user said so."""
+    keep_samples: bool = False
+    """Whether scored samples stay, as .npz files in ADM's form."""
 
     @property
     def records(self) -> RecordFile:
@@ -176,47 +177,53 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     return run
 
 
-def score(session: Session, prepared: Prepared, run: Run) -> None:
-    """Score every milestone under the curve protocol, and the last one under all of them."""
+def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
+    """Every milestone under the curve protocol, and the last one under all of them."""
+    suite, tokenizer = session.suite, prepared.tokenizer(run.spec.arm)
     last = session.budget.milestones()[-1]
-    cells = [(step, session.suite.curve_protocol, 0) for step in session.budget.milestones()]
-    cells += [(last, session.suite.curve_protocol, 1)]
-    cells += [(last, protocol, 0) for protocol in session.suite.final_protocols]
-    session.world.barrier()  # nobody writes a record while the others look which are missing
-    done = session.records.keys()
-    session.world.barrier()
-    digest = run.spec.digest()
-    missing = [
-        (step, protocol, seed)
-        for step, protocol, seed in cells
-        if ("score", digest, step, _protocol_digest(protocol, prepared), seed) not in done
-    ]
-    if missing:
-        label = f"score {session.suite.arms[run.spec.arm].label}, seed {run.spec.train.seed}"
-        units = sum(protocol.samples for _, protocol, _ in missing)
-        with (
-            session.costed("score", run.spec.arm, run.spec.train.seed),
-            session.reporter.stage(label, units) as on_step,
-        ):
-            flops = flops_per_step(run.spec, session.suite.image_size)
-            finished = 0
-            for step, protocol, generation_seed in missing:
-                score_checkpoint(
-                    session,
-                    prepared,
-                    run,
-                    step,
-                    protocol,
-                    generation_seed,
-                    flops,
-                    _offset(on_step, finished),
-                )
-                finished += protocol.samples
+    cells = [Cell(run, step, suite.curve_protocol, 0, tokenizer) for step in session.budget.milestones()]
+    cells.append(Cell(run, last, suite.curve_protocol, 1, tokenizer))
+    return cells + [Cell(run, last, protocol, 0, tokenizer) for protocol in suite.final_protocols]
+
+
+def score(session: Session, prepared: Prepared, run: Run) -> None:
+    """Score what is not scored yet."""
+    score_cells(session, prepared, cells_of(session, prepared, run), f"score {_title(session, run)}")
+    last, digest = session.budget.milestones()[-1], run.spec.digest()
     named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
+    done = session.records.keys()
     unmeasured = recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", named, digest, last) not in done
     if unmeasured and session.world.main:
         _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
         session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
+
+
+def _title(session: Session, run: Run) -> str:
+    return f"{session.suite.arms[run.spec.arm].label}, seed {run.spec.train.seed}"
+
+
+def score_cells(
+    session: Session, prepared: Prepared, cells: Sequence[Cell], label: str, *, search: bool = False
+) -> None:
+    """Draw, judge and record those of one run's cells that have no record yet; `search` marks settings tried out."""
+    session.world.barrier()  # nobody writes a record while the others look which are missing
+    done = session.records.keys()
+    session.world.barrier()
+    missing = [cell for cell in cells if _score_key(cell, prepared, search) not in done]
+    if not missing:
+        return
+    run, finished = missing[0].run, 0
+    flops = flops_per_step(run.spec, session.suite.image_size)
+    with (
+        session.costed("search" if search else "score", run.spec.arm, run.spec.train.seed),
+        session.reporter.stage(label, sum(cell.protocol.samples for cell in missing)) as on_step,
+    ):
+        for cell in missing:
+            on_sample = _offset(on_step, finished)
+            judged = draw_and_judge(session, prepared, cell, on_sample, keep=session.keep_samples and not search)
+            if judged.metrics is not None:
+                session.records.append(_score_record(session, prepared, cell, flops, judged, search))
+            finished += cell.protocol.samples
 
 
 def _offset(on_step: Callable[[int], None], done: int) -> Callable[[int], None]:
@@ -229,6 +236,11 @@ def _protocol_assets(prepared: Prepared) -> dict[str, str]:
 
 def _protocol_digest(protocol: Protocol, prepared: Prepared) -> str:
     return protocol.digest_with(_protocol_assets(prepared))
+
+
+def _score_key(cell: Cell, prepared: Prepared, search: bool) -> tuple[object, ...]:
+    digest = _protocol_digest(cell.protocol, prepared)
+    return ScoreRecord.key_of(cell.run.spec.digest(), cell.step, digest, cell.generation_seed, search)
 
 
 def open_trained(session: Session, arm: str, seed: int) -> tuple[Run, Autoencoder | None]:
@@ -244,51 +256,39 @@ def open_trained(session: Session, arm: str, seed: int) -> tuple[Run, Autoencode
     return run, prepared.tokenizer(arm)
 
 
-def open_imported(session: Session, folder: Path, tokenizer: str | None) -> tuple[Run, Autoencoder | None]:
-    """A run's folder, wherever it was made, and a tokenizer of the catalogue if one is named.
+def open_imported(
+    session: Session,
+    folder: Path,
+    tokenizer: str | None,
+    step: int | None,
+    protocol: Protocol,
+    generation_seed: int = 0,
+) -> Cell:
+    """A checkpoint of a run's folder, wherever it was made, with a tokenizer of the catalogue if one is named.
 
     Raises:
-        UserError: the folder is not a run, or the tokenizer is not on this machine.
+        UserError: the folder is not a run, has no such checkpoint, or the tokenizer is not on this machine.
     """
-    from harness.catalogue import require
-    from recipes.released import load_autoencoder
-
     run = Run.open(folder)
-    if not run.steps():
-        raise UserError(f"{folder} has no checkpoint.")
+    chosen = checkpoint_of(run, step)
     if tokenizer is None:
-        return run, None
-    return run, load_autoencoder(require(session.store, tokenizer).path)[0]
+        return Cell(run, chosen, protocol, generation_seed)
+    network, content = open_tokenizer(session.store, tokenizer)
+    return Cell(run, chosen, protocol, generation_seed, network, content)
 
 
-def open_sampler(session: Session, run: Run, tokenizer: Autoencoder | None, step: int, protocol: Protocol) -> Sampler:
-    """A checkpoint, ready to draw from with the weights that the protocol names."""
-    average = protocol.weights == "ema"
-    sit, tokenizer = load_for_sampling(run, step, tokenizer, average=average, device=session.world.device)
-    options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm)
-    return Sampler(sit, tokenizer, options.path)
+def checkpoint_of(run: Run, step: int | None) -> int:
+    """The step that was asked for, or the last.
 
-
-@dataclass(frozen=True)
-class SampleNames:
-    """Where a sample set leaves something: named by all that decides it, so that nothing stale is ever read."""
-
-    grid: Path
-    shards: Path
-
-    @classmethod
-    def of(cls, session: Session, run: Run, step: int, protocol: Protocol, digest: str, seed: int) -> SampleNames:
-        """For a checkpoint under a protocol."""
-        name = f"{step:07d}-{protocol.name}-g{seed}"
-        key = digest_of([run.weights_hash(step), digest, seed])[:12]
-        return cls(
-            grid=session.folder / "samples" / run.folder.name / f"{name}.png",
-            shards=session.folder / "shards" / f"{run.folder.name}-{name}-{key}",
-        )
-
-    def clear(self) -> None:
-        """The shards have been measured."""
-        shutil.rmtree(self.shards, ignore_errors=True)
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    kept = run.steps()
+    if not kept:
+        raise UserError(f"{run.folder} has no checkpoint.")
+    if step is not None and step not in kept:
+        raise UserError(f"--step {step}: {run.folder} keeps {', '.join(map(str, kept))}.")
+    return step if step is not None else kept[-1]
 
 
 @dataclass(frozen=True)
@@ -300,98 +300,52 @@ class Judged:
     count: int
     seconds: float
     """Of drawing."""
+    grid: Path
+    kept: Path | None
+    """The .npz of the samples, if they were to be kept."""
+    more: dict[str, float] = field(default_factory=dict)
+    """Metrics that were asked for besides."""
 
 
 def draw_and_judge(
     session: Session,
     prepared: Prepared,
-    sampler: Sampler,
-    protocol: Protocol,
-    generation_seed: int,
-    names: SampleNames,
+    cell: Cell,
     on_sample: Callable[[int], None],
+    *,
+    more: Sequence[str] = (),
+    keep: bool = False,
 ) -> Judged:
-    """Draw the protocol's samples in shards, keep a grid of the first, and measure them.
-
-    A shard is a range of sample indices, whatever the number of processes: each process draws every n-th, a finished
-    one is never drawn again, and all are gone once they are measured.
-    """
-    judge, began, world = prepared.require_judge(), time.perf_counter(), session.world
-    starts = range(0, protocol.samples, SHARD)
-    done = 0
-    for start in starts[world.rank :: world.size]:
-        indices = torch.arange(start, min(start + SHARD, protocol.samples))
-        if not (names.shards / f"{start:07d}").exists():
-            _draw_shard(session, judge, sampler, protocol, generation_seed, names, indices)
-        done += len(indices)
-        on_sample(min(done * world.size, protocol.samples))
-    world.barrier()
-    if not world.main:
-        return Judged(None, protocol.samples, time.perf_counter() - began)
-    parts = [checkpoint.load_part(names.shards / f"{start:07d}", "features") for start in starts]
-    fake = Features(torch.cat([p["features"] for p in parts]), torch.cat([p["logits"] for p in parts]))
-    labels = torch.cat([p["labels"] for p in parts])
+    """Draw a cell's samples in shards, keep a grid of the first, and measure them; the shards go afterwards."""
+    judge = prepared.require_judge().seeing(
+        [METRICS[name].output for name in more], session.store, session.world.device
+    )
+    began, world, network = time.perf_counter(), session.world, judge.network
+    place = session.folder / "samples" / cell.run.folder.name / cell.name
+    key = digest_of([cell.key, network.content, network.convention, keep])[:12]
+    shards = Shards(session.folder / "shards" / f"{cell.run.folder.name}-{cell.name}-{key}", cell.protocol.samples)
+    grid, kept = Path(f"{place}.png"), Path(f"{place}.npz") if keep else None
+    drawn = draw(
+        cell, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample
+    )
     seconds = time.perf_counter() - began
-    found = _metrics(fake, labels, judge, protocol, session.suite.knows_labels)
-    return Judged(found, len(fake.features), seconds)
-
-
-def _draw_shard(
-    session: Session,
-    judge: Judge,
-    sampler: Sampler,
-    protocol: Protocol,
-    generation_seed: int,
-    names: SampleNames,
-    indices: Tensor,
-) -> None:
-    images, labels = [], []
-    for chunk in indices.split(session.suite.chunk):
-        drawn, classes = sampler.draw(protocol, generation_seed, chunk)
-        images.append(drawn)
-        labels.append(classes)
-    if int(indices[0]) == 0:  # before the shard appears, so that the grid is there where the shard is
-        save_grid(names.grid, torch.cat(images)[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS)
-    found = Features.of(images, judge.extractor)
-    tensors = {"features": found.features, "logits": found.logits, "labels": torch.cat(labels)}
-    checkpoint.save_folder(names.shards / f"{int(indices[0]):07d}", {"features": tensors}, {"count": len(indices)})
-
-
-def score_checkpoint(
-    session: Session,
-    prepared: Prepared,
-    run: Run,
-    step: int,
-    protocol: Protocol,
-    generation_seed: int,
-    flops: int,
-    on_sample: Callable[[int], None],
-) -> None:
-    """Judge a checkpoint of the suite and record it; `flops` is the cost of one training step."""
-    sampler = open_sampler(session, run, prepared.tokenizer(run.spec.arm), step, protocol)
-    digest = _protocol_digest(protocol, prepared)
-    names = SampleNames.of(session, run, step, protocol, digest, generation_seed)
-    judged = draw_and_judge(session, prepared, sampler, protocol, generation_seed, names, on_sample)
-    if judged.metrics is not None:
-        session.records.append(
-            _score_record(session, prepared, run, step, protocol, generation_seed, flops, judged, names)
-        )
-        names.clear()
+    if drawn is None:
+        return Judged(None, cell.protocol.samples, seconds, grid, kept)
+    found = _metrics(drawn, judge, cell.protocol, session.suite.knows_labels, world.device)
+    rules = _rules(cell.protocol)
+    extra = evaluate(more, real=judge.reference, fake=drawn, rules=rules, device=world.device)
+    if kept is not None:
+        write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
+    shards.clear()
+    return Judged(found, drawn.rows, seconds, grid, kept, extra)
 
 
 def _score_record(
-    session: Session,
-    prepared: Prepared,
-    run: Run,
-    step: int,
-    protocol: Protocol,
-    generation_seed: int,
-    flops: int,
-    judged: Judged,
-    names: SampleNames,
+    session: Session, prepared: Prepared, cell: Cell, flops: int, judged: Judged, search: bool
 ) -> ScoreRecord:
+    """Of a judged cell; `flops` is the cost of one training step."""
     assert judged.metrics is not None
-    spec, clock, arm = run.spec, run.clock(step), session.suite.arms[run.spec.arm]
+    spec, clock, arm = cell.run.spec, cell.run.clock(cell.step), session.suite.arms[cell.run.spec.arm]
     return ScoreRecord(
         **session.common(),
         arm=spec.arm,
@@ -400,69 +354,90 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        weights_hash=run.weights_hash(step),
-        step=step,
-        images=step * spec.train.batch_size,
-        flops=step * flops,
+        weights_hash=cell.run.weights_hash(cell.step),
+        step=cell.step,
+        images=cell.step * spec.train.batch_size,
+        flops=cell.step * flops,
         train_seconds=clock["seconds"],
         device_seconds=clock["device_seconds"],
-        protocol=protocol,
-        protocol_digest=_protocol_digest(protocol, prepared),
-        generation_seed=generation_seed,
+        protocol=cell.protocol,
+        protocol_digest=_protocol_digest(cell.protocol, prepared),
+        generation_seed=cell.generation_seed,
+        search=search,
         metrics=judged.metrics,
         n_fake=judged.count,
-        n_real=prepared.require_judge().reference_moments.count,
-        nfe=protocol.nfe,
+        n_real=prepared.require_judge().reference.count or 0,
+        nfe=cell.protocol.nfe,
         sample_seconds=judged.seconds,
         assets=_protocol_assets(prepared),
-        grid=str(names.grid.relative_to(session.folder)),
+        grid=str(judged.grid.relative_to(session.folder)),
+        samples=None if judged.kept is None else str(judged.kept.relative_to(session.folder)),
     )
 
 
 def score_imported(
-    session: Session, folder: Path, tokenizer: str | None, step: int | None, protocols: Sequence[Protocol]
+    session: Session,
+    folder: Path,
+    tokenizer: str | None,
+    step: int | None,
+    protocols: Sequence[Protocol],
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
+
+    Args:
+        session: with the suite whose metric and reference judge it.
+        folder: the run.
+        tokenizer: an asset, where the run holds none.
+        step: which checkpoint; the last by default.
+        protocols: how.
+        more: metrics besides those of a record.
 
     Raises:
         UserError: the folder is not a run, or something is missing.
     """
-    run, start = open_imported(session, folder, tokenizer)
-    step = step if step is not None else run.steps()[-1]
+    cells = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
     judge = prepared.require_judge()
-    out: dict[str, Any] = {"run": str(folder), "recipe": run.spec.recipe, "step": step}
-    for protocol in protocols:
-        sampler = open_sampler(session, run, start, step, protocol)
-        names = SampleNames.of(session, run, step, protocol, _protocol_digest(protocol, prepared), 0)
-        with session.reporter.stage(f"score {folder.name}", protocol.samples) as on_sample:
-            judged = draw_and_judge(session, prepared, sampler, protocol, 0, names, on_sample)
+    out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
+    for cell in cells:
+        with session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
+            judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
         if judged.metrics is None:
             continue
-        names.clear()
-        out[protocol.label] = {
+        out[cell.protocol.label] = {
             **judged.metrics.model_dump(exclude_none=True),
+            **judged.more,
             "n_fake": judged.count,
-            "n_real": judge.reference_moments.count,
-            "protocol_digest": _protocol_digest(protocol, prepared),
+            "n_real": judge.reference.count or 0,
+            "protocol_digest": _protocol_digest(cell.protocol, prepared),
             "assets": _protocol_assets(prepared),
+            **({"samples": str(judged.kept)} if judged.kept else {}),
         }
     return out
 
 
-def _metrics(fake: Features, labels: Tensor, judge: Judge, protocol: Protocol, knows_labels: bool) -> Metrics:
-    if len(fake.features) != protocol.samples:
-        raise ValueError(f"{len(fake.features)} samples were scored, the protocol says {protocol.samples}")
-    n = protocol.manifold_size
-    precision, recall = metrics.precision_recall(
-        real=judge.reference.features[:n], fake=fake.features[:n], k=protocol.neighbours
-    )
+def _rules(protocol: Protocol) -> Rules:
+    return Rules(neighbours=protocol.neighbours, manifold_size=protocol.manifold_size)
+
+
+def _metrics(fake: Measured, judge: Judge, protocol: Protocol, knows_labels: bool, device: torch.device) -> Metrics:
+    if fake.rows != protocol.samples:
+        raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
+    rules = _rules(protocol)
+    here = [name for name in RECORDED if fake.has(METRICS[name].output)]
+    found = evaluate(here, real=judge.reference, fake=fake, rules=rules, device=device)
+    accuracy = None
+    if knows_labels:
+        guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)
+        accuracy = (guessed == torch.as_tensor(fake.points(LABELS))).double().mean().item()
     return Metrics(
-        fid=metrics.frechet_distance(real=judge.reference_moments, fake=metrics.Moments.of(fake.features)),
-        inception_score=metrics.inception_score(fake.logits, split_size=metrics.ADM_SPLIT),
-        precision=precision,
-        recall=recall,
-        accuracy=(fake.logits.argmax(1) == labels).double().mean().item() if knows_labels else None,
+        fid=found["fid"],
+        sfid=found.get("sfid"),
+        inception_score=found["is"],
+        precision=found["precision"],
+        recall=found["recall"],
+        accuracy=accuracy,
     )
 
 
@@ -488,7 +463,9 @@ def _measure_tokenizer(
     latent, images = torch.cat(latents), torch.cat(rebuilt)
     grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
-    fake = metrics.Moments.of(Features.of(images.split(session.suite.chunk), judge.extractor).features)
+    fake = Measured([outputs_of(images.split(session.suite.chunk), judge.network)])
+    pairs = list(zip(images.split(session.suite.chunk), originals.split(session.suite.chunk), strict=True))
+    distances = [judge.lpips(a, b).cpu() for a, b in pairs] if judge.lpips else None
     return TokenizerRecord(
         **session.common(),
         name=name,
@@ -496,8 +473,10 @@ def _measure_tokenizer(
         seed=run.spec.train.seed if run else None,
         run=run.spec.digest() if run else None,
         step=step,
-        rfid=metrics.frechet_distance(real=judge.reference_moments, fake=fake),
-        psnr=metrics.psnr(images, originals),
+        rfid=metrics.frechet_distance(real=judge.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
+        psnr=float(torch.cat([metrics.psnr_each(a, b) for a, b in pairs]).mean()),
+        ssim=float(torch.cat([metrics.ssim_each(a, b) for a, b in pairs]).double().mean()),
+        lpips=None if distances is None else float(torch.cat(distances).double().mean()),
         latent_variance=float(latent.double().var(dim=(0, 2, 3)).mean()),
         effective_rank=metrics.effective_rank(latent),
         n=len(originals),
@@ -508,11 +487,11 @@ def _measure_tokenizer(
 def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
     """FID between real images: disjoint halves, and as many training images as a protocol draws samples."""
     judge = prepared.require_judge()
-    features = judge.reference.features
+    features = torch.as_tensor(judge.reference.points(FEATURES))
     half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(judge.training_images))
 
     def fresh() -> Tensor:
-        return Features.of(judge.training_images[:n].split(session.suite.chunk), judge.extractor).features
+        return outputs_of(judge.training_images[:n].split(session.suite.chunk), judge.network)[FEATURES]
 
     pairs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         f"{n} training images, as many as samples are drawn": lambda: (features, fresh()),
@@ -524,20 +503,6 @@ def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object,
         real, fake = make()
         fid = metrics.frechet_distance(real=metrics.Moments.of(real), fake=metrics.Moments.of(fake))
         session.records.append(FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real)))
-
-
-def save_grid(path: Path, images: Tensor, columns: int) -> None:
-    """Write uint8 images (N, 3, H, W) as one PNG, row by row, one pixel for a pixel."""
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    canvas = np.zeros((rows * height, columns * width, channels), dtype=np.uint8)
-    for k, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        y, x = divmod(k, columns)
-        canvas[y * height : (y + 1) * height, x * width : (x + 1) * width] = image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(canvas).save(temporary, format="PNG")
-    temporary.replace(path)
 
 
 def run_suite(session: Session, arms: Sequence[str], seeds: Sequence[int]) -> None:

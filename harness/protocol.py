@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.sampler import Guidance, Solver, number_of_evaluations
+from harness.sampler import LAST_SDE_TIME, Guidance, Solver, number_of_evaluations
 from recipes.core.errors import UserError, nearest
+from recipes.core.precision import Precision
 from recipes.core.spec import Spec, digest_of
 
 LabelRule = Literal["balanced", "uniform"]
@@ -22,6 +23,8 @@ class Protocol(Spec):
     """Raised whenever the meaning of a field changes."""
     solver: Solver
     steps: int
+    last_step: float = LAST_SDE_TIME
+    """Time at which the SDE's last step begins; the ODE solvers do not look at it."""
     guidance_scale: float = 1.0
     guidance_low: float = 0.0
     guidance_high: float = 1.0
@@ -31,6 +34,8 @@ class Protocol(Spec):
     weights: Literal["ema", "raw"] = "ema"
     to_uint8: Literal["floor", "round"] = "floor"
     """REPA and REPA-E truncate 255 x, SiT rounds."""
+    precision: Precision = "fp32"
+    """Number format of the networks that draw; the solver's state is float64."""
     features: str
     reference: str
     neighbours: int = 3
@@ -51,7 +56,13 @@ class Protocol(Spec):
     @property
     def nfe(self) -> int:
         """Network evaluations of one sample."""
-        return number_of_evaluations(self.solver, self.steps, self.guidance)
+        return number_of_evaluations(self.solver, self.steps, self.guidance, self.last_step)
+
+    def guided(self, scale: float, low: float = 0.0, high: float = 1.0) -> Protocol:
+        """The same under other guidance, and named so."""
+        name = f"{self.name}+cfg{scale:g}[{low:g},{high:g}]" if scale > 1 else f"{self.name}+nocfg"
+        changes = {"name": name, "guidance_scale": scale, "guidance_low": low, "guidance_high": high}
+        return Protocol(**(self.model_dump() | changes))
 
     def digest_with(self, assets: dict[str, str]) -> str:
         """Digest of the protocol together with the content hashes of its feature network and reference."""
@@ -61,7 +72,7 @@ class Protocol(Spec):
 def _released(
     name: str, labels: Literal["balanced", "uniform"], guidance: tuple[float, float, float] | None
 ) -> Protocol:
-    """REPA-E's way: SDE, 250 steps, 50,000 images, EMA, truncation."""
+    """REPA-E's way: SDE, 250 steps, 50,000 images, EMA, truncation, TF32 as its script sets it."""
     scale, low, high = guidance or (1.0, 0.0, 1.0)
     return Protocol(
         name=name,
@@ -73,9 +84,23 @@ def _released(
         labels=labels,
         samples=50_000,
         to_uint8="floor",
+        precision="tf32",
         features="inception",
         reference="adm-reference",
         manifold_size=50_000,
+    )
+
+
+def _embedded(name: str, solver: Solver, steps: int) -> Protocol:
+    """Of the digits suite: 1,024 samples, judged by the network that it trains for itself."""
+    return Protocol(
+        name=name,
+        solver=solver,
+        steps=steps,
+        samples=1024,
+        features="digits-features",
+        reference="digits-reference",
+        manifold_size=1024,
     )
 
 
@@ -99,6 +124,8 @@ def _built_in() -> dict[str, Protocol]:
         _variant("sit-sde250-cfg", v1, to_uint8="round", guidance_scale=1.5),
         _variant("sit-heun125", v1, to_uint8="round", solver="ode_heun", steps=125),
         _variant("ode50-10k", v3, solver="ode_euler", steps=50, samples=10_000, manifold_size=10_000),
+        _embedded("digits-ode25", "ode_euler", 25),
+        _embedded("digits-sde50", "sde_euler_maruyama", 50),
     ]
     return {protocol.name: protocol for protocol in found}
 

@@ -61,6 +61,8 @@ class Metrics(Spec):
     inception_score: float
     precision: float
     recall: float
+    sfid: float | None = None
+    """Where the feature network has a layer for it."""
     accuracy: float | None
     """Share of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
@@ -88,6 +90,8 @@ class ScoreRecord(_Base):
     protocol: Protocol
     protocol_digest: str
     generation_seed: int
+    search: bool = False
+    """Tried to choose a setting by: no result."""
     metrics: Metrics
     n_fake: int
     n_real: int
@@ -97,10 +101,17 @@ class ScoreRecord(_Base):
     assets: dict[str, str]
     grid: str
     """PNG of the first samples, beside the records: a column for each class, no scaling."""
+    samples: str | None = None
+    """The .npz of all samples, if they were kept."""
+
+    @staticmethod
+    def key_of(run: str, step: int, protocol_digest: str, generation_seed: int, search: bool) -> tuple[object, ...]:
+        """What may stand in the file only once."""
+        return ("score", run, step, protocol_digest, generation_seed, search)
 
     def key(self) -> tuple[object, ...]:
-        """What may stand in the file only once."""
-        return (self.kind, self.run, self.step, self.protocol_digest, self.generation_seed)
+        """See `key_of`."""
+        return self.key_of(self.run, self.step, self.protocol_digest, self.generation_seed, self.search)
 
 
 class TokenizerRecord(_Base):
@@ -116,6 +127,9 @@ class TokenizerRecord(_Base):
     rfid: float
     psnr: float
     """dB."""
+    ssim: float | None = None
+    lpips: float | None = None
+    """Where VGG16 is on the machine."""
     latent_variance: float
     """Mean over the channels of the posterior mean's variance."""
     effective_rank: float

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.interpolant import PathName, coefficients
+from recipes.core.precision import Precision, autocast
 from recipes.models.sit import SiT
 
 Solver = Literal["ode_euler", "ode_heun", "sde_euler_maruyama"]
@@ -38,20 +39,20 @@ class Guidance:
         return self.scale > 1.0 and self.low <= t <= self.high
 
 
-def times(solver: Solver, steps: int) -> list[float]:
+def times(solver: Solver, steps: int, last_step: float = LAST_SDE_TIME) -> list[float]:
     """The steps + 1 times of a schedule, from 1 to 0.
 
-    ODE: equal steps. SDE: steps - 1 equal ones to t = 0.04, then one to 0.
+    ODE: equal steps. SDE: steps - 1 equal ones to t = `last_step`, then one to 0.
     """
     if solver == "sde_euler_maruyama":
-        return [*torch.linspace(1.0, LAST_SDE_TIME, steps, dtype=torch.float64).tolist(), 0.0]
+        return [*torch.linspace(1.0, last_step, steps, dtype=torch.float64).tolist(), 0.0]
     grid: list[float] = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
     return grid
 
 
-def number_of_evaluations(solver: Solver, steps: int, guidance: Guidance) -> int:
+def number_of_evaluations(solver: Solver, steps: int, guidance: Guidance, last_step: float = LAST_SDE_TIME) -> int:
     """NFE of one sample: network evaluations, two where guidance is active."""
-    grid = times(solver, steps)
+    grid = times(solver, steps, last_step)
     per_step = [2 if guidance.active(t) else 1 for t in grid[:-1]]
     second = sum(per_step[:-1]) if solver == "ode_heun" else 0
     return sum(per_step) + second
@@ -144,6 +145,8 @@ def sample_latents(
     guidance: Guidance,
     path: PathName,
     noise: StepNoise,
+    last_step: float = LAST_SDE_TIME,
+    precision: Precision = "fp32",
 ) -> Tensor:
     """Integrate from noise to normalised latents.
 
@@ -156,6 +159,8 @@ def sample_latents(
         guidance: scale and interval.
         path: the training path.
         noise: noise of the SDE's steps.
+        last_step: the time at which the SDE's last step begins.
+        precision: number format of the network; the state is float64 in any case.
 
     Returns:
         float64, (N, C, h, w).
@@ -164,13 +169,14 @@ def sample_latents(
 
     def velocity(x: Tensor, t: float, y: Tensor) -> Tensor:
         time = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        out: Tensor = sit(x.to(dtype), time, y, project=False).velocity
+        with autocast(precision, x.device):
+            out: Tensor = sit(x.to(dtype), time, y, project=False).velocity
         return out.double()
 
     drift = guided_drift(
         velocity, labels, sit.null_class, guidance, path=path, stochastic=solver == "sde_euler_maruyama"
     )
-    grid, x = times(solver, steps), start.double()
+    grid, x = times(solver, steps, last_step), start.double()
     if solver == "ode_euler":
         return ode_euler(drift, x, grid)
     if solver == "ode_heun":

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError
 from recipes.core.files import UNDECODABLE, decode
 from recipes.core.images import Images, open_images, stack
@@ -25,7 +26,7 @@ THREADS = 8
 
 
 class ImageSet(Protocol):
-    """Images in a fixed order."""
+    """Images in a fixed order, read in any."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -33,21 +34,33 @@ class ImageSet(Protocol):
         ...
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the content, or of what identifies it."""
+    def identity(self) -> str:
+        """Digest of what tells it from others without reading it: place, size and time of its files, or its hash."""
         ...
 
     def __len__(self) -> int: ...
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8, (n, 3, H, W)."""
+    def read(self, start: int, stop: int) -> Tensor:
+        """uint8, (stop - start, 3, H, W). Safe to call from several threads."""
         ...
+
+
+def batches(images: ImageSet, size: int) -> Iterator[Tensor]:
+    """All of a set, `size` at a time."""
+    for start in range(0, len(images), size):
+        yield images.read(start, min(start + size, len(images)))
+
+
+def _identity(root: Path, files: Sequence[Path]) -> str:
+    facts = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return digest_of([str(root.absolute()), facts])
 
 
 class NpzImages:
     """``arr_0`` of an .npz, uint8 (N, H, W, 3), read as a stream: 50,000 images of 256 pixels are 10 GB."""
 
     warnings: tuple[str, ...] = ()
+    _file: IO[bytes] | None
 
     def __init__(self, path: Path) -> None:
         """Read the header.
@@ -70,27 +83,38 @@ class NpzImages:
             )
         if self.shape[0] == 0:
             raise UserError(f"{path}: arr_0 holds no image.")
+        self._lock, self._file = threading.Lock(), None
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return sha256_of(self.path)
+    def identity(self) -> str:
+        """See `ImageSet`."""
+        return _identity(self.path.parent, [self.path])
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSet`."""
+    def read(self, start: int, stop: int) -> Tensor:
+        """See `ImageSet`.
+
+        Raises:
+            UserError: the file was cut short or is damaged.
+        """
         each = int(np.prod(self.shape[1:]))
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            file.read(self._offset)
-            for start in range(0, len(self), size):
-                count = min(size, len(self) - start)
-                raw = file.read(count * each)
-                if len(raw) != count * each:
-                    raise UserError(f"{self.path} ends within image {start + len(raw) // each}: it was cut short.")
-                pixels = np.frombuffer(bytearray(raw), np.uint8).reshape(count, *self.shape[1:])
-                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        with self._lock:
+            # One open file for reading on: of a compressed array, going back means starting over.
+            if self._file is None or self._file.tell() > self._offset + start * each:
+                self._file = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115
+            try:
+                self._file.seek(self._offset + start * each)
+                raw = self._file.read((stop - start) * each)
+            except (OSError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(
+                    f"{self.path} cannot be read to its end ({error}): it was damaged or cut short."
+                ) from None
+        if len(raw) != (stop - start) * each:
+            raise UserError(f"{self.path} ends within image {start + len(raw) // each}: it was cut short.")
+        pixels = np.frombuffer(bytearray(raw), np.uint8).reshape(stop - start, *self.shape[1:])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 class FolderImages:
@@ -106,6 +130,7 @@ class FolderImages:
         self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not self.files:
             raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}).")
+        self._pool, self._shape = ThreadPoolExecutor(THREADS, "decode"), _read(self.files[0]).shape
         lossy = sum(p.suffix.lower() in LOSSY for p in self.files)
         self.warnings: tuple[str, ...] = ()
         if lossy:
@@ -115,31 +140,28 @@ class FolderImages:
             )
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of names and contents."""
-        return digest_of([[str(p.relative_to(self.folder)), sha256_of(p)] for p in self.files])
+    def identity(self) -> str:
+        """See `ImageSet`."""
+        return _identity(self.folder, self.files)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def read(self, start: int, stop: int) -> Tensor:
         """See `ImageSet`.
 
         Raises:
             UserError: a file that cannot be decoded, or of another size than the first.
         """
-        with ThreadPoolExecutor(THREADS, "decode") as pool:
-            first: tuple[int, ...] | None = None
-            for start in range(0, len(self), size):
-                pixels = list(pool.map(_read, self.files[start : start + size]))
-                first = first or pixels[0].shape
-                for path, image in zip(self.files[start:], pixels, strict=False):
-                    if image.shape != first:
-                        raise UserError(
-                            f"{path} is {image.shape[1]} x {image.shape[0]} pixels and the first image "
-                            f"{first[1]} x {first[0]}; resize them all in one way."
-                        )
-                yield torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        files = self.files[start:stop]
+        pixels = list(self._pool.map(_read, files))
+        for path, image in zip(files, pixels, strict=True):
+            if image.shape != self._shape:
+                raise UserError(
+                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels and the first image "
+                    f"{self._shape[1]} x {self._shape[0]}; resize them all in one way."
+                )
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
@@ -155,21 +177,19 @@ class PreparedImages:
     warnings: tuple[str, ...] = ()
 
     def __init__(self, images: Images) -> None:
-        self._images = images
+        self._images, self._pool = images, ThreadPoolExecutor(THREADS, "decode")
 
     @property
-    def digest(self) -> str:
+    def identity(self) -> str:
         """The set's own content hash."""
         return self._images.content
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def read(self, start: int, stop: int) -> Tensor:
         """See `ImageSet`."""
-        with ThreadPoolExecutor(THREADS, "decode") as pool:
-            for start in range(0, len(self), size):
-                yield stack(self._images, range(start, min(start + size, len(self))), pool)
+        return stack(self._images, range(start, stop), self._pool)
 
 
 def open_samples(path: Path, *, flag: str) -> ImageSet:

@@ -2,262 +2,233 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from harness import metrics
-from harness.inception import Inception
-from harness.metrics import Moments, Sums
+from harness.evaluate import METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
+from harness.features import CLEAN, DINOV2, FEATURES, SPATIAL, FeatureNetwork
+from harness.measured import Measured, Shards, measure
+from harness.metrics import Moments
+from harness.pairs import Beside, Distance, Paired, Reconstructed
+from harness.progress import Reporter
 from harness.samples import ImageSet, open_samples
 from recipes.core.checkpoint import sha256_of
-from recipes.core.errors import UserError, nearest
+from recipes.core.distributed import World
+from recipes.core.errors import UserError
 from recipes.core.spec import digest_of
+from recipes.models.autoencoder import Autoencoder
 
-#: What `score --samples` measures unless told otherwise, in ADM's order.
-DEFAULT_METRICS = ("fid", "sfid", "is", "precision", "recall")
-METRICS = (*DEFAULT_METRICS, "f_score", "density", "coverage", "kid")
-MANIFOLD = ("precision", "recall", "f_score", "density", "coverage")
-#: ADM's conventions, in words; their digest names the protocol.
-CONVENTIONS = {
-    "name": "adm-files",
-    "version": 1,
-    "features": "inception-2015 pool_3, TensorFlow 1 bilinear resize to 299",
-    "spatial": "mixed_6/conv, 7 channels, (h, w, c)",
-    "inception score": "softmax of pool_3 x W without bias, splits of 5,000 in order",
-    "manifold": "pool_3, k = 3 (density and coverage: 5)",
-    "kid": "100 subsets of 1,000, cubic kernel",
-}
+VERSION = 2
+#: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
+STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A set of images, reduced to what the metrics need."""
+class AdmReference:
+    """An .npz in the form of ADM's references: statistics, images, or both."""
 
-    count: int
-    moments: Moments
-    spatial: Moments
-    logits: Tensor
-    features: NDArray[np.float32]
-    """(N, 2048), memory-mapped where there are many."""
+    path: Path
+    moments: Mapping[str, Moments]
+    """By output; their count is 0, which is not known: the file does not say of how many images they are."""
+    has_images: bool
 
-
-def parse_metrics(text: str | None) -> tuple[str, ...]:
-    """``fid,is`` to names.
-
-    Raises:
-        UserError: an unknown name, with the nearest.
-    """
-    if text is None:
-        return DEFAULT_METRICS
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"--metrics: there is no metric '{name}'.{nearest(name, METRICS)}")
-    if not names:
-        raise UserError(f"--metrics names none; there are {', '.join(METRICS)}.")
-    return names
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_of(self.path)
 
 
-def measure(
-    images: ImageSet, network: Inception, folder: Path, *, batch: int = BATCH, on_done: Callable[[int], None]
-) -> Measured:
-    """One pass over a set of images.
-
-    Args:
-        images: read in order.
-        network: what looks at them.
-        folder: where the features are kept while they are needed.
-        batch: images at once; decides nothing.
-        on_done: told how many are done.
+def read_adm_reference(path: Path) -> AdmReference:
+    """Statistics (mu, sigma, mu_s, sigma_s) of an ADM reference, and whether it has images (arr_0).
 
     Raises:
-        UserError: fewer than two images.
+        UserError: not an .npz, one that holds objects, or statistics that are no mean and covariance.
     """
-    if len(images) < 2:
-        raise UserError(f"one image has no covariance: give at least two ({len(images)} found).")
-    sums, spatial, logits, done = None, None, [], 0
-    features: NDArray[np.float32] | None = None
-    for part in images.batches(batch):
-        out = network(part)
-        if sums is None or spatial is None or features is None:
-            width = out.features.shape[1]
-            sums, spatial = Sums.empty(width), Sums.empty(out.spatial.shape[1])
-            features = np.lib.format.open_memmap(
-                folder / "features.npy", mode="w+", dtype=np.float32, shape=(len(images), width)
-            )
-        assert features is not None
-        sums.add(out.features.cpu())
-        spatial.add(out.spatial.cpu())
-        features[done : done + len(part)] = out.features.cpu().numpy()
-        logits.append(out.logits.cpu())
-        done += len(part)
-        on_done(done)
-    if done != len(images):
-        raise ValueError(f"{done} images were read of {len(images)}")
-    assert sums is not None
-    assert spatial is not None
-    assert features is not None
-    return Measured(done, sums.moments(), spatial.moments(), torch.cat(logits), features)
+    moments = {}
+    try:
+        with ZipFile(path) as archive:
+            names = set(archive.namelist())
+        with np.load(path, allow_pickle=False) as file:
+            for output, (mean, covariance) in STATISTICS.items():
+                if {mean, covariance} <= set(file.files):
+                    m, s = (torch.from_numpy(np.asarray(file[key], np.float64)) for key in (mean, covariance))
+                    if m.ndim != 1 or s.shape != (len(m), len(m)) or not bool(m.isfinite().all() & s.isfinite().all()):
+                        raise UserError(
+                            f"{path}: {mean} {tuple(m.shape)} and {covariance} {tuple(s.shape)} are not a finite mean "
+                            "(D,) and covariance (D, D); download the reference again."
+                        )
+                    moments[output] = Moments(m, s, 0)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an .npz ({error}).") from None
+    return AdmReference(path, moments, "arr_0.npy" in names)
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What samples are compared with. Parts may be absent."""
+class Job:
+    """What is measured with what, and where."""
 
-    digest: str
-    count: int | None
-    moments: Moments | None = None
-    spatial: Moments | None = None
-    features: NDArray[np.float32] | None = None
+    network: FeatureNetwork
+    features: str
+    """The network's name."""
+    wanted: tuple[str, ...]
+    cache: Path
+    """Where shards are kept: the reference's for the next time, the samples' until they are scored."""
+    world: World = field(default_factory=World)
+    reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    rules: Rules = field(default_factory=Rules)
+    batch: int = BATCH
+    """Images at once; decides nothing."""
+    lpips: Distance | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a metric that the network does not have.
+
+        Raises:
+            UserError: with the metric to ask for instead.
+        """
+        for name in self.wanted:
+            if self.features != "inception" and name in OF_INCEPTION:
+                raise UserError(
+                    f"--metrics {name} is of Inception; with --features {self.features} ask for fd, precision, recall, "
+                    "density, coverage or kid."
+                )
+            if self.features == "inception" and name == "fd":
+                raise UserError("--metrics fd is of another --features network; Inception's is called fid.")
+
+    def protocol(self) -> dict[str, Any]:
+        """The conventions that decide the numbers."""
+        return {
+            "name": "adm-files" if self.features == "inception" else f"files-{self.features}",
+            "version": VERSION,
+            "features": self.network.convention,
+            "rules": asdict(self.rules),
+            "metrics": {name: METRICS[name].about for name in self.wanted},
+        }
+
+    def measure(self, images: ImageSet, label: str) -> tuple[Shards, Measured | None]:
+        """One pass over a set; in the main process, what was measured."""
+        key = digest_of([images.identity, self.network.content, self.network.convention])
+        shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
+        with self.reporter.stage(label, len(images)) as on_done:
+            return shards, measure(images, self.network, shards, batch=self.batch, world=self.world, on_done=on_done)
 
 
-def read_statistics(path: Path) -> dict[str, NDArray[np.float64]]:
-    """mu, sigma, mu_s, sigma_s of an ADM reference, those that it holds.
+def _open_reference(path: Path, job: Job) -> tuple[AdmReference | None, list[str]]:
+    """The reference's statistics, and the metrics that need its images.
 
     Raises:
-        UserError: not an .npz, or it holds objects.
+        UserError: it has neither what a metric needs nor the images to compute it from.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {k: np.asarray(file[k], np.float64) for k in ("mu", "sigma", "mu_s", "sigma_s") if k in file.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"--reference {path} cannot be read as an .npz ({error}).") from None
-
-
-def open_reference(
-    path: Path, network: Inception, wanted: Sequence[str], folder: Path, on_done: Callable[[int], None]
-) -> Reference:
-    """Statistics where the file has them, images where they are needed.
-
-    Raises:
-        UserError: the reference has neither what a metric needs nor the images to compute it from.
-    """
-    known: dict[str, Moments] = {}
-    if path.suffix == ".npz" and path.exists():
-        held = read_statistics(path)
-        for name, mean, covariance in (("moments", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
-            if mean in held and covariance in held:
-                # The file does not say of how many images its statistics are.
-                known[name] = Moments(torch.from_numpy(held[mean]), torch.from_numpy(held[covariance]), 0)
-        has_images = _holds(path, "arr_0.npy")
-        if not has_images and not known:
+    if path.suffix != ".npz" or not path.is_file():
+        return None, needing_rows(job.wanted, ())
+    held = read_adm_reference(path)
+    # A network's statistics are its own: ADM's are of Inception.
+    usable = set(held.moments) if job.features == "inception" else set[str]()
+    missing = needing_rows(job.wanted, usable)
+    if missing and not held.has_images:
+        if not held.moments:
             raise UserError(f"--reference {path} holds neither statistics (mu, sigma) nor images (arr_0).")
-        if not has_images and (missing := _needing_images(wanted, known)):
-            raise UserError(
-                f"--reference {path} has no images (arr_0), which {', '.join(missing)} need; leave them out with "
-                "--metrics, or give a reference with images."
-            )
-        if not _needing_images(wanted, known):
-            return Reference(sha256_of(path), None, known.get("moments"), known.get("spatial"))
-    images = open_samples(path, flag="--reference")
-    found = measure(images, network, folder, on_done=on_done)
-    return Reference(
-        images.digest,
-        None if "moments" in known else found.count,
-        known.get("moments", found.moments),
-        known.get("spatial", found.spatial),
-        found.features,
-    )
-
-
-def _holds(path: Path, member: str) -> bool:
-    with ZipFile(path) as archive:
-        return member in archive.namelist()
-
-
-def _needing_images(wanted: Sequence[str], known: dict[str, Moments]) -> list[str]:
-    def needs(name: str) -> bool:
-        return (
-            name in MANIFOLD
-            or name == "kid"
-            or (name == "fid" and "moments" not in known)
-            or (name == "sfid" and "spatial" not in known)
+        raise UserError(
+            f"--reference {path} has no images (arr_0), which {', '.join(missing)} need; leave them out with "
+            "--metrics, or give a reference with images."
         )
+    return (held if usable else None), missing
 
-    return [name for name in wanted if needs(name)]
+
+def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
+    """The reference in the main process, and warnings."""
+    held, missing = _open_reference(path, job)
+    known = dict(held.moments) if held else {}
+    if not any(METRICS[name].needs_real for name in job.wanted):
+        return Measured([], known=known, digest=open_samples(path, flag="--reference").identity), []
+    if held is not None and not missing:
+        return Measured([], known=known, digest=held.digest), []
+    images = open_samples(path, flag="--reference")
+    if len(images) < 2:
+        raise UserError(f"--reference {path} holds one image: one image has no covariance, give at least two.")
+    _, found = job.measure(images, f"reference {path.name}")
+    if found is None:
+        return None, []
+    warnings = [
+        f"{name} is against the {found.rows:,} images in {path.name}: the file has no statistics of that network."
+        for name in job.wanted
+        if held is not None and METRICS[name].output in (DINOV2, CLEAN)
+    ]
+    if held is not None:
+        found = found.under(known, digest=held.digest)
+    return found, warnings
 
 
-def score(
-    samples: Path,
-    reference: Path,
-    network: Inception,
-    weights_digest: str,
-    wanted: Sequence[str],
-    *,
-    batch: int = BATCH,
-    on_done: Callable[[int], None] = lambda done: None,
-) -> dict[str, Any]:
-    """Every wanted metric of the samples, what they were made of, and warnings.
+def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None:
+    """Every wanted metric of the samples, what they were made of, and warnings; in the main process.
+
+    The samples' shards stay on the disk until the numbers are there: an interrupted call continues.
 
     Raises:
         UserError: a file that cannot be used, with its mend.
     """
-    images = open_samples(samples, flag="--samples")
-    warnings = list(images.warnings)
-    with TemporaryDirectory() as scratch:
-        places = [Path(scratch) / name for name in ("real", "fake")]
-        for place in places:
-            place.mkdir()
-        real = open_reference(reference, network, wanted, places[0], lambda done: None)
-        fake = measure(images, network, places[1], batch=batch, on_done=on_done)
-        if fake.count <= fake.moments.mean.numel() and {"fid", "sfid"} & set(wanted):
-            warnings.append(
-                f"{fake.count:,} samples are fewer than the {fake.moments.mean.numel():,} features: FID is far above "
-                "its value at 50,000, and compares only with the same number of samples."
-            )
-        values = _values(real, fake, wanted)
+    if len(samples) < 2:
+        raise UserError(f"one image has no covariance: give at least two ({len(samples)} found).")
+    real, warnings = _reference(reference, job)
+    pairwise = [name for name in job.wanted if name in PAIRWISE]
+    if pairwise:
+        samples = Beside(samples, open_samples(reference, flag="--reference"))
+        job = replace(job, network=Paired(job.network, pairwise, job.lpips))
+    shards, fake = job.measure(samples, "samples")
+    if real is None or fake is None:
+        return None
+    told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device)
+    width = fake.moments(FEATURES).mean.numel()
+    if fake.rows <= width and any(name in told for name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")):
+        warnings.append(
+            f"{fake.rows:,} samples are fewer than the {width:,} features: FID is far above its value at 50,000, and "
+            "compares only with the same number of samples."
+        )
+    protocol = job.protocol()
+    shards.clear()
     return {
-        **values,
-        "n_fake": fake.count,
+        **told,
+        "n_fake": fake.rows,
         "n_real": real.count,
-        "protocol": f"{CONVENTIONS['name']}@{CONVENTIONS['version']}",
+        "protocol": f"{protocol['name']}@{protocol['version']}",
         "digests": {
-            "protocol": digest_of(CONVENTIONS),
-            "samples": images.digest,
+            "protocol": digest_of(protocol),
+            "samples": fake.digest,
             "reference": real.digest,
-            "weights": weights_digest,
+            "weights": job.network.content,
         },
-        "warnings": warnings,
+        "warnings": [*samples.warnings, *warnings],
     }
 
 
-def _values(real: Reference, fake: Measured, wanted: Sequence[str]) -> dict[str, float]:
-    out: dict[str, float] = {}
-    if "fid" in wanted:
-        assert real.moments is not None
-        out["fid"] = metrics.frechet_distance(real=real.moments, fake=fake.moments)
-    if "sfid" in wanted:
-        assert real.spatial is not None
-        out["sfid"] = metrics.frechet_distance(real=real.spatial, fake=fake.spatial)
-    if "is" in wanted:
-        out["is"] = metrics.inception_score(fake.logits, split_size=metrics.ADM_SPLIT)
-    if set(MANIFOLD) & set(wanted):
-        assert real.features is not None
-        out |= _manifold(real.features, fake.features, wanted)
-    if "kid" in wanted:
-        assert real.features is not None
-        size = min(1000, len(real.features), fake.count)
-        found = metrics.kid(real=real.features, fake=fake.features, subset_size=size, seed=0)
-        out["kid"] = found[0]
-    return {name: out[name] for name in wanted}
+#: What is measured of a tokenizer; LPIPS where its network is on the machine.
+OF_A_TOKENIZER = ("fid", "psnr", "ssim", "lpips")
 
 
-def _manifold(real: NDArray[np.float32], fake: NDArray[np.float32], wanted: Sequence[str]) -> dict[str, float]:
-    out: dict[str, float] = {}
-    if {"precision", "recall", "f_score"} & set(wanted):
-        found = metrics.manifold(real=real, fake=fake, k=3)
-        out |= {"precision": found.precision, "recall": found.recall, "f_score": found.f_score}
-    if {"density", "coverage"} & set(wanted):
-        found = metrics.manifold(real=real, fake=fake, k=5)
-        out |= {"density": found.density, "coverage": found.coverage}
-    return out
+def score_tokenizer(reference: Path, tokenizer: Autoencoder, content: str, job: Job) -> dict[str, Any] | None:
+    """What a tokenizer loses of the reference's images: FID is then called rFID. In the main process.
+
+    Args:
+        reference: images; statistics that come with them are what rFID is against.
+        tokenizer: from posterior means, uint8 by truncation.
+        content: its hash.
+        job: with the metrics.
+
+    Raises:
+        UserError: see `score`.
+    """
+    originals = open_samples(reference, flag="--reference")
+    found = score(Reconstructed(originals, tokenizer.to(job.world.device), content), reference, job)
+    if found is None:
+        return None
+    renamed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
+    renamed["digests"] = found["digests"] | {"tokenizer": content}
+    return renamed

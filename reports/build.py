@@ -24,8 +24,8 @@ GRID_SIDE_IMAGES = 10
 SHOWN_ROWS = 3
 RESULT_COLUMNS = (
     "suite", "arm", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
-    "fid", "inception_score", "precision", "recall", "accuracy", "n_fake", "n_real", "nfe", "run", "protocol_digest",
-    "commit",
+    "fid", "sfid", "inception_score", "precision", "recall", "accuracy", "n_fake", "n_real", "nfe", "run",
+    "protocol_digest", "commit",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.compare import ArmSpeedup, Comparison
-from harness.records import ScoreRecord
+from harness.records import ScoreRecord, TokenizerRecord
 from harness.speedup import Spread, spread
 
 
@@ -97,8 +97,9 @@ def fid_table(comparison: Comparison) -> Table:
     )
 
 
-def _over(records: Sequence[ScoreRecord], name: str) -> Spread | None:
-    values = [value for r in records if (value := getattr(r.metrics, name)) is not None]
+def _over(records: Sequence[ScoreRecord] | Sequence[TokenizerRecord], name: str) -> Spread | None:
+    found = [getattr(r.metrics if isinstance(r, ScoreRecord) else r, name) for r in records]
+    values = [value for value in found if value is not None]
     return spread(values) if values else None
 
 
@@ -116,6 +117,7 @@ def metrics_table(comparison: Comparison) -> Table:
                     last[0].protocol.label,
                     f"{last[0].step:,}",
                     number(_over(last, "fid")),
+                    number(_over(last, "sfid")),
                     number(_over(last, "inception_score")),
                     number(_over(last, "precision"), 3),
                     number(_over(last, "recall"), 3),
@@ -124,10 +126,10 @@ def metrics_table(comparison: Comparison) -> Table:
             )
     return Table(
         "Metrics at the last checkpoint",
-        ("recipe", "protocol", "step", "FID", "IS", "precision", "recall", "accuracy"),
+        ("recipe", "protocol", "step", "FID", "sFID", "IS", "precision", "recall", "accuracy"),
         tuple(rows),
-        "Compare FID only within one protocol. Accuracy: share of the samples that the feature network gives the class "
-        "they were asked for.",
+        "Compare FID only within one protocol. sFID: on a layer that keeps places. Accuracy: share of the samples that "
+        "the feature network gives the class they were asked for.",
     )
 
 
@@ -168,18 +170,12 @@ def tokenizer_table(comparison: Comparison) -> Table:
         if not last:
             continue
         group = list(last.values())
-        values = ("rfid", "psnr", "latent_variance", "effective_rank")
-        digits = (3, 2, 2, 1)
-        rows.append(
-            (
-                name,
-                *(number(spread([getattr(t, v) for t in group]), d) for v, d in zip(values, digits, strict=True)),
-            )
-        )
+        shown = {"rfid": 3, "psnr": 2, "ssim": 3, "lpips": 3, "latent_variance": 2, "effective_rank": 1}
+        rows.append((name, *(number(_over(group, value), digits) for value, digits in shown.items())))
     n = comparison.tokenizers[0].n if comparison.tokenizers else 0
     return Table(
         "Tokenizer before and after joint training",
-        ("tokenizer", "rFID", "PSNR (dB)", "latent variance", "effective rank"),
+        ("tokenizer", "rFID", "PSNR (dB)", "SSIM", "LPIPS", "latent variance", "effective rank"),
         tuple(rows),
         f"{n:,} reference images rebuilt from their posterior mean; rFID against the whole reference. A collapse shows "
         "as variance near zero, or, under batch norm, as a low effective rank (participation ratio of the covariance).",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from harness.assets import Store
-from harness.features import Extractor, Features
-from harness.metrics import Moments
+from harness.features import FEATURES, FeatureNetwork, Several, extra_networks, outputs_of
+from harness.measured import Measured
+from harness.pairs import Distance
 from harness.progress import Reporter
 from harness.protocol import Protocol as EvaluationProtocol
 from recipes.core.distributed import World
@@ -19,6 +21,9 @@ from recipes.core.errors import UserError
 from recipes.core.spec import Execution, Spec
 from recipes.models.autoencoder import Autoencoder
 from recipes.run import RunSpec, TrainingInputs
+
+#: Reference images that an extra network looks at, at once.
+CHUNK = 64
 
 
 class Arm(Spec):
@@ -47,14 +52,29 @@ class Budget(Spec):
 class Judge:
     """What samples are judged by."""
 
-    extractor: Extractor
-    reference: Features
-    """Of reference images: for precision and recall, and where the reference has no moments of its own."""
-    reference_moments: Moments
+    network: FeatureNetwork
+    reference: Measured
     reference_images: Tensor
     """uint8, (N, 3, H, W): what tokenizers are made to reconstruct."""
     training_images: Tensor
     """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
+    lpips: Distance | None = None
+    """Of uint8 images, where its network is on this machine."""
+
+    def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Judge:
+        """The same with the networks that these outputs are from, and what they say of the reference images.
+
+        Raises:
+            UserError: a network is not on this machine.
+        """
+        missing = [name for name in dict.fromkeys(outputs) if not self.reference.has(name)]
+        others = extra_networks(missing, self.network, store, device)
+        if not others:
+            return self
+        looked = {
+            name: outputs_of(self.reference_images.split(CHUNK), network)[FEATURES] for name, network in others.items()
+        }
+        return replace(self, network=Several(self.network, others), reference=self.reference.joined(looked))
 
 
 @dataclass(frozen=True)

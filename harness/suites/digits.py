@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from harness.assets import Asset, Store
-from harness.features import Extractor, Features
-from harness.metrics import Moments
+from harness.features import LOGITS, outputs_of
+from harness.measured import Measured
 from harness.progress import Reporter
-from harness.protocol import Protocol
-from harness.sampler import Solver
+from harness.protocol import Protocol, find_protocol
 from harness.suites.base import Arm, Budget, Judge, Prepared, Surroundings
 from harness.suites.digits_data import NUM_CLASSES, SIDE, Digits, DigitsData, render
 from harness.suites.digits_networks import (
+    DigitsFeatures,
     EncoderSpec,
-    FeatureNetwork,
+    FeatureClassifier,
     FeatureSpec,
     OnStep,
     TokenEncoder,
@@ -126,18 +126,6 @@ class DigitsSuite(Spec):
         )
 
 
-def _protocol(name: str, solver: Solver, steps: int) -> Protocol:
-    return Protocol(
-        name=name,
-        solver=solver,
-        steps=steps,
-        samples=1024,
-        features="digits-features",
-        reference="digits-reference",
-        manifold_size=1024,
-    )
-
-
 def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
     """The three recipes and two controls, which show where REPA-E's gain comes from and why it needs its rules."""
     # The tokenizer goes on under the losses it was made with; the suite has no GAN and no LPIPS. The position
@@ -219,8 +207,8 @@ def digits() -> DigitsSuite:
         ema=EMASpec(decay=0.999, warmup=True),
         arms=digits_arms(tokenizer),
         default_arms=("vanilla", "repa", "repa_e"),
-        curve_protocol=_protocol("digits-ode25", "ode_euler", 25),
-        final_protocols=(_protocol("digits-sde50", "sde_euler_maruyama", 50),),
+        curve_protocol=find_protocol("digits-ode25"),
+        final_protocols=(find_protocol("digits-sde50"),),
         max_rfid=1.0,
         budget=Budget(steps=1500, score_every=250),
     )
@@ -237,8 +225,7 @@ class _Preparation:
     def run(self) -> Prepared:
         """Find or make every asset, in order of need."""
         train, reference = self._digits("data", 0), self._digits("reference", self.suite.data.train)
-        extractor = self._extractor(train, reference)
-        features = self._reference_features(reference, extractor)
+        network = self._network(train, reference)
         tokens = self._tokens(train, reference)
         tokenizer, moments = self._tokenizer(train)
         mean, std = moments.tensors["mean"], moments.tensors["std"]
@@ -251,9 +238,8 @@ class _Preparation:
             latent_std=spread,
         )
         judge = Judge(
-            extractor=extractor,
-            reference=features,
-            reference_moments=Moments.of(features.features),
+            network=network,
+            reference=self._measured(reference, network),
             reference_images=reference.images,
             training_images=train.images,
         )
@@ -301,19 +287,14 @@ class _Preparation:
         tensors = self._get(name, spec.model_dump(mode="json") | bounds, (), 1, make).tensors
         return Digits(tensors["images"], tensors["labels"], tensors["poses"])
 
-    def _extractor(self, train: Digits, reference: Digits) -> Extractor:
+    def _network(self, train: Digits, reference: Digits) -> DigitsFeatures:
         spec = self.suite.features
-        network = FeatureNetwork(spec)
-
-        def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                features, logits = network(to_unit(images, network.pose.weight))
-            return features, logits
+        network = FeatureClassifier(spec)
 
         def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             network.load_state_dict(train_features(spec, train, on_step).state_dict())
             network.eval()
-            logits = Features.of(reference.images.split(CHUNK), extract).logits
+            logits = outputs_of(reference.images.split(CHUNK), DigitsFeatures(network))[LOGITS]
             correct = (logits.argmax(1) == reference.labels).double().mean().item()
             self.reporter.say(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"feature_accuracy": correct}
@@ -321,16 +302,16 @@ class _Preparation:
         asset = self._get("features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make)
         network.load_state_dict(dict(asset.tensors))
         network.eval().requires_grad_(False)
-        return extract
+        return DigitsFeatures(network, asset.content)
 
-    def _reference_features(self, reference: Digits, extractor: Extractor) -> Features:
+    def _measured(self, reference: Digits, network: DigitsFeatures) -> Measured:
         def make(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            made = Features.of(reference.images.split(CHUNK), extractor)
+            made = outputs_of(reference.images.split(CHUNK), network)
             on_step(1)
-            return {"features": made.features, "logits": made.logits}, {}
+            return made, {}
 
-        asset = self._get("reference-features", {}, ("reference", "features"), 1, make)
-        return Features(asset.tensors["features"], asset.tensors["logits"])
+        spec = {"network": network.convention}
+        return Measured([self._get("reference-features", spec, ("reference", "features"), 1, make).tensors])
 
     def _tokens(self, train: Digits, reference: Digits) -> Tensor:
         spec = self.suite.encoder

@@ -1,7 +1,7 @@
 """The small networks of the digits suite, each trained on the spot from its own seed.
 
 - `TokenEncoder` plays DINOv2: a frozen encoder whose patch tokens the recipes align with.
-- `FeatureNetwork` plays Inception: another architecture from another seed, so that the metric is not the alignment
+- `FeatureClassifier` plays Inception: another architecture from another seed, so that the metric is not the alignment
   target. It is trained under blur and noise; without them it would measure only the tokenizer's blur.
 - The tokenizer is a `recipes.models.autoencoder.Autoencoder`.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.features import FEATURES, LOGITS, SPATIAL, Outputs
 from harness.suites.digits_data import NUM_CLASSES, POSE_WIDTH, Digits
 from recipes.core.draws import KeyedDraws, seed_of
 from recipes.core.losses import kl_loss
@@ -137,7 +138,11 @@ class TokenEncoder(nn.Module):
         return F.cross_entropy(self.classify(tokens.mean(1)), labels) + painting
 
 
-class FeatureNetwork(nn.Module):
+#: Modules of the trunk up to its third ReLU, and the channels there that sFID looks at (as many as of Inception's).
+SPATIAL_DEPTH, SPATIAL_CHANNELS = 9, 7
+
+
+class FeatureClassifier(nn.Module):
     """A plain convolutional classifier; its penultimate layer is the feature space of FID."""
 
     def __init__(self, spec: FeatureSpec) -> None:
@@ -160,16 +165,33 @@ class FeatureNetwork(nn.Module):
         self.classify = nn.Linear(spec.features, NUM_CLASSES)
         self.pose = nn.Linear(spec.features, POSE_WIDTH)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in [-1, 1] -> features (N, D) and class logits (N, 10)."""
-        features = self.trunk(images)
-        return features, self.classify(features)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images in [-1, 1] -> features (N, D), class logits (N, 10), and 7 channels of an 8 x 8 layer in (h, w, c)."""
+        middle = self.trunk[:SPATIAL_DEPTH](images)
+        features = self.trunk[SPATIAL_DEPTH:](middle)
+        spatial = middle[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return features, self.classify(features), spatial
 
     def loss(self, images: Tensor, labels: Tensor, poses: Tensor) -> Tensor:
         """Class, and pose with colours."""
-        features, logits = self(images)
+        features, logits, _ = self(images)
         classes = F.cross_entropy(logits, labels, label_smoothing=0.05)
         return classes + F.mse_loss(self.pose(features), poses)
+
+
+class DigitsFeatures:
+    """The trained classifier as a `harness.features.FeatureNetwork`."""
+
+    convention = "digits-features: penultimate layer; 7 channels of its 8 x 8 layer, (h, w, c); logits"
+
+    def __init__(self, network: FeatureClassifier, content: str = "") -> None:
+        self.network, self.content = network, content
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Outputs:
+        """uint8 (N, 3, 16, 16)."""
+        features, logits, spatial = self.network(to_unit(images, self.network.pose.weight))
+        return {FEATURES: features, LOGITS: logits, SPATIAL: spatial}
 
 
 def corrupt(images: Tensor, draws: KeyedDraws) -> Tensor:
@@ -198,9 +220,9 @@ def train_encoder(spec: EncoderSpec, digits: Digits, on_step: OnStep) -> TokenEn
     return network
 
 
-def train_features(spec: FeatureSpec, digits: Digits, on_step: OnStep) -> FeatureNetwork:
+def train_features(spec: FeatureSpec, digits: Digits, on_step: OnStep) -> FeatureClassifier:
     """Train the feature network in Inception's role, under corruption."""
-    network = seeded(spec.training.seed, lambda: FeatureNetwork(spec))
+    network = seeded(spec.training.seed, lambda: FeatureClassifier(spec))
 
     def loss(indices: Tensor, step: int) -> Tensor:
         draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from harness import catalogue, inception
-from harness.features import Extractor, Features
+from harness import catalogue
+from harness.features import FEATURES, FeatureNetwork, load_network, outputs_of
 from harness.imagenet import prepare_images
-from harness.metrics import Moments
+from harness.measured import Measured
+from harness.pairs import Distance, on_unit_images
+from harness.samples import NpzImages
+from harness.scoring import read_adm_reference
 from harness.suites import stand_ins
 from harness.suites.base import Judge, Prepared, Surroundings
 from harness.suites.imagenet import ImagenetSuite
+from harness.tokenizers import tokenizer_files
 from recipes.core.checkpoint import MANIFEST
 from recipes.core.data import StoredData
 from recipes.core.errors import UserError
@@ -262,18 +265,30 @@ class Preparation:
         missing = [n for n in self.suite.judged_by() if catalogue.find(self.store, n) is None]
         if missing:
             return None
-        network = catalogue.require(self.store, self.suite.features)
-        extract = inception.extractor(network.path, self.world.device)
+        network = load_network(self.suite.features, self.store, self.world.device)
         self.hashes["features"] = network.content
         first = self._first_images() if self._images is not None else torch.empty(0)
         if self.suite.reference == "images":
             self.hashes["reference"] = self.images.content
-            reference = self._features("reference", first, extract)
-            return Judge(extract, reference, Moments.of(reference.features), first, first)
+            return Judge(network, self._measured("reference", first, network), first, first, self._lpips())
         asset = catalogue.require(self.store, self.suite.reference)
         self.hashes["reference"] = asset.content
-        moments, images = read_adm_reference(asset.path)
-        return Judge(extract, self._features("reference", images, extract), moments, images, first)
+        held = read_adm_reference(asset.path)
+        if FEATURES not in held.moments or not held.has_images:
+            raise UserError(
+                f"{asset.path} is not an ADM reference with mu, sigma and arr_0; fetch {self.suite.reference}."
+            )
+        shown = NpzImages(asset.path)
+        images = shown.read(0, len(shown))
+        reference = self._measured("reference", images, network).under(held.moments, digest=asset.content)
+        return Judge(network, reference, images, first, self._lpips())
+
+    def _lpips(self) -> Distance | None:
+        """LPIPS as documented, whatever the training loss feeds it; if its network is on this machine."""
+        found = catalogue.find(self.store, "vgg16")
+        if found is None:
+            return None
+        return on_unit_images(load_perceptual(found.path, input_range="unit").to(self.world.device), self.world.device)
 
     def _first_images(self) -> Tensor:
         count = min(FLOOR_IMAGES, len(self.images))
@@ -282,43 +297,24 @@ class Preparation:
         assert batch.images is not None
         return batch.images
 
-    def _features(self, name: str, images: Tensor, extract: Extractor) -> Features:
+    def _measured(self, name: str, images: Tensor, network: FeatureNetwork) -> Measured:
         def make() -> tuple[dict[str, Tensor], dict[str, float]]:
+            def chunks() -> Iterator[Tensor]:
+                for k, chunk in enumerate(images.split(self.suite.chunk)):
+                    yield chunk
+                    on_done(k * self.suite.chunk + len(chunk))
+
             with self.around.reporter.stage(f"features of the {name}", len(images)) as on_done:
-                parts = []
-                for chunk in images.split(self.suite.chunk):
-                    parts.append(extract(chunk))
-                    on_done(sum(len(f) for f, _ in parts))
-            return {"features": torch.cat([f for f, _ in parts]), "logits": torch.cat([x for _, x in parts])}, {}
+                return outputs_of(chunks(), network), {}
 
         sources = {key: self.hashes[key] for key in ("features", "reference")}
         if not self.world.main:  # one process makes it, the others find it
             self.world.barrier()
-        tensors = self.store.get(f"features-{name}", {"count": len(images)}, sources, make).tensors
+        spec = {"count": len(images), "network": network.convention}
+        tensors = self.store.get(f"features-{name}", spec, sources, make).tensors
         if self.world.main:
             self.world.barrier()
-        return Features(tensors["features"], tensors["logits"])
-
-
-def tokenizer_files(path: Path) -> tuple[Path, Path | None]:
-    """The weights of a tokenizer asset and, if it has one, its discriminator.
-
-    Args:
-        path: a released ``NAME.pt`` or a folder that holds it, with or without ``NAME-latents-stats.pt`` and
-            ``NAME-discriminator-ckpt.pt``; or a diffusers folder.
-
-    Raises:
-        UserError: the folder holds no weights, or several.
-    """
-    if path.is_file():
-        beside = path.with_name(f"{path.stem}-discriminator-ckpt.pt")
-        return path, beside if beside.exists() else None
-    if (path / "config.json").exists():
-        return path, None
-    found = [p for p in sorted(path.glob("*.pt")) if not p.stem.endswith(("-latents-stats", "-discriminator-ckpt"))]
-    if len(found) != 1:
-        raise UserError(f"{path} holds {len(found)} tokenizers (*.pt), not one; register the file itself with --from.")
-    return tokenizer_files(found[0])
+        return Measured([tensors])
 
 
 def _one_file(path: Path) -> Path:
@@ -328,19 +324,3 @@ def _one_file(path: Path) -> Path:
     if len(found) != 1:
         raise UserError(f"{path} holds {len(found)} weight files, not one; register the file itself with --from.")
     return found[0]
-
-
-def read_adm_reference(path: Path) -> tuple[Moments, Tensor]:
-    """Statistics and images (uint8, (N, 3, H, W)) of an ADM reference: mu, sigma, arr_0.
-
-    Raises:
-        UserError: the file is not such an .npz, or holds objects.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance, images = (file[key] for key in ("mu", "sigma", "arr_0"))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not an ADM reference with mu, sigma and arr_0 ({error}).") from None
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    # ADM's file does not say how many images its statistics are of (ImageNet's train set); arr_0 is a part of them.
-    return Moments(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), 0), tensor

@@ -157,6 +157,12 @@ _SPECS = (
     ),
 )
 ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _SPECS}
+#: All sizes of DINOv2; the smallest serves only to measure with.
+DINOV2: dict[str, EncoderSpec] = {
+    spec.name: spec
+    for spec in (_dinov2("s", "vit_small_patch14_dinov2", 384), *ENCODERS.values())
+    if spec.name.startswith("dinov2")
+}
 
 
 def encoder_spec(name: str) -> EncoderSpec:

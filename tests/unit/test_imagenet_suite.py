@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from harness import fetch as fetching
 from harness.assets import Store
 from harness.suites import suite
 from harness.suites.imagenet import imagenet256, imagenet_smoke
-from harness.suites.imagenet_assets import read_adm_reference, tokenizer_files
+from harness.tokenizers import tokenizer_files
 from recipes.core.errors import UserError
 from recipes.registry import recipe, recipe_options
 from recipes.run import build_networks
@@ -162,17 +161,3 @@ def test_a_download_is_registered(tmp_path, monkeypatch):
     (found.path / "other.pt").write_bytes(b"")
     with pytest.raises(UserError, match="holds 2 tokenizers"):
         tokenizer_files(found.path)
-
-
-def test_the_reference_is_read_without_objects(tmp_path):
-    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
-    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    np.savez(good, mu=np.zeros(5), sigma=np.eye(5), arr_0=images)
-    moments, read = read_adm_reference(good)
-    assert moments.mean.shape == (5,)
-    assert torch.equal(read[1, 2], torch.from_numpy(images[1, :, :, 2]))
-    np.savez(bad, mu=np.array([{}], dtype=object), sigma=np.eye(5), arr_0=images)
-    with pytest.raises(UserError, match=r"bad\.npz is not an ADM reference"):
-        read_adm_reference(bad)
-    with pytest.raises(UserError, match="is not an ADM reference"):
-        read_adm_reference(tmp_path / "absent.npz")

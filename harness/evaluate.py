@@ -1,0 +1,160 @@
+"""Metrics by name: from what networks said of two sets of images to numbers, in ADM's conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import metrics
+from harness.features import CLEAN, DINOV2, FEATURES, LOGITS, SPATIAL
+from harness.measured import Measured
+from harness.metrics import Points
+from recipes.core.errors import UserError, nearest
+
+#: Outputs of a set that was compared with its originals, image by image.
+PAIRWISE = ("psnr", "ssim", "lpips")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric looks at."""
+
+    output: str
+    about: str
+    needs_real_rows: bool = False
+    """Whether a reference's mean and covariance are not enough."""
+    needs_real: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric(FEATURES, "Fréchet distance of Inception's pool_3 (gFID; rFID of reconstructions)"),
+    "sfid": Metric(SPATIAL, "Fréchet distance of 7 channels of mixed_6/conv"),
+    "is": Metric(LOGITS, "Inception score, splits of 5,000 in order", needs_real=False),
+    "precision": Metric(FEATURES, "share of samples inside the reference's k-nearest-neighbour balls", True),
+    "recall": Metric(FEATURES, "share of the reference inside the samples' balls", True),
+    "f_score": Metric(FEATURES, "harmonic mean of precision and recall", True),
+    "density": Metric(FEATURES, "reference balls around a sample, over k (k = 5)", True),
+    "coverage": Metric(FEATURES, "share of the reference's balls that hold a sample (k = 5)", True),
+    "kid": Metric(FEATURES, "kernel distance, 100 subsets of 1,000", True),
+    "fd": Metric(FEATURES, "Fréchet distance of another --features network"),
+    "fd_dinov2": Metric(DINOV2, "Fréchet distance of DINOv2-L's class token"),
+    "clean_fid": Metric(CLEAN, "FID behind clean-fid's resizing: another number, never beside FID"),
+    "psnr": Metric("psnr", "dB, mean over images, against the reference's images in order", needs_real=False),
+    "ssim": Metric("ssim", "structural similarity, 11 x 11 Gaussian window", needs_real=False),
+    "lpips": Metric("lpips", "LPIPS 0.1 on VGG16, images in [-1, 1]", needs_real=False),
+}
+#: In ADM's order.
+DEFAULT = ("fid", "sfid", "is", "precision", "recall")
+#: For networks other than Inception, whose Fréchet distance is no FID.
+DEFAULT_ELSEWHERE = ("fd", "precision", "recall")
+#: Only of Inception.
+OF_INCEPTION = ("fid", "sfid", "is", "clean_fid")
+_PR, _DC = ("precision", "recall", "f_score"), ("density", "coverage")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a protocol decides about the metrics."""
+
+    neighbours: int = 3
+    """k of precision, recall and F-score (ADM)."""
+    coverage_neighbours: int = 5
+    """k of density and coverage (arXiv 2002.09797)."""
+    manifold_size: int | None = None
+    """Rows of each set that these look at; all by default."""
+    split: int = metrics.ADM_SPLIT
+    """Images of a part of the Inception score."""
+
+
+def parse(text: str | None, default: Sequence[str] = DEFAULT) -> tuple[str, ...]:
+    """``fid,is`` to names.
+
+    Raises:
+        UserError: an unknown name, with the nearest.
+    """
+    if text is None:
+        return tuple(default)
+    names = tuple(dict.fromkeys(part.strip().replace("-", "_") for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"--metrics: there is no metric '{name}'.{nearest(name, METRICS)}")
+    if not names:
+        raise UserError(f"--metrics names none; there are {', '.join(METRICS)}.")
+    return names
+
+
+def needing_rows(wanted: Collection[str], known: Collection[str]) -> list[str]:
+    """Those of the wanted metrics that a reference with only these moments cannot serve."""
+    return [
+        name
+        for name in wanted
+        if METRICS[name].needs_real_rows or (METRICS[name].needs_real and METRICS[name].output not in known)
+    ]
+
+
+def evaluate(
+    wanted: Sequence[str],
+    *,
+    real: Measured,
+    fake: Measured,
+    rules: Rules | None = None,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Every wanted metric, in the order asked for.
+
+    Args:
+        wanted: of `METRICS`.
+        real: the reference.
+        fake: the samples.
+        rules: what the protocol decides.
+        device: where the matrix work happens.
+
+    Raises:
+        UserError: too few images for a metric, with the number that it needs.
+        ValueError: an output is missing, or holds NaN.
+    """
+    rules, device = rules or Rules(), device or torch.device("cpu")
+    out: dict[str, float] = {}
+    for name in wanted:
+        metric = METRICS[name]
+        if name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid"):
+            out[name] = _frechet(real, fake, metric.output, device)
+        elif name == "is":
+            out[name] = metrics.inception_score(_tensor(fake.points(LOGITS)), split_size=rules.split)
+        elif name in PAIRWISE:
+            out[name] = float(_tensor(fake.points(name)).double().mean())
+    out |= _manifolds(wanted, real, fake, rules, device)
+    if "kid" in wanted:
+        a, b = real.points(FEATURES), fake.points(FEATURES)
+        out["kid"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0).mean
+    return {name: out[name] for name in wanted}
+
+
+def _frechet(real: Measured, fake: Measured, output: str, device: torch.device) -> float:
+    return metrics.frechet_distance(real=real.moments(output, device), fake=fake.moments(output, device))
+
+
+def _tensor(points: Points) -> Tensor:
+    return points if isinstance(points, Tensor) else torch.from_numpy(np.asarray(points))
+
+
+def _manifolds(
+    wanted: Sequence[str], real: Measured, fake: Measured, rules: Rules, device: torch.device
+) -> dict[str, float]:
+    ks = [k for names, k in ((_PR, rules.neighbours), (_DC, rules.coverage_neighbours)) if set(names) & set(wanted)]
+    if not ks:
+        return {}
+    n = rules.manifold_size
+    a, b = _tensor(real.points(FEATURES))[:n].to(device), fake.points(FEATURES)[:n]
+    if min(len(a), len(b)) <= max(ks):
+        raise UserError(
+            f"{', '.join(n for n in wanted if n in _PR + _DC)} look at the {max(ks)} nearest neighbours: give more "
+            f"than {max(ks)} samples and reference images ({len(b)} and {len(a)} found), or leave them out."
+        )
+    found = metrics.manifolds(real=a, fake=b, ks=sorted(set(ks)))
+    k_of = dict.fromkeys(_PR, rules.neighbours) | dict.fromkeys(_DC, rules.coverage_neighbours)
+    return {name: getattr(found[k_of[name]], name) for name in wanted if name in k_of}

@@ -1,0 +1,247 @@
+"""What a feature network said of a set of images, kept in shards: ranges of indices that appear whole or not at all.
+
+A shard is the same whoever makes it, so processes share them, an interrupted set continues at the first that is
+missing, and none is made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.features import FEATURES, FeatureNetwork, Outputs
+from harness.metrics import Moments, Points, Sums
+from harness.samples import ImageSet
+from recipes.core import checkpoint
+from recipes.core.data import prefetched
+from recipes.core.distributed import World
+from recipes.core.spec import digest_of
+
+#: Images of a shard.
+SHARD = 1024
+#: Outputs above this many bytes are gathered in a file and memory-mapped.
+IN_MEMORY = 64 * 2**20
+PART = "outputs"
+IMAGES = "images"
+
+
+class Measured:
+    """A set of images, reduced to a network's outputs, or to the statistics that somebody published of them."""
+
+    def __init__(
+        self,
+        parts: Sequence[Mapping[str, Tensor]],
+        *,
+        known: Mapping[str, Moments] | None = None,
+        count: int | None = None,
+        folder: Path | None = None,
+        digest: str = "",
+    ) -> None:
+        """From outputs in order.
+
+        Args:
+            parts: outputs by name; in each, as many rows of every one.
+            known: moments that stand in the place of the parts' own.
+            count: of the images that the moments are of; default: the rows of the parts. None if nobody knows.
+            folder: where large outputs are gathered.
+            digest: of the images.
+        """
+        self._parts, self._known, self._folder = list(parts), dict(known or {}), folder
+        self._points: dict[str, Points] = {}
+        self.digest = digest
+        self.rows = sum(len(next(iter(part.values()))) for part in self._parts)
+        self.count = count if count is not None or known else self.rows
+
+    def under(self, known: Mapping[str, Moments], digest: str) -> Measured:
+        """The same rows under statistics that somebody published of a larger set."""
+        return Measured(self._parts, known=known, folder=self._folder, digest=digest)
+
+    def joined(self, more: Outputs) -> Measured:
+        """With more outputs of the same rows."""
+        sizes = [len(next(iter(part.values()))) for part in self._parts]
+        split = {name: value.split(sizes) for name, value in more.items()}
+        parts = [{**part, **{name: split[name][k] for name in more}} for k, part in enumerate(self._parts)]
+        return Measured(parts, known=self._known, count=self.count, folder=self._folder, digest=self.digest)
+
+    def has(self, name: str) -> bool:
+        """Whether there are rows of that output."""
+        return bool(self._parts) and name in self._parts[0]
+
+    def has_moments(self, name: str) -> bool:
+        """Whether its mean and covariance can be told."""
+        return name in self._known or self.has(name)
+
+    def moments(self, name: str, device: torch.device | None = None) -> Moments:
+        """Mean and covariance of an output, in float64; from now on on that device.
+
+        Raises:
+            ValueError: fewer than two rows, or a value that is not finite.
+        """
+        if name not in self._known:
+            sums = Sums.empty(self._parts[0][name].shape[1], device)
+            for part in self._parts:
+                sums.add(part[name] if device is None else part[name].to(device))
+            self._known[name] = sums.moments()
+        if device is not None:
+            self._known[name] = self._known[name].to(device)
+        return self._known[name]
+
+    def points(self, name: str) -> Points:
+        """All rows of an output, (N, D); in a file where they are large and there is a folder for it."""
+        if name not in self._points:
+            first = self._parts[0][name]
+            size = self.rows * first[0].numel() * first.element_size()
+            if self._folder is None or size <= IN_MEMORY:
+                self._points[name] = torch.cat([part[name] for part in self._parts])
+            else:
+                self._points[name] = self._gathered(name, self._folder)
+        return self._points[name]
+
+    def _gathered(self, name: str, folder: Path) -> NDArray[Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        like = self._parts[0][name].numpy()
+        out: NDArray[Any] = np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=(self.rows, *like.shape[1:])
+        )
+        done = 0
+        for part in self._parts:
+            out[done : done + len(part[name])] = part[name].numpy()
+            done += len(part[name])
+        return out
+
+
+class Shards:
+    """The shards of a set of `count` images, in a folder of their own."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+
+    def ranges(self, rank: int = 0, size: int = 1) -> list[range]:
+        """Indices of each shard; with several processes, those of one."""
+        starts = range(0, self.count, SHARD)
+        return [range(start, min(start + SHARD, self.count)) for start in starts[rank::size]]
+
+    def place(self, indices: range) -> Path:
+        """The folder of a shard."""
+        return self.folder / f"{indices.start:07d}"
+
+    def has(self, indices: range) -> bool:
+        """Whether it is finished."""
+        return self.place(indices).exists()
+
+    def save(self, indices: range, outputs: Outputs, facts: Mapping[str, Any], images: Tensor | None = None) -> None:
+        """Write a shard; `images`, uint8 (n, 3, H, W), only if they are to be kept.
+
+        Raises:
+            ValueError: an output has another number of rows.
+        """
+        for name, value in outputs.items():
+            if len(value) != len(indices):
+                raise ValueError(f"{len(value)} rows of {name} for {len(indices)} images")
+        parts: dict[str, Mapping[str, Tensor]] = {PART: outputs}
+        if images is not None:
+            parts[IMAGES] = {IMAGES: images}
+        checkpoint.save_folder(self.place(indices), parts, {"count": len(indices), **facts})
+
+    def load(self, *, digest: str | None = None) -> Measured:
+        """All of them.
+
+        Args:
+            digest: of the set; default: of the digests that the shards' makers gave as a fact.
+
+        Raises:
+            UserError: a shard is damaged.
+            ValueError: one is missing.
+        """
+        places = [self.place(indices) for indices in self.ranges()]
+        if missing := [p.name for p in places if not p.exists()]:
+            raise ValueError(f"{self.folder} lacks the shards {', '.join(missing)}")
+        parts = [checkpoint.load_part(place, PART) for place in places]
+        if digest is None:
+            digest = digest_of([checkpoint.read_manifest(place)["pixels"] for place in places])
+        out = Measured(parts, folder=self.folder / "gathered", digest=digest)
+        if out.rows != self.count:
+            raise ValueError(f"{out.rows} images were measured of {self.count}")
+        return out
+
+    def images(self) -> Iterator[Tensor]:
+        """The kept images of each shard, uint8 (n, 3, H, W)."""
+        for indices in self.ranges():
+            yield checkpoint.load_part(self.place(indices), IMAGES)[IMAGES]
+
+    def clear(self) -> None:
+        """Remove them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def measure(
+    images: ImageSet,
+    network: FeatureNetwork,
+    shards: Shards,
+    *,
+    batch: int,
+    world: World,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Measured | None:
+    """One pass over a set of images, shared by the processes; what an earlier call finished is not read again.
+
+    The next batches are read while the network looks at one.
+
+    Args:
+        images: the set.
+        network: what looks at them.
+        shards: where its outputs are kept.
+        batch: images at once; decides nothing.
+        world: the processes.
+        on_done: told how many images this process and, as it supposes, the others have done.
+
+    Returns:
+        the outputs, in the main process.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+
+    def tell(before: int, more: int) -> None:
+        on_done(min((before + more) * world.size, len(images)))
+
+    done = 0
+    for indices in shards.ranges(world.rank, world.size):
+        if not shards.has(indices):
+            outputs, pixels = _look(images, network, indices, batch, partial(tell, done))
+            shards.save(indices, outputs, {"pixels": pixels})
+        done += len(indices)
+        tell(done, 0)
+    world.barrier()
+    return shards.load() if world.main else None
+
+
+def _look(
+    images: ImageSet, network: FeatureNetwork, indices: range, batch: int, on_done: Callable[[int], None]
+) -> tuple[Outputs, str]:
+    """The outputs of a range of images, and the SHA-256 of their pixels."""
+    pixels = hashlib.sha256()
+
+    def read(chunk: range) -> Tensor:
+        found = images.read(chunk.start, chunk.stop)
+        shown = found[:, :3].permute(0, 2, 3, 1)  # without an original beside it
+        pixels.update(str(tuple(shown.shape[1:])).encode() if chunk.start == indices.start else b"")
+        pixels.update(shown.contiguous().numpy().data)
+        return found
+
+    chunks = [range(i, min(i + batch, indices.stop)) for i in range(indices.start, indices.stop, batch)]
+    parts: list[Outputs] = []
+    # One thread reads ahead, so in order: a hash needs it, and a compressed array cannot go back.
+    for chunk in prefetched(read, chunks, depth=1):
+        parts.append({name: value.cpu() for name, value in network(chunk).items()})
+        on_done(sum(len(part[FEATURES]) for part in parts))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, pixels.hexdigest()
