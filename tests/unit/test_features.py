@@ -29,7 +29,8 @@ def tiny(monkeypatch, tmp_path):
         monkeypatch.setitem(SIZES, name, SIZES[name].model_copy(update={"width": 32, "kwargs": TINY}))
         torch.manual_seed(0)
         state = Encoder(SIZES[name]).network.state_dict()
-        state["pos_embed"] = torch.randn(1, 1 + 37 * 37, 32)
+        state["pos_embed"] = torch.randn(1, 1 + 37 * 37, 32) / 10
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"] * 10  # so that it sees the image
         paths[name] = tmp_path / f"{name}.pth"
         torch.save(state, paths[name])
     return paths
@@ -90,7 +91,11 @@ def test_dinov2_is_torch_fidelitys_behind_another_resize(tiny, monkeypatch):
     theirs = FeatureExtractorDinoV2("dinov2-vit-b-14", ["dinov2"])
     images = torch.from_numpy(pictures(0, 3, 224)).permute(0, 3, 1, 2).contiguous()
     torch.testing.assert_close(ours(images)[FEATURES], theirs(images)[0], rtol=1e-4, atol=1e-5)
-    small = torch.from_numpy(pictures(0, 3, 64)).permute(0, 3, 1, 2).contiguous()
+    small = (
+        torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     assert ours(small)[FEATURES].shape == (3, 32)
     assert not torch.allclose(ours(small)[FEATURES], theirs(small)[0], atol=1e-3)
 
@@ -103,7 +108,7 @@ def test_networks_come_from_the_catalogue_or_a_file(tiny, tmp_path):
     found = load_network("dinov2-vit-l", store, CPU)
     assert found.content == catalogue.require(store, "dinov2-vit-l").content
     assert "dinov2-vit-l/14 class token" in found.convention
-    with pytest.raises(UserError, match="--weights .*: there is no such file"):
+    with pytest.raises(UserError, match=r"--weights .*: there is no such file"):
         load_network("dinov2-vit-l", store, CPU, tmp_path / "nowhere")
     others = features.extra_networks(["features", DINOV2], Toy(), store, CPU)
     assert set(others) == {DINOV2}
