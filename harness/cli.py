@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.replay import Comparison
     from harness.scoring import Job
     from harness.suites.base import Suite
+    from reports.tables import Table as ReportTable
 
 # Heavy imports (torch, diffusers, matplotlib) stay inside the commands, so that --help and a mistyped option answer
 # at once.
@@ -349,6 +350,62 @@ def sample(
     out_console.print(f"{images} and {npz} ({protocol.label})", highlight=False, soft_wrap=True)
 
 
+@app.command()
+@shared(Chosen)
+def guidance(
+    choices: Chosen,
+    scales: Annotated[
+        list[float] | None, typer.Option("--scales", help="Guidance scales to try, several after one flag.")
+    ] = None,
+    intervals: Annotated[
+        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time, several; t = 1 is noise. Default: 0:1.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=2, help="Of each setting tried. Default: a fifth of the protocol's.")
+    ] = None,
+    search_seeds: Annotated[
+        list[int] | None, typer.Option("--search-seeds", help="Generation seeds to choose by. Default: 1000.")
+    ] = None,
+    generation_seeds: Annotated[
+        list[int] | None, typer.Option("--generation-seeds", help="Generation seeds of the result. Default: 0.")
+    ] = None,
+    protocol_name: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's last.")
+    ] = None,
+) -> None:
+    """Find each recipe's best guidance with the same effort, on other seeds than those reported, then score it.
+
+    Example: `repa-bench guidance --suite digits --scales 1.25 1.5 2 --intervals 0:1 0:0.7`
+    """
+    from harness import pipeline
+    from harness.guidance import Sweep, parse_interval, sweep_arm
+    from harness.protocol import find_protocol
+    from reports.build import build
+    from reports.summary import summarize
+
+    with _session(choices) as session:
+        suite = session.suite
+        base = find_protocol(protocol_name) if protocol_name else (suite.final_protocols or (suite.curve_protocol,))[-1]
+        sweep = Sweep(
+            base,
+            tuple(dict.fromkeys(scales or (1.25, 1.5, 1.75, 2.0))),
+            tuple(dict.fromkeys(parse_interval(text) for text in intervals or ("0:1",))),
+            tuple(dict.fromkeys(search_seeds or (1000,))),
+            tuple(dict.fromkeys(generation_seeds or (0,))),
+            samples or max(2, base.samples // 5),
+        )
+        arms, step = _arms(suite, choices.recipes), session.budget.milestones()[-1]
+        prepared = pipeline.prepare(session, arms)
+        for arm in arms:
+            runs = [pipeline.open_run(session, prepared, arm, seed) for seed in _seeds(choices.seeds)]
+            for run in runs:
+                pipeline.checkpoint_of(run, step)
+            sweep_arm(session, prepared, runs, sweep, step)
+        if session.world.main:
+            _print_tables(summarize([session.folder]).guidance_tables())
+            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+
+
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
 
 
@@ -576,18 +633,30 @@ def export_vae(
 @app.command()
 def doctor(
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte again and compare the hashes.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Instead: score a mini set by us, torch-fidelity and clean-fid.")
+    ] = False,
+    images: Annotated[int, typer.Option("--images", min=20, help="With --metrics: of each set.")] = 48,
+    known: Annotated[
+        bool, typer.Option("--known", help="With --metrics: ADM's own samples too, whose numbers its README prints.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Annotated[str, typer.Option("--device", help="With --metrics: cpu, cuda or auto.")] = "auto",
     cache: CacheOption = None,
 ) -> None:
     """Show versions, hardware and every asset, and the mend for each fault; exit 1 if there is one.
 
-    Example: `repa-bench doctor --verify`
+    Example: `repa-bench doctor --verify`, or `repa-bench doctor --metrics`
     """
     from harness.assets import Store, default_cache
     from harness.doctor import examine
     from reports.plan import print_health
 
-    health = examine(Store(cache or default_cache()), verify=verify)
+    store = Store(cache or default_cache())
+    if metrics:
+        _crosscheck(store, images, device, known=known, as_json=as_json)
+        return
+    health = examine(store, verify=verify)
     if as_json:
         print(json.dumps(health.as_dict(), indent=1))
     else:
@@ -596,11 +665,37 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _crosscheck(store: Store, images: int, device: str, *, known: bool, as_json: bool) -> None:
+    from harness.crosscheck import crosscheck, known_answer
+    from harness.progress import Reporter
+    from recipes.core.distributed import choose_device
+
+    reporter = Reporter()
+    checks, network = crosscheck(store, choose_device(device), images, reporter)
+    if known:
+        checks += known_answer(store, choose_device(device), reporter)
+    if as_json:
+        print(json.dumps({"network": network, "images": images, "checks": [c.as_dict() for c in checks]}, indent=1))
+    else:
+        table = Table(title=f"{images} + {images} generated images; {network}", title_justify="left")
+        for column in ("metric", "ours", "theirs", "whose", "difference", "at most", ""):
+            table.add_column(column, justify="left" if column in ("metric", "whose") else "right")
+        for c in checks:
+            sizes = (f"{c.ours:.8g}", f"{c.theirs:.8g}", c.whose, f"{c.difference:.1e}", f"{c.bound:.0e}")
+            table.add_row(c.metric, *sizes, "ok" if c.passed else "[red]FAIL[/red]")
+        out_console.print(table)
+    if not all(c.passed for c in checks):
+        raise typer.Exit(1)
+
+
 def _print_summary(runs: Sequence[Path]) -> None:
     from reports.summary import summarize
 
-    summary = summarize(runs)
-    for table in summary.text_tables():
+    _print_tables(summarize(runs).text_tables())
+
+
+def _print_tables(tables: Sequence[ReportTable]) -> None:
+    for table in tables:
         shown = Table(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
         for number, column in enumerate(table.columns):
             shown.add_column(column, justify="left" if number == 0 else "right")

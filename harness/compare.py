@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import records
-from harness.protocol import difference
+from harness.protocol import Protocol, difference
 from harness.records import FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.speedup import Speedup, Spread, speedup, spread
 from recipes.core.errors import UserError
@@ -57,6 +57,33 @@ class ArmSpeedup:
         highs = [s.high for s in found]
         known = [h for h in highs if h is not None]
         return min(s.low for s in found if s.low is not None), max(known) if len(known) == len(highs) else None
+
+
+@dataclass(frozen=True)
+class GuidanceChoice:
+    """What a guidance sweep tried on an arm, and what its choice gave."""
+
+    arm: str
+    label: str
+    tried: tuple[tuple[Protocol, Spread], ...]
+    """Every setting with its FID, over training seeds and the generation seeds to choose by; no guidance first."""
+    chosen: Protocol
+    """The setting with the lowest."""
+    reported: Spread | None
+    """FID of the choice under generation seeds that it was not made by."""
+    unguided: Spread | None
+    """FID without guidance under the same."""
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best scale is the largest that was tried: a better one may lie beyond."""
+        largest = max(p.guidance_scale for p, _ in self.tried)
+        return self.chosen.guidance_scale == largest
+
+    @property
+    def best(self) -> Spread:
+        """FID of the choice under the seeds that it was made by: too low."""
+        return next(fid for p, fid in self.tried if p == self.chosen)
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,35 @@ class Comparison:
         ]
         return spread(pairs) if pairs else None
 
+    def guidance(self) -> list[GuidanceChoice]:
+        """The sweeps of every arm, by the base protocol; see `harness.guidance`."""
+        groups: dict[tuple[str, str], list[ScoreRecord]] = {}
+        for r in self.searches:
+            groups.setdefault((r.arm, r.protocol.name.split("+")[0]), []).append(r)
+        order = list(self.arms)
+        return [
+            self._choice(arm, self.arms[arm], found)
+            for (arm, _), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+        ]
+
+    def _choice(self, arm: str, label: str, searches: Sequence[ScoreRecord]) -> GuidanceChoice:
+        by: dict[Protocol, list[float]] = {}
+        for r in searches:
+            by.setdefault(r.protocol, []).append(r.metrics.fid)
+        tried = sorted(((p, spread(fids)) for p, fids in by.items()), key=lambda pair: _guidance_order(pair[0]))
+        chosen = min(tried, key=lambda pair: pair[1].mean)[0]
+        seen = {r.generation_seed for r in searches}
+
+        def reported(setting: Protocol) -> Spread | None:
+            fids = [
+                r.metrics.fid
+                for r in self.scores
+                if r.arm == arm and r.generation_seed not in seen and _same_setting(r.protocol, setting)
+            ]
+            return spread(fids) if fids else None
+
+        return GuidanceChoice(arm, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
+
     def speedups(self, baseline: str = BASELINE) -> list[ArmSpeedup]:
         """Every other arm against the baseline, in every currency, for the seeds they share."""
         out = []
@@ -160,6 +216,18 @@ class Comparison:
                 }
                 out.append(ArmSpeedup(arm, label, currency, by_seed))
         return out
+
+
+def _guidance_order(p: Protocol) -> tuple[bool, float, float, float]:
+    return (p.guidance_scale > 1, p.guidance_low, p.guidance_high, p.guidance_scale)
+
+
+def _same_setting(result: Protocol, tried: Protocol) -> bool:
+    """Whether a result is under the setting that was tried, with its own number of samples."""
+    free = {"name": "", "samples": 0, "manifold_size": 0}
+    if tried.guidance_scale <= 1 and result.guidance_scale <= 1:
+        free |= {"guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+    return result.model_copy(update=free) == tried.model_copy(update=free)
 
 
 def load(folders: Sequence[Path]) -> Comparison:

@@ -14,7 +14,7 @@ import typer
 from recipes.core.errors import UserError
 
 #: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
-SEVERAL = ("--seeds", "--recipes")
+SEVERAL = ("--seeds", "--recipes", "--scales", "--intervals", "--search-seeds", "--generation-seeds")
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def score_cells(
     session.world.barrier()  # nobody writes a record while the others look which are missing
     done = session.records.keys()
     session.world.barrier()
-    missing = [cell for cell in cells if _score_key(cell, prepared, search) not in done]
+    missing = [cell for cell in cells if score_key(cell, prepared, search) not in done]
     if not missing:
         return
     run, finished = missing[0].run, 0
@@ -238,7 +238,8 @@ def _protocol_digest(protocol: Protocol, prepared: Prepared) -> str:
     return protocol.digest_with(_protocol_assets(prepared))
 
 
-def _score_key(cell: Cell, prepared: Prepared, search: bool) -> tuple[object, ...]:
+def score_key(cell: Cell, prepared: Prepared, search: bool) -> tuple[object, ...]:
+    """Of the record that a cell gets."""
     digest = _protocol_digest(cell.protocol, prepared)
     return ScoreRecord.key_of(cell.run.spec.digest(), cell.step, digest, cell.generation_seed, search)
 

@@ -134,6 +134,7 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
         "speedup": tables.speedup_table(comparison),
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
+        "guidance": tables.guidance_table(comparison),
         "tokenizer": tables.tokenizer_table(comparison),
         "floor": tables.floor_table(comparison),
         "cost": tables.cost_table(comparison),
@@ -180,6 +181,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     # matplotlib escapes the labels that it draws
     pictures = [Markup(figures.svg(figure, name)) for name, figure in drawn.items()]
     image = figures.png(both)
+    swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""
     plt.close("all")
     environment = Environment(
         loader=PackageLoader("reports"),
@@ -195,6 +197,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
         notice=first.notice,
         answer=_answer(comparison),
         pictures=pictures,
+        swept=swept,
         tables=made,
         arms=[(label, abouts[arm]) for arm, label in comparison.arms.items()],
         samples=_sample_rows(comparison),

@@ -105,6 +105,32 @@ def fid_figure(comparison: Comparison, currencies: Sequence[str] = tuple(AXES)) 
     return figure
 
 
+def guidance_figure(comparison: Comparison) -> Figure:
+    """FID of every setting that a guidance sweep tried: a panel for each arm, a line for each interval."""
+    choices = comparison.guidance()
+    with plt.rc_context(RC):
+        figure, panels = plt.subplots(
+            1, len(choices), figsize=(3.6 * len(choices), 3.4), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, choice in zip(panels[0], choices, strict=True):
+            none = choice.tried[0]
+            lines: dict[tuple[float, float], list[tuple[float, float]]] = {}
+            for p, fid in choice.tried[1:]:
+                line = lines.setdefault((p.guidance_low, p.guidance_high), [(1.0, none[1].mean)])
+                line.append((p.guidance_scale, fid.mean))
+            for (low, high), (colour, marker, dash) in zip(lines, STYLES[1:] * len(lines), strict=False):
+                x, y = zip(*lines[low, high], strict=True)
+                axes.plot(x, y, color=colour, marker=marker, linestyle=dash, label=f"t in [{low:g}, {high:g}]")
+            axes.plot(
+                [choice.chosen.guidance_scale], [choice.best.mean], "o", color="black", fillstyle="none", markersize=13
+            )
+            axes.set_title(choice.label, fontsize=10)
+            axes.set_xlabel("guidance scale (1: none)")
+        panels[0][0].set_ylabel("FID (lower is better)")
+        panels[0][0].legend(frameon=False)
+    return figure
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element, the same bytes for the same figure; `name` keeps its ids apart in a page."""
     with plt.rc_context({**RC, "svg.hashsalt": name}):

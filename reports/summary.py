@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.compare import Comparison, load
-from reports.tables import Table, cost_table, fid_table, speedup_table
+from reports.tables import Table, cost_table, fid_table, guidance_table, speedup_table
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Summary:
         if self.comparison.speedups():
             tables.append(speedup_table(self.comparison))
         return [*tables, cost_table(self.comparison)]
+
+    def guidance_tables(self) -> list[Table]:
+        """What `guidance` prints."""
+        return [guidance_table(self.comparison)]
 
     def speedups_json(self) -> dict[str, Any]:
         """Every speedup, by recipe and currency."""

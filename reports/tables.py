@@ -133,6 +133,34 @@ def metrics_table(comparison: Comparison) -> Table:
     )
 
 
+def guidance_table(comparison: Comparison) -> Table:
+    """What every arm's sweep chose, and what that gives under seeds that the choice never saw."""
+    choices = comparison.guidance()
+    bases = list(dict.fromkeys(choice.chosen.name.split("+")[0] for choice in choices))
+    rows = []
+    for choice in choices:
+        p = choice.chosen
+        setting = f"{p.guidance_scale:g} in [{p.guidance_low:g}, {p.guidance_high:g}]"
+        rows.append(
+            (
+                choice.label if len(bases) == 1 else f"{choice.label}, {p.name.split('+')[0]}",
+                f"{len(choice.tried)} × {len(choice.best.values)} × {p.samples:,}",
+                (setting + " (largest tried)" * choice.at_the_edge) if p.guidance_scale > 1 else "none",
+                number(choice.best),
+                number(choice.reported),
+                number(choice.unguided),
+            )
+        )
+    return Table(
+        f"Guidance, chosen on other seeds ({', '.join(bases)})",
+        ("recipe", "settings × sets × N", "chosen", "FID when chosen", "FID reported", "unguided"),
+        tuple(rows),
+        "Every arm was tried at the same settings, seeds and number of samples. The lowest of many noisy numbers is "
+        "too low, so the chosen setting was drawn again under generation seeds that the choice never saw: that is the "
+        "number to quote. FIDs of different N do not compare.",
+    )
+
+
 def cost_table(comparison: Comparison) -> Table:
     """What a step and a run cost."""
     rows = []

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_run_scores_every_arm_at_every_checkpoint(finished):
     first = next(r for r in rows if r["kind"] == "score")
     assert first["n_fake"] == 128
     assert first["schema_version"] == 1
+    assert first["metrics"]["sfid"] > 0
     assert len(first["protocol_digest"]) == 64
     assert first["flops"] > 0
     assert first["provenance"]["versions"]["torch"]
@@ -281,7 +283,7 @@ def test_milestones_that_were_passed_by_are_refused(finished, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "prepare", "train", "sample", "score", "speedup", "report", "replay", "list", "doctor"],
+    ["run", "prepare", "train", "sample", "score", "guidance", "speedup", "report", "replay", "list", "doctor"],
 )
 def test_every_command_has_help_with_an_example(command):
     done = repa_bench(command, "--help")
@@ -317,7 +319,7 @@ def test_two_processes_score_what_one_does(finished, tmp_path):
 
 def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
     """Scoring interrupted between two shards goes on with the second, and ends with the same numbers."""
-    from harness import pipeline
+    from harness import measured, pipeline
     from harness.assets import Store
     from harness.generate import Sampler
     from harness.pipeline import Session
@@ -327,7 +329,7 @@ def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
 
     chosen = suite("smoke")
     session = Session(chosen, Budget(steps=8, score_every=8), tmp_path, Store(finished[1]), Reporter(quiet=True))
-    monkeypatch.setattr(pipeline, "SHARD", 32)
+    monkeypatch.setattr(measured, "SHARD", 32)
     drawn: list[int] = []
     whole = Sampler.draw
 
@@ -349,3 +351,85 @@ def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
     for key, row in ours.items():
         if key in scores(finished[0]):
             assert row["metrics"] == pytest.approx(scores(finished[0])[key]["metrics"], rel=1e-4)
+
+
+def rows_of(folder: Path, kind: str = "score") -> list[dict]:
+    return [
+        r for line in (folder / "records.jsonl").read_text().splitlines() if (r := json.loads(line))["kind"] == kind
+    ]
+
+
+def test_guidance_is_chosen_on_other_seeds_than_reported(finished, tmp_path):
+    """Both arms get the same settings, seeds and samples; what is tried never becomes a result."""
+    out, cache = tmp_path / "out", finished[1]
+    shutil.copytree(finished[0], out)
+    before = repa_bench("speedup", out, "--json").stdout
+    command = ("guidance", "--suite", "smoke", "--recipes", "vanilla", "repa_e", "--out", out, "--samples", "64")
+    grid = ("--scales", "1.5", "3", "--intervals", "0:1", "0.2:0.7", "--search-seeds", "1000", "1001")
+    done = repa_bench(*command, *grid, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "Guidance, chosen on other seeds (smoke-sde4-n64)" in done.stdout
+    rows = rows_of(out)
+    tried = {arm: [r for r in rows if r["search"] and r["arm"] == arm] for arm in ("vanilla", "repa_e")}
+    cells = {
+        arm: sorted((r["protocol"]["name"], r["generation_seed"], r["n_fake"]) for r in tried[arm]) for arm in tried
+    }
+    assert cells["vanilla"] == cells["repa_e"]
+    assert len(cells["vanilla"]) == 5 * 2  # no guidance, and two scales in two intervals
+    for arm, searches in tried.items():
+        assert {r["generation_seed"] for r in searches} == {1000, 1001}
+        mean = {}
+        for r in searches:
+            mean.setdefault(r["protocol"]["name"].split("+")[1], []).append(r["metrics"]["fid"])
+        best = min(mean, key=lambda name: sum(mean[name]))
+        results = [r for r in rows if r["arm"] == arm and not r["search"] and r["protocol"]["name"].endswith(best)]
+        assert [(r["generation_seed"], r["n_fake"]) for r in results] == [(0, 128)]
+        assert results[0]["nfe"] > 4  # guided steps cost two evaluations
+    assert repa_bench("speedup", out, "--json").stdout == before
+    assert "Guidance, chosen on other seeds" in (out / "report" / "index.html").read_text()
+    assert repa_bench(*command, *grid, cache=cache).returncode == 0
+    assert len(rows_of(out)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--search-seeds", "1"), "--search-seeds 1: that seed's samples are results"),
+        (("--search-seeds", "7", "--generation-seeds", "7"), "--search-seeds 7: that seed's samples are results"),
+        (("--scales", "1"), "--scales: give at least one above 1"),
+        (("--intervals", "0.7:0.2"), "--intervals 0.7:0.2: write LOW:HIGH with 0 <= LOW < HIGH <= 1"),
+        (("--intervals", "all"), "--intervals all: write LOW:HIGH, as in 0:0.7"),
+        (("--steps", "16", "--score-every", "5"), "keeps 8, 16, 24"),
+    ],
+)
+def test_mistakes_of_a_sweep(finished, arguments, sentence):
+    done = repa_bench("guidance", "--suite", "smoke", "--out", finished[0], *arguments, cache=finished[1])
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_samples_are_kept_if_asked_for(finished, tmp_path):
+    """The .npz that stays is what was scored: drawn again by `sample`, the same pixels."""
+    import numpy as np
+
+    out, cache = tmp_path / "out", finished[1]
+    shutil.copytree(finished[0], out)
+    kept = [r for r in map(json.loads, (out / "records.jsonl").read_text().splitlines()) if r["kind"] != "score"]
+    (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    command = ("score", "--suite", "smoke", "--recipes", "vanilla", "--out", out, "--keep-samples")
+    done = repa_bench(*command, cache=cache)
+    assert done.returncode == 0, done.stderr
+    again, before = ({k: v for k, v in scores(f).items() if k[1] == "vanilla"} for f in (out, finished[0]))
+    assert {k: v["metrics"] for k, v in again.items()} == {k: v["metrics"] for k, v in before.items()}
+    row = next(r for r in rows_of(out) if r["step"] == 24 and r["generation_seed"] == 1)
+    with np.load(out / row["samples"]) as file:
+        images, labels = file["arr_0"], file["labels"]
+    assert images.shape == (128, 16, 16, 3)
+    assert labels.tolist() == [k % 10 for k in range(128)]
+    drawn = repa_bench(
+        "sample", "--suite", "smoke", "--recipe", "vanilla", "--out", out, "--count", "128",
+        "--images", tmp_path / "x.png", "--generation-seed", "1", cache=cache,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "x.npz").read_bytes() == (out / row["samples"]).read_bytes()
+    assert not list(out.glob("shards/*"))

@@ -164,6 +164,18 @@ def test_samples_of_a_trained_and_of_an_imported_checkpoint_are_equal(paper):
     assert np.array_equal(*drawn)
 
 
+def test_a_runs_folder_is_scored_with_more_metrics(paper):
+    told = paper.ok("score", *SUITE, "--run", paper.run("repa"), "--tokenizer", "sd-vae", "--metrics", "kid,clean_fid")
+    found = json.loads(told.stdout)["smoke-sde4@1"]
+    ours = next(r for r in records(paper, "score") if r["arm"] == "repa" and r["protocol"]["name"] == "smoke-sde4")[
+        "metrics"
+    ]
+    for name in ("fid", "sfid", "precision", "recall", "inception_score"):
+        assert found[name] == pytest.approx(ours[name], rel=1e-5)
+    assert np.isfinite([found["kid"], found["clean_fid"]]).all()
+    assert found["clean_fid"] != pytest.approx(found["fid"], rel=1e-3)
+
+
 def test_a_terminated_run_saves_and_continues(paper):
     out = paper.root / "stopped"
     environment = os.environ | {"REPA_BENCH_CACHE": str(paper.root / "cache")}

@@ -15,13 +15,14 @@ import torch
 from conftest import ROOT
 from tests_support import Toy, pictures, write_sets
 
-from harness import adm, evaluate, inception, measured, scoring
+from harness import adm, catalogue, crosscheck, evaluate, inception, measured, scoring
 from harness.assets import Store
 from harness.drawing import write_npz
 from harness.features import CLEAN, FEATURES, LOGITS, SPATIAL, Several
 from harness.inception import CleanInception
 from harness.metrics import Moments, frechet_distance, inception_score
 from harness.pairs import Beside, Paired, Reconstructed, on_unit_images
+from harness.progress import Reporter
 from harness.samples import FolderImages, NpzImages, batches, open_samples
 from harness.suites import stand_ins
 from harness.tokenizers import open_tokenizer
@@ -613,3 +614,37 @@ def test_a_tokenizer_by_its_file(place, tmp_path):
     assert told["digests"]["tokenizer"] == content
     with pytest.raises(UserError, match="--tokenizer nowhere: there is no such asset, file or folder"):
         open_tokenizer(Store(tmp_path), "nowhere")
+
+
+# --- doctor --metrics -------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_compares_three_libraries(place, tmp_path):
+    store = Store(tmp_path)
+    catalogue.register(store, "inception", place / "weights.pth", published=False)
+    checks, said = crosscheck.crosscheck(store, CPU, 20, Reporter(quiet=True))
+    assert said.startswith("Inception-2015, SHA-256")
+    assert {c.metric for c in checks} >= {"FID", "IS", "precision", "recall", "KID"}
+    assert {c.whose for c in checks} == {"torch-fidelity", "clean-fid"}
+    assert [c.metric for c in checks if not c.passed] == []
+
+
+def test_a_check_fails_where_it_should():
+    assert crosscheck.Check("FID", 2.0, 2.0 + 1e-7, "x", 1e-6).passed
+    assert not crosscheck.Check("FID", 2.0, 2.0 + 1e-5, "x", 1e-6).passed
+    assert not crosscheck.Check("FID", float("nan"), 2.0, "x", 1e-6).passed
+    assert crosscheck.Check("recall", 0.0, 1e-7, "x", 1e-6, absolute=True).passed
+
+
+def test_adms_printed_numbers_are_compared(place, tmp_path, monkeypatch):
+    """Its own samples are not here: with others, in its form, every number is far off, and said to be."""
+    store = Store(tmp_path / "cache")
+    monkeypatch.setattr(crosscheck, "load_network", lambda *_: Toy())
+    with pytest.raises(UserError, match="asset 'adm-samples' is missing"):
+        crosscheck.known_answer(store, CPU, Reporter(quiet=True))
+    reference = with_statistics(place, tmp_path / "adm.npz", arr_0=np.load(place / "real.npz")["arr_0"])
+    catalogue.register(store, "adm-samples", place / "fake.npz", published=False)
+    catalogue.register(store, "adm-reference", reference, published=False)
+    checks = {c.metric: c for c in crosscheck.known_answer(store, CPU, Reporter(quiet=True))}
+    assert checks["fid"].theirs == pytest.approx(3.9426, abs=1e-4)
+    assert not any(c.passed for c in checks.values())
