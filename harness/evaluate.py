@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ def evaluate(
     fake: Measured,
     rules: Rules | None = None,
     device: torch.device | None = None,
+    details: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Every wanted metric, in the order asked for.
 
@@ -112,6 +113,7 @@ def evaluate(
         fake: the samples.
         rules: what the protocol decides.
         device: where the matrix work happens.
+        details: is given the parts of every Fréchet distance, and how far the covariances are from having a root.
 
     Raises:
         UserError: too few images for a metric, with the number that it needs.
@@ -122,7 +124,10 @@ def evaluate(
     for name in wanted:
         metric = METRICS[name]
         if name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid"):
-            out[name] = _frechet(real, fake, metric.output, device)
+            found = metrics.frechet(real=real.moments(metric.output, device), fake=fake.moments(metric.output, device))
+            out[name] = found.distance
+            if details is not None:
+                details[name] = {key: value for key, value in asdict(found).items() if key != "distance"}
         elif name == "is":
             out[name] = metrics.inception_score(_tensor(fake.points(LOGITS)), split_size=rules.split)
         elif name in PAIRWISE:
@@ -132,10 +137,6 @@ def evaluate(
         a, b = real.points(FEATURES), fake.points(FEATURES)
         out["kid"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0).mean
     return {name: out[name] for name in wanted}
-
-
-def _frechet(real: Measured, fake: Measured, output: str, device: torch.device) -> float:
-    return metrics.frechet_distance(real=real.moments(output, device), fake=fake.moments(output, device))
 
 
 def _tensor(points: Points) -> Tensor:

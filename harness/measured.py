@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.features import FEATURES, FeatureNetwork, Outputs
+from harness.features import FeatureNetwork, Outputs
 from harness.metrics import Moments, Points, Sums
 from harness.samples import ImageSet
 from recipes.core import checkpoint
@@ -211,37 +210,34 @@ def measure(
         UserError: an image cannot be read.
     """
 
-    def tell(before: int, more: int) -> None:
-        on_done(min((before + more) * world.size, len(images)))
+    ranges = shards.ranges(world.rank, world.size)
+    missing = [indices for indices in ranges if not shards.has(indices)]
+    done = sum(map(len, ranges)) - sum(map(len, missing))
+    pixels: dict[int, Any] = {}
+    parts: list[Outputs] = []
 
-    done = 0
-    for indices in shards.ranges(world.rank, world.size):
-        if not shards.has(indices):
-            outputs, pixels = _look(images, network, indices, batch, partial(tell, done))
-            shards.save(indices, outputs, {"pixels": pixels})
-        done += len(indices)
-        tell(done, 0)
+    def read(item: tuple[range, range]) -> tuple[range, range, Tensor]:
+        indices, chunk = item
+        found = images.read(chunk.start, chunk.stop)
+        shown = found[:, :3].permute(0, 2, 3, 1)  # without an original beside it
+        if chunk.start == indices.start:
+            pixels[indices.start] = hashlib.sha256(str(tuple(shown.shape[1:])).encode())
+        pixels[indices.start].update(shown.contiguous().numpy().data)
+        return indices, chunk, found
+
+    # One thread reads ahead, so in order: a hash needs it, and a compressed array cannot go back.
+    work = [(indices, chunk) for indices in missing for chunk in _chunks(indices, batch)]
+    for indices, chunk, found in prefetched(read, work, depth=1):
+        parts.append({name: value.cpu() for name, value in network(found).items()})
+        done += len(chunk)
+        if chunk.stop == indices.stop:
+            outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            shards.save(indices, outputs, {"pixels": pixels.pop(indices.start).hexdigest()})
+            parts = []
+        on_done(min(done * world.size, len(images)))
     world.barrier()
     return shards.load() if world.main else None
 
 
-def _look(
-    images: ImageSet, network: FeatureNetwork, indices: range, batch: int, on_done: Callable[[int], None]
-) -> tuple[Outputs, str]:
-    """The outputs of a range of images, and the SHA-256 of their pixels."""
-    pixels = hashlib.sha256()
-
-    def read(chunk: range) -> Tensor:
-        found = images.read(chunk.start, chunk.stop)
-        shown = found[:, :3].permute(0, 2, 3, 1)  # without an original beside it
-        pixels.update(str(tuple(shown.shape[1:])).encode() if chunk.start == indices.start else b"")
-        pixels.update(shown.contiguous().numpy().data)
-        return found
-
-    chunks = [range(i, min(i + batch, indices.stop)) for i in range(indices.start, indices.stop, batch)]
-    parts: list[Outputs] = []
-    # One thread reads ahead, so in order: a hash needs it, and a compressed array cannot go back.
-    for chunk in prefetched(read, chunks, depth=1):
-        parts.append({name: value.cpu() for name, value in network(chunk).items()})
-        on_done(sum(len(part[FEATURES]) for part in parts))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, pixels.hexdigest()
+def _chunks(indices: range, size: int) -> list[range]:
+    return [range(i, min(i + size, indices.stop)) for i in range(indices.start, indices.stop, size)]

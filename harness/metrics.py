@@ -52,19 +52,30 @@ class Moments:
         return cls(x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1]), len(x))
 
     @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, ascending, and eigenvectors of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values, vectors
+
+    @cached_property
     def root(self) -> Tensor:
         """The covariance's symmetric square root, (D, D). Kept: one reference judges many sample sets."""
-        values, vectors = torch.linalg.eigh(self.covariance)
+        values, vectors = self._spectrum
         root: Tensor = (vectors * _leading(values, self.rank).clamp(min=0).sqrt()) @ vectors.T
         return root
+
+    @cached_property
+    def negative_mass(self) -> float:
+        """The covariance's negative eigenvalues' sum over the positive ones', in size: rounding, unless it is none."""
+        return _negative_mass(self._spectrum[0])
 
     def to(self, device: torch.device) -> Moments:
         """The same there, with its root if it is known; itself if it lies there."""
         if self.mean.device == device:
             return self
         moved = Moments(self.mean.to(device), self.covariance.to(device), self.count)
-        if "root" in self.__dict__:
-            moved.__dict__["root"] = self.root.to(device)
+        if "_spectrum" in self.__dict__:
+            moved.__dict__["_spectrum"] = tuple(part.to(device) for part in self._spectrum)
         return moved
 
     @property
@@ -180,6 +191,11 @@ def _leading(ascending: Tensor, rank: int) -> Tensor:
     return torch.where(torch.arange(len(ascending), device=ascending.device) >= len(ascending) - rank, ascending, 0.0)
 
 
+def _negative_mass(eigenvalues: Tensor) -> float:
+    positive, negative = float(eigenvalues.clamp(min=0).sum()), -float(eigenvalues.clamp(max=0).sum())
+    return negative / positive if positive > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class FrechetResult:
     """A Fréchet distance and its parts."""
@@ -191,7 +207,8 @@ class FrechetResult:
     trace_term: float
     """tr(S1 + S2 - 2 (S1 S2)^(1/2))."""
     negative_mass: float
-    """Of the eigenvalues under the root, the negative ones' sum over the positive ones', in size: rounding, near 0."""
+    """Negative eigenvalues' sum over the positive ones', in size, under the root or of the reference, whichever is
+    larger: rounding, near 0, unless a covariance is none."""
 
 
 def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
@@ -207,13 +224,11 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
     positive = _leading(eigenvalues, min(real.rank, fake.rank)).clamp(min=0)
     mean_term = (real.mean - mean).square().sum()
     trace_term = real.covariance.trace() + covariance.trace() - 2 * positive.sqrt().sum()
-    mass = float(positive.sum())
-    negative = -float(eigenvalues.clamp(max=0).sum())
     return FrechetResult(
         distance=float(mean_term + trace_term),
         mean_term=float(mean_term),
         trace_term=float(trace_term),
-        negative_mass=negative / mass if mass > 0 else 0.0,
+        negative_mass=max(_negative_mass(eigenvalues), real.negative_mass),
     )
 
 

@@ -54,6 +54,11 @@ class Session:
     """Whether scored samples stay, as .npz files in ADM's form."""
 
     @property
+    def assets(self) -> Store:
+        """The part of the cache that is the suite's."""
+        return self.suite.place(self.store)
+
+    @property
     def records(self) -> RecordFile:
         """The results so far."""
         return RecordFile(self.folder)
@@ -274,7 +279,7 @@ def open_imported(
     chosen = checkpoint_of(run, step)
     if tokenizer is None:
         return Cell(run, chosen, protocol, generation_seed)
-    network, content = open_tokenizer(session.store, tokenizer)
+    network, content = open_tokenizer(session.assets, tokenizer)
     return Cell(run, chosen, protocol, generation_seed, network, content)
 
 
@@ -319,7 +324,7 @@ def draw_and_judge(
 ) -> Judged:
     """Draw a cell's samples in shards, keep a grid of the first, and measure them; the shards go afterwards."""
     judge = prepared.require_judge().seeing(
-        [METRICS[name].output for name in more], session.store, session.world.device
+        [METRICS[name].output for name in more], session.assets, session.world.device
     )
     began, world, network = time.perf_counter(), session.world, judge.network
     place = session.folder / "samples" / cell.run.folder.name / cell.name

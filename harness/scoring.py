@@ -29,6 +29,8 @@ VERSION = 2
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 BATCH = 64
+#: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
+NEGATIVE_MASS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,14 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     shards, fake = job.measure(samples, "samples")
     if real is None or fake is None:
         return None
-    told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device)
+    details: dict[str, dict[str, float]] = {}
+    told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device, details=details)
+    warnings += [
+        f"{name}: {found['negative_mass']:.1e} of the eigenvalues' mass is negative: the reference's or the samples' "
+        "covariance is none, so the file may be damaged."
+        for name, found in details.items()
+        if found["negative_mass"] > NEGATIVE_MASS
+    ]
     width = fake.moments(FEATURES).mean.numel()
     if fake.rows <= width and any(name in told for name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")):
         warnings.append(
@@ -196,6 +205,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     shards.clear()
     return {
         **told,
+        **({"frechet": details} if details else {}),
         "n_fake": fake.rows,
         "n_real": real.count,
         "protocol": f"{protocol['name']}@{protocol['version']}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from harness.metrics import Moments, Sums, frechet_distance, precision_recall
+from harness import measured
+from harness.features import FEATURES
+from harness.metrics import Manifold, Moments, Sums, frechet_distance, manifold, manifolds, precision_recall
+from harness.samples import FolderImages
+from recipes.core.distributed import World
 
-FEATURES = 2048
+WIDTH = 2048
 
 
 def features(seed: int, n: int) -> torch.Tensor:
     """Non-negative, of a decaying spectrum, as Inception's are: float32, (n, 2048)."""
-    mixing = torch.randn(FEATURES, FEATURES, generator=torch.Generator().manual_seed(0)) / FEATURES**0.5
-    mixing *= (20 * torch.arange(1, FEATURES + 1) ** -0.7)[:, None]
-    return (torch.randn(n, FEATURES, generator=torch.Generator().manual_seed(seed)) @ mixing).relu()
+    mixing = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)) / WIDTH**0.5
+    mixing *= (20 * torch.arange(1, WIDTH + 1) ** -0.7)[:, None]
+    return (torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed)) @ mixing).relu()
 
 
 def resident(name: str) -> int:
@@ -44,7 +50,7 @@ def measure(benchmark: Any, run: Callable[[], Any], rounds: int) -> Any:
 
 @pytest.fixture(scope="module")
 def moments() -> tuple[Moments, Moments]:
-    return tuple(Sums.empty(FEATURES).add(features(seed, 3000)).moments() for seed in (1, 2))
+    return tuple(Sums.empty(WIDTH).add(features(seed, 3000)).moments() for seed in (1, 2))
 
 
 @pytest.mark.benchmark(group="Fréchet distance of 2048 features")
@@ -87,3 +93,65 @@ def test_precision_recall(benchmark, whose):
     precision, recall = measure(benchmark, run, rounds=2)
     assert 0 < precision < 1
     assert 0 < recall < 1
+
+
+@pytest.mark.benchmark(group="precision and recall, 50,000 fake and 10,000 real x 2048")
+@pytest.mark.parametrize("whose", ["ours", "torch-fidelity, save_cpu_ram"])
+def test_precision_recall_at_adms_size(benchmark, whose):
+    """Once each: minutes. Without `save_cpu_ram` torch-fidelity holds 50,000 x 50,000 distances twice, 20 GB."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real, fake = features(1, 10_000), features(2, 50_000) * 0.97
+
+    def fidelity() -> tuple[float, float]:
+        theirs = prc_features_to_metric(fake, real, prc_neighborhood=3, save_cpu_ram=True, verbose=False)
+        return theirs["precision"], theirs["recall"]
+
+    run = (lambda: precision_recall(real=real, fake=fake)) if whose == "ours" else fidelity
+    precision, recall = measure(benchmark, run, rounds=1)
+    assert 0 < precision < 1
+    assert 0 < recall < 1
+
+
+@pytest.mark.benchmark(group="five manifold metrics, 6,000 fake and 3,000 real x 2048")
+@pytest.mark.parametrize("how", ["k = 3 and 5 at once", "one after the other"])
+def test_manifolds(benchmark, how):
+    real, fake = features(1, 3000), features(2, 6000) * 0.97
+
+    def run() -> dict[int, Manifold]:
+        if how == "one after the other":
+            return {k: manifold(real=real, fake=fake, k=k) for k in (3, 5)}
+        return manifolds(real=real, fake=fake, ks=(3, 5))
+
+    assert set(measure(benchmark, run, rounds=2)) == {3, 5}
+
+
+class Device:
+    """A feature network in the place of one on an accelerator: it takes its time and leaves the processor alone."""
+
+    convention, content = "device", "d" * 64
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        time.sleep(2e-3 * len(images))
+        return {FEATURES: images.float().mean((2, 3))}
+
+
+@pytest.mark.benchmark(group="512 PNGs of 256 pixels read for a device that takes 2 ms an image")
+@pytest.mark.parametrize("how", ["overlapped", "in turn"])
+def test_reading_is_overlapped(benchmark, how, tmp_path, monkeypatch):
+    smooth = torch.nn.functional.interpolate(torch.rand(64, 3, 32, 32), size=(256, 256), mode="bicubic")
+    for k in range(512):
+        pixels = (255 * (smooth[k % 64] + 0.02 * torch.randn(3, 256, 256))).clamp(0, 255).to(torch.uint8)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{k:04d}.png", compress_level=1)
+    images = FolderImages(tmp_path)
+    if how == "in turn":
+        monkeypatch.setattr(measured, "prefetched", lambda read, chunks, depth: map(read, chunks))
+
+    def run() -> int:
+        shards = measured.Shards(tmp_path / "shards", len(images))
+        found = measured.measure(images, Device(), shards, batch=64, world=World())
+        shards.clear()
+        assert found is not None
+        return found.rows
+
+    assert measure(benchmark, run, rounds=3) == 512

@@ -399,7 +399,7 @@ def test_guidance_is_chosen_on_other_seeds_than_reported(finished, tmp_path):
         (("--scales", "1"), "--scales: give at least one above 1"),
         (("--intervals", "0.7:0.2"), "--intervals 0.7:0.2: write LOW:HIGH with 0 <= LOW < HIGH <= 1"),
         (("--intervals", "all"), "--intervals all: write LOW:HIGH, as in 0:0.7"),
-        (("--steps", "16", "--score-every", "5"), "keeps 8, 16, 24"),
+        (("--steps", "20"), "keeps 8, 16, 24"),
     ],
 )
 def test_mistakes_of_a_sweep(finished, arguments, sentence):

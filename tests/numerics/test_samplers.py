@@ -173,8 +173,8 @@ PROTOCOL = Protocol(
 def test_a_sample_does_not_depend_on_its_batch(batch_size, solver):
     sampler = Sampler(make_sit().double().eval(), _Identity(), "linear")
     protocol = PROTOCOL.model_copy(update={"solver": solver})
-    whole = torch.cat([images for images, _ in sampler.batches(protocol, 5, 12, 12)])
-    parts = torch.cat([images for images, _ in sampler.batches(protocol, 5, 12, batch_size)])
+    whole = sampler.draw(protocol, 5, torch.arange(12))[0]
+    parts = torch.cat([sampler.draw(protocol, 5, indices)[0] for indices in torch.arange(12).split(batch_size)])
     assert (whole.int() - parts.int()).abs().max() <= 1  # a rounding of the last bit may cross an integer
 
 

@@ -275,6 +275,18 @@ def test_statistics_stand_for_images(place, toy, tmp_path):
         score(place, Toy(), evaluate.DEFAULT, reference=statistics)
 
 
+def test_the_parts_of_fid_and_a_covariance_that_is_none(place, toy, tmp_path):
+    parts = toy["frechet"]["fid"]
+    assert parts["mean_term"] + parts["trace_term"] == pytest.approx(toy["fid"], rel=1e-9)
+    assert parts["negative_mass"] < 1e-9
+    good = with_statistics(place, tmp_path / "good.npz")
+    with np.load(good) as file:
+        held = dict(file)
+    np.savez(tmp_path / "bad.npz", **held | {"sigma": held["sigma"] - 0.01 * np.trace(held["sigma"]) * np.eye(12)})
+    told = score(place, Toy(), ("fid",), reference=tmp_path / "bad.npz")
+    assert any("of the eigenvalues' mass is negative" in warning for warning in told["warnings"])
+
+
 def test_an_adm_reference_has_both(place, toy, tmp_path):
     """FID from its statistics, precision and recall from its images; other networks see its images alone."""
     both = with_statistics(place, tmp_path / "adm.npz", arr_0=np.load(place / "real.npz")["arr_0"][:10])
@@ -570,7 +582,7 @@ def test_the_command(place, tmp_path):
     assert told.pop("adm") == PRINTED
     difference = {"fid": told["fid"] - 24.0, "precision": told["precision"] - 0.8265}
     assert told.pop("adm_difference") == pytest.approx(difference)
-    assert {"fid", "precision", "n_fake", "n_real", "protocol", "digests", "warnings"} == set(told)
+    assert {"fid", "precision", "frechet", "n_fake", "n_real", "protocol", "digests", "warnings"} == set(told)
 
 
 def test_mistakes_in_the_command(place):

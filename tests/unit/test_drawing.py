@@ -24,17 +24,6 @@ def sampler() -> Sampler:
     return Sampler(networks.sit.eval(), networks.vae.eval(), "linear")
 
 
-def test_a_sample_is_a_function_of_its_index():
-    drawn, labels = sampler().draw(PROTOCOL, 5, torch.arange(12))
-    assert drawn.dtype == torch.uint8
-    for rows in (torch.tensor([7]), torch.tensor([11, 2, 5])):
-        again, classes = sampler().draw(PROTOCOL, 5, rows)
-        assert torch.equal(classes, labels[rows])
-        assert int((again.int() - drawn[rows].int()).abs().max()) <= 1  # other batches round the last digit otherwise
-    other, _ = sampler().draw(PROTOCOL, 6, torch.arange(12))
-    assert not torch.equal(other, drawn)
-
-
 @pytest.mark.parametrize(("field", "value"), [("last_step", 0.2), ("precision", "bf16"), ("to_uint8", "round")])
 def test_a_protocols_fields_reach_the_samples(field, value):
     one, two = (
