@@ -254,11 +254,11 @@ def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None =
     """
     if split_size is not None and splits != 1:
         raise ValueError("give splits or split_size, not both")
-    logp = logits.double().log_softmax(dim=1)
     scores = []
-    for part in logp.chunk(splits) if split_size is None else logp.split(split_size):
-        marginal = part.exp().mean(0, keepdim=True).log()
-        scores.append((part.exp() * (part - marginal)).sum(1).mean().exp())
+    for part in logits.chunk(splits) if split_size is None else logits.split(split_size):
+        logp = part.double().log_softmax(dim=1)
+        marginal = logp.exp().mean(0, keepdim=True).log()
+        scores.append((logp.exp() * (logp - marginal)).sum(1).mean().exp())
     return float(torch.stack(scores).mean())
 
 

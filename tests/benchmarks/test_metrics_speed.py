@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from harness import measured
-from harness.features import FEATURES
+from harness.evaluate import DEFAULT, evaluate
+from harness.features import FEATURES, LOGITS, SPATIAL
 from harness.metrics import Manifold, Moments, Sums, frechet_distance, manifold, manifolds, precision_recall
 from harness.samples import FolderImages
+from harness.scoring import Job
 from recipes.core.distributed import World
 
 WIDTH = 2048
@@ -155,3 +157,51 @@ def test_reading_is_overlapped(benchmark, how, tmp_path, monkeypatch):
         return found.rows
 
     assert measure(benchmark, run, rounds=3) == 512
+
+
+class Blank:
+    """50,000 images of 8 pixels that cost nothing to read."""
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, name: str, count: int) -> None:
+        self.identity, self._count = name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        index = torch.arange(start, stop)[:, None, None, None].expand(-1, 3, 8, 8)
+        return (index % 256).to(torch.uint8)
+
+
+class Sized:
+    """Outputs of Inception's sizes at no cost, other ones for every batch."""
+
+    convention, content = "sized", "s" * 64
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._seen += 1
+        g = torch.Generator().manual_seed(self._seen)
+        return {
+            FEATURES: features(self._seen, len(images)),
+            LOGITS: torch.randn(len(images), 1008, generator=g),
+            SPATIAL: torch.randn(len(images), 2023, generator=g).relu(),
+        }
+
+
+@pytest.mark.benchmark(group="everything but the network: 50,000 samples against 10,000, five metrics")
+def test_scoring_at_adms_size(benchmark, tmp_path):
+    """Shards, statistics, memory-mapped features, FID, sFID, IS, precision, recall; wall clock and peak memory."""
+    real = Job(Sized(), "inception", DEFAULT, tmp_path).measure(Blank("real", 10_000), "reference")[1]
+    assert real is not None
+
+    def run() -> dict[str, float]:
+        fake = Job(Sized(), "inception", DEFAULT, tmp_path, batch=256).measure(Blank("fake", 50_000), "samples")[1]
+        assert fake is not None
+        return evaluate(DEFAULT, real=real, fake=fake)
+
+    assert set(measure(benchmark, run, rounds=1)) == set(DEFAULT)
