@@ -411,20 +411,34 @@ RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Res
 
 @app.command()
 def speedup(
-    runs: RunsArgument,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option("--curves", help="Instead: a CSV with recipe, seed, generation_seed, step, fid; images, ..."),
+    ] = None,
+    baseline: Annotated[str, typer.Option("--baseline", help="The recipe whose last FID is the target.")] = "vanilla",
+    ep_fid: Annotated[
+        float | None, typer.Option("--ep-fid", min=0.0, help="Also epochs to this unguided FID (EP_FID@k).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """How much sooner each recipe reaches the baseline's last FID, in iterations, FLOPs and seconds.
+    """How much sooner each recipe reaches the baseline's last FID, in every currency, and how sure that is.
 
-    Example: `repa-bench speedup runs/digits`
+    Example: `repa-bench speedup runs/digits`, or `repa-bench speedup --curves curves.csv --baseline SiT --json`
     """
-    from reports.summary import summarize
+    from harness.curves import read_csv
+    from reports.summary import CurveSummary, summarize_runs
 
-    summary = summarize(runs)
+    if (curves is None) == (not runs):
+        raise UserError("name what to compare: results folders, or --curves FILE.csv.")
+    if curves is not None:
+        found = CurveSummary(read_csv(curves), baseline, ep_fid)
+    else:
+        found = summarize_runs(runs or [], baseline, ep_fid)
     if as_json:
-        print(json.dumps(summary.speedups_json(), indent=1))
-        return
-    _print_summary(runs)
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        _print_tables(found.text_tables())
 
 
 @app.command()

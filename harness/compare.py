@@ -8,55 +8,30 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import records
+from harness.curves import WITH_TOKENIZER, Observation, compare
 from harness.protocol import Protocol, difference
 from harness.records import FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
-from harness.speedup import Speedup, Spread, speedup, spread
+from harness.speedup import Estimate, Spread, spread
 from recipes.core.errors import UserError
 
 BASELINE = "vanilla"
 #: What a budget is counted in.
 CURRENCIES: dict[str, Callable[[ScoreRecord], float]] = {
     "iterations": lambda r: float(r.step),
-    "FLOPs": lambda r: float(r.flops),
-    "seconds": lambda r: r.train_seconds,
+    "images": lambda r: float(r.images),
+    "flops": lambda r: float(r.flops),
+    "device_seconds": lambda r: r.device_seconds,
 }
 
 
 @dataclass(frozen=True)
 class ArmSpeedup:
-    """One arm against the baseline in one currency, paired by training seed."""
+    """One arm against the baseline in one currency."""
 
     arm: str
     label: str
     currency: str
-    by_seed: dict[int, Speedup]
-
-    @property
-    def reached(self) -> dict[int, Speedup]:
-        """The seeds that reached the baseline's last FID."""
-        return {seed: s for seed, s in self.by_seed.items() if s.low is not None}
-
-    @property
-    def first_checkpoint(self) -> Spread | None:
-        """By the first checkpoint at or below the target; only if every seed reached it."""
-        lows = [s.low for s in self.by_seed.values() if s.low is not None]
-        return spread(lows) if len(lows) == len(self.by_seed) else None
-
-    @property
-    def loglog(self) -> Spread | None:
-        """By log-log interpolation; only if every seed has one."""
-        values = [s.loglog for s in self.by_seed.values() if s.loglog is not None]
-        return spread(values) if len(values) == len(self.by_seed) else None
-
-    @property
-    def bracket(self) -> tuple[float, float | None] | None:
-        """The widest bracket over the seeds; only if every seed reached the target."""
-        found = list(self.by_seed.values())
-        if any(s.low is None for s in found):
-            return None
-        highs = [s.high for s in found]
-        known = [h for h in highs if h is not None]
-        return min(s.low for s in found if s.low is not None), max(known) if len(known) == len(highs) else None
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
@@ -197,25 +172,25 @@ class Comparison:
 
         return GuidanceChoice(arm, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
 
-    def speedups(self, baseline: str = BASELINE) -> list[ArmSpeedup]:
-        """Every other arm against the baseline, in every currency, for the seeds they share."""
+    def observations(self) -> list[Observation]:
+        """The curves' points, for every arm, training seed and generation seed."""
+        pretraining = sum(s.seconds for s in self.stages if s.stage == "prepare tokenizer")
         out = []
+        for r in self.scores:
+            if r.protocol_digest != self.curve_digest:
+                continue
+            budgets = {currency: budget(r) for currency, budget in CURRENCIES.items()}
+            if pretraining:  # unknown where the tokenizer was found in the cache
+                budgets["device_seconds" + WITH_TOKENIZER] = r.device_seconds + pretraining
+            out.append(Observation(r.arm, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets))
+        return out
+
+    def speedups(self, baseline: str = BASELINE) -> list[ArmSpeedup]:
+        """Every other arm against the baseline, in every currency."""
         if baseline not in self.arms:
             return []
-        for arm, label in self.arms.items():
-            shared = [s for s in self.seeds(arm) if s in self.seeds(baseline)]
-            if arm == baseline or not shared:
-                continue
-            for currency, budget in CURRENCIES.items():
-                by_seed = {
-                    s: speedup(
-                        [(budget(r), r.metrics.fid) for r in self.curve(baseline, s)],
-                        [(budget(r), r.metrics.fid) for r in self.curve(arm, s)],
-                    )
-                    for s in shared
-                }
-                out.append(ArmSpeedup(arm, label, currency, by_seed))
-        return out
+        found = compare(sorted(self.observations(), key=lambda o: list(self.arms).index(o.recipe)), baseline)
+        return [ArmSpeedup(s.recipe, self.arms[s.recipe], s.currency, s.estimate) for s in found]
 
 
 def _guidance_order(p: Protocol) -> tuple[bool, float, float, float]:

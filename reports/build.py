@@ -15,11 +15,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from harness.compare import Comparison, load
+from harness.curves import title
 from harness.records import Provenance, ScoreRecord
 from recipes.core.checkpoint import write_text
 from reports import figures, tables
 
 GRID_SIDE_IMAGES = 10
+#: Currencies of the first sentences.
+SHOWN = ("iterations", "flops", "device_seconds")
 #: Rows of ten samples that a report shows of each checkpoint.
 SHOWN_ROWS = 3
 RESULT_COLUMNS = (
@@ -81,15 +84,11 @@ def _answer(comparison: Comparison) -> list[str]:
     sentences = []
     for arm in dict.fromkeys(s.arm for s in found):
         by = {s.currency: s for s in found if s.arm == arm}
-        steps = by["iterations"]
-        if len(steps.reached) < len(steps.by_seed):
-            reached = f"{len(steps.reached)} of {len(steps.by_seed)} runs"
-            sentences.append(f"{steps.label} reached vanilla's last FID in {reached} within its budget.")
-            continue
-        parts = [f"{tables.headline(s)} in {currency}" for currency, s in by.items()]
+        steps = by["iterations"].estimate
+        parts = [f"{tables.headline(by[c].estimate)} in {title(c)}" for c in SHOWN if c in by]
         sentences.append(
-            f"{steps.label} to vanilla's last FID: a speedup of {', '.join(parts)} of training "
-            f"({tables.seeds_text(len(steps.by_seed))}; below 1 is slower)."
+            f"{by['iterations'].label} to vanilla's last FID: {', '.join(parts)} of training (below 1 is slower); in "
+            f"iterations 95 % {tables.interval(steps)}, {tables.seeds_text(steps.seeds)}: {steps.verdict}."
         )
     return sentences
 
@@ -131,7 +130,7 @@ def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
 
 def _tables(comparison: Comparison) -> dict[str, tables.Table]:
     return {
-        "speedup": tables.speedup_table(comparison),
+        "speedup": tables.speedup_table(comparison.speedups()),
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
         "guidance": tables.guidance_table(comparison),

@@ -75,7 +75,7 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, budget: Callable[[Sc
 
 
 #: Currency to the words on its axis.
-AXES = {"iterations": "iterations", "seconds": "seconds of training"}
+AXES = {"iterations": "iterations", "device_seconds": "device-seconds of training"}
 
 
 def fid_figure(comparison: Comparison, currencies: Sequence[str] = tuple(AXES)) -> Figure:

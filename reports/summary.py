@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.compare import Comparison, load
-from reports.tables import Table, cost_table, fid_table, guidance_table, speedup_table
+from harness.compare import BASELINE, ArmSpeedup, Comparison, load
+from harness.curves import Observation, as_dict, compare, epochs_to
+from reports.tables import Table, cost_table, epochs_table, fid_table, guidance_table, speedup_table
 
 
 @dataclass(frozen=True)
@@ -18,29 +19,46 @@ class Summary:
     comparison: Comparison
 
     def text_tables(self) -> list[Table]:
-        """What `run` and `speedup` print."""
+        """What `run` prints."""
         tables = [fid_table(self.comparison)]
-        if self.comparison.speedups():
-            tables.append(speedup_table(self.comparison))
+        if found := self.comparison.speedups():
+            tables.append(speedup_table(found))
         return [*tables, cost_table(self.comparison)]
 
     def guidance_tables(self) -> list[Table]:
         """What `guidance` prints."""
         return [guidance_table(self.comparison)]
 
-    def speedups_json(self) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class CurveSummary:
+    """Curves of FID, ours or anybody's, told briefly."""
+
+    observations: Sequence[Observation]
+    baseline: str = BASELINE
+    ep_fid: float | None = None
+    about: tuple[tuple[str, str], ...] = ()
+    """What else the JSON says: suite and notice of our records."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of recipes, for people."""
+
+    def label(self, recipe: str) -> str:
+        """Of a recipe."""
+        return self.labels.get(recipe, recipe)
+
+    def as_dict(self) -> dict[str, Any]:
         """Every speedup, by recipe and currency."""
-        first = self.comparison.scores[0]
-        out: dict[str, Any] = {"suite": first.suite, "notice": first.notice, "speedups": {}}
-        for s in self.comparison.speedups():
-            out["speedups"].setdefault(s.arm, {})[s.currency] = {
-                "first_checkpoint": s.first_checkpoint.mean if s.first_checkpoint else None,
-                "bracket": s.bracket,
-                "loglog": asdict(s.loglog) if s.loglog else None,
-                "reached": f"{len(s.reached)} of {len(s.by_seed)}",
-                "by_seed": {str(seed): asdict(value) for seed, value in s.by_seed.items()},
-            }
-        return out
+        return dict(self.about) | as_dict(self.observations, self.baseline, self.ep_fid)
+
+    def text_tables(self) -> list[Table]:
+        """What `speedup` prints."""
+        found = compare(self.observations, self.baseline)
+        arms = [ArmSpeedup(s.recipe, self.label(s.recipe), s.currency, s.estimate) for s in found]
+        tables = [speedup_table(arms, self.label(self.baseline))]
+        if self.ep_fid is not None:
+            epochs = epochs_to(self.observations, self.ep_fid)
+            tables.append(epochs_table({self.label(name): found for name, found in epochs.items()}, self.ep_fid))
+        return tables
 
 
 def summarize(folders: Sequence[Path]) -> Summary:
@@ -50,3 +68,15 @@ def summarize(folders: Sequence[Path]) -> Summary:
         UserError: see `harness.compare.load`.
     """
     return Summary(load(folders))
+
+
+def summarize_runs(folders: Sequence[Path], baseline: str, ep_fid: float | None) -> CurveSummary:
+    """The curves of results folders.
+
+    Raises:
+        UserError: see `harness.compare.load`.
+    """
+    comparison = load(folders)
+    first = comparison.scores[0]
+    about = (("suite", first.suite), ("notice", first.notice))
+    return CurveSummary(comparison.observations(), baseline, ep_fid, about, comparison.arms)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.compare import ArmSpeedup, Comparison
+from harness.curves import title
 from harness.records import ScoreRecord, TokenizerRecord
-from harness.speedup import Spread, spread
+from harness.speedup import Estimate, Spread, spread
 
 
 @dataclass(frozen=True)
@@ -48,36 +49,74 @@ def seeds_text(count: int) -> str:
     return "single seed" if count == 1 else f"{count} seeds"
 
 
-def _bracket(s: ArmSpeedup) -> str:
-    if (found := s.bracket) is None:
+def times(value: float | None) -> str:
+    """A speedup."""
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def bracket(e: Estimate) -> str:
+    """From the first checkpoint at or below the target to the last above it; needs no interpolation."""
+    if e.point.low is None:
         return "–"
-    low, high = found
-    return f"{low:.2f} to {high:.2f}" if high is not None else f"at least {low:.2f}"
+    return f"{e.point.low:.2f} to {e.point.high:.2f}" if e.point.high is not None else f"at least {e.point.low:.2f}"
 
 
-def headline(s: ArmSpeedup) -> str:
+def interval(e: Estimate) -> str:
+    """95 %; an end that nothing bounds is open."""
+    low, high = e.interval
+    if low is None and high is None:
+        return "–"
+    if low is None:
+        return f"below {high:.2f}"
+    return f"{low:.2f} to {high:.2f}" if high is not None else f"above {low:.2f}"
+
+
+def headline(e: Estimate) -> str:
     """The log-log figure, or the bound, never a number made up."""
-    if s.loglog is not None:
-        return f"{number(s.loglog)}×"
-    missed = [x.bound for x in s.by_seed.values() if x.bound is not None]
-    if missed:
-        return f"not reached in {len(missed)} of {len(s.by_seed)} (< {max(missed):.2f}×)"
-    return f"≥ {number(s.first_checkpoint)}×"
+    if e.point.loglog is not None:
+        return times(e.point.loglog)
+    return f"{e.point.bound_text}×" + (" (not reached)" if e.point.bound is not None else "")
 
 
-def speedup_table(comparison: Comparison) -> Table:
+def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Table:
     """How much sooner each arm reaches the baseline's last FID, in each currency."""
     rows = tuple(
-        (s.label, s.currency, headline(s), _bracket(s), seeds_text(len(s.by_seed))) for s in comparison.speedups()
+        (
+            s.label,
+            title(s.currency),
+            headline(s.estimate),
+            interval(s.estimate),
+            bracket(s.estimate),
+            s.estimate.verdict,
+        )
+        for s in found
     )
+    evidence = "; ".join(dict.fromkeys(s.estimate.evidence for s in found))
+    dips = [s.label for s in found if not s.estimate.point.sustained and s.estimate.point.bound is None]
+    note = (
+        f"Budget of {baseline} at its last checkpoint over the budget at which the recipe reaches the FID that "
+        f"{baseline} has there, of curves averaged over training seeds, by log-log interpolation. The bracket needs "
+        "none: from the first checkpoint at or below the target to the last above it. "
+        f"Interval, 95 %: {evidence}. Verdict, by a rule fixed beforehand: better if the interval lies above 1, worse if "
+        "below; a single seed is inconclusive."
+    )
+    if dips:
+        note += f" Not sustained, worse checkpoints follow: {', '.join(dict.fromkeys(dips))}."
+    columns = ("recipe", "counted in", "speedup", "95 % interval", "bracket", "verdict")
+    return Table("Speedup to the baseline's last FID", columns, rows, note)
+
+
+def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float) -> Table:
+    """EP_FID@k of every recipe."""
+    rows = [
+        (recipe, *("not reached" if value is None else f"{value:.2f}" for value in found.values()))
+        for recipe, found in epochs.items()
+    ]
     return Table(
-        "Speedup to the baseline's last FID",
-        ("recipe", "counted in", "speedup (log-log)", "bracket", "seeds"),
-        rows,
-        "Budget of vanilla at its last checkpoint over the budget at which the recipe first reaches vanilla's FID "
-        "there, paired by training seed; mean ± sd over seeds. The bracket needs no interpolation: it runs from the "
-        "first checkpoint at or below the target to the last above it. Tokenizer pre-training is common to all and "
-        "not counted.",
+        f"Epochs to an unguided FID of {target:g}",
+        ("recipe", "first checkpoint", "log-log"),
+        tuple(rows),
+        "EP_FID@k (arXiv 2605.18324), in epochs of 1,281,167 images; of curves averaged over training seeds.",
     )
 
 

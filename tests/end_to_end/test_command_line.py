@@ -211,7 +211,9 @@ def test_speedup_json(finished):
     done = repa_bench("speedup", finished[0], "--json")
     found = json.loads(done.stdout)
     assert set(found["speedups"]) == {"repa", "repa_e"}
-    assert set(found["speedups"]["repa"]) == {"iterations", "FLOPs", "seconds"}
+    currencies = {"iterations", "images", "flops", "device_seconds"}
+    assert set(found["speedups"]["repa"]) == currencies | {"device_seconds+tokenizer"}
+    assert found["baseline"] == "vanilla"
     assert found["notice"].startswith("smoke suite")
 
 
