@@ -97,8 +97,8 @@ def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Tab
         f"Budget of {baseline} at its last checkpoint over the budget at which the recipe reaches the FID that "
         f"{baseline} has there, of curves averaged over training seeds, by log-log interpolation. The bracket needs "
         "none: from the first checkpoint at or below the target to the last above it. "
-        f"Interval, 95 %: {evidence}. Verdict, by a rule fixed beforehand: better if the interval lies above 1, worse if "
-        "below; a single seed is inconclusive."
+        f"Interval, 95 %: {evidence}. Verdict, by a rule fixed beforehand: better if the interval lies above 1, worse "
+        "if below; a single seed is inconclusive."
     )
     if dips:
         note += f" Not sustained, worse checkpoints follow: {', '.join(dict.fromkeys(dips))}."

@@ -21,7 +21,7 @@ def truth(recipe: str, budget: float) -> float:
 def draw(
     seeds: int, training: float, generation: float, shared: float, rng: np.random.Generator
 ) -> tuple[Panel, Panel]:
-    """Training seeds move whole curves by a factor, of which both recipes share a part; every checkpoint moves alone."""
+    """Training seeds move whole curves, partly both recipes' alike; every checkpoint moves alone besides."""
     slow, fast = {}, {}
     for seed in range(seeds):
         common = rng.normal()
