@@ -442,17 +442,100 @@ def speedup(
 
 
 @app.command()
+def claims(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if an accepted verdict has changed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What published points, and runs of yours, say of each claim of the paper; never in stronger words than that.
+
+    Example: `repa-bench claims runs/digits`, or `repa-bench claims --check`
+    """
+    from baselines.claims import ledger
+    from baselines.published import PublishedError
+    from harness.claims import judge
+    from harness.compare import load
+    from reports.tables import claims_table
+
+    try:
+        found = judge(ledger(), [load([folder]) for folder in runs or ()])
+    except PublishedError as error:
+        raise UserError(str(error)) from None
+    changed = [f"{j.claim.id}, {j.evidence}: {j.verdict}, accepted was {j.accepted}" for j in found if j.changed]
+    if as_json:
+        print(json.dumps({"judgements": [j.as_dict() for j in found], "changed": changed}, indent=1))
+    else:
+        _print_tables([claims_table(found)])
+        for line in changed:
+            out_console.print(f"[red]changed:[/red] {line}", highlight=False)
+    if check and changed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def baselines(
+    method: Annotated[str | None, typer.Option("--method", help="Part of the method's name.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Part of the model's name.")] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Part of the table's name.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="printed, digitised, reproduced (by others) or requoted.")
+    ] = None,
+    guided: Annotated[
+        bool | None, typer.Option("--guided/--unguided", help="With or without classifier-free guidance.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Anywhere in the row.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what others published, each row with its source; reruns of one baseline show how far it spreads.
+
+    Example: `repa-bench baselines --model SiT-B/2 --method REPA --kind reproduced`
+    """
+    from typing import get_args
+
+    from baselines.published import Kind, load_all, select
+    from reports.tables import published_table
+
+    kinds = get_args(Kind)
+    chosen: Any = kind
+    if kind is not None and kind not in kinds:
+        raise UserError(f"--kind: there is no kind '{kind}'.{nearest(kind, kinds)}")
+    found = list(select(load_all(), method=method, model=model, group=group, kind=chosen, guided=guided, text=text))
+    if as_json:
+        print(json.dumps({"rows": [row.model_dump(mode="json") for row in found]}, indent=1))
+    elif not found:
+        out_console.print("no published row matches; `repa-bench baselines` lists all")
+    else:
+        _print_tables([published_table(found)])
+
+
+@app.command()
 def report(
     runs: RunsArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Default: report/ in the first folder.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Which of html, md, tex, csv, with commas between.")
+    ] = "html,md,tex,csv",
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Write nothing: exit 1 if this report is not what the records give.")
+    ] = None,
 ) -> None:
-    """Write index.html, report.md and results.csv from the records of one or more results folders.
+    """Write index.html, report.md, tables.tex and results.csv from the records of one or more results folders.
 
-    Example: `repa-bench report runs/digits`
+    Example: `repa-bench report runs/digits --format html,tex`
     """
-    from reports.build import build
+    from reports import build
 
-    out_console.print(build(runs, out or runs[0] / "report"), highlight=False, soft_wrap=True)
+    if check is not None:
+        for line in (found := build.check(runs, check)):
+            print(f"{check}: {line}")
+        raise typer.Exit(1 if found else 0)
+    wanted = [name.strip() for name in formats.split(",") if name.strip()]
+    for name in wanted:
+        if name not in build.FORMATS:
+            raise UserError(f"--format: there is no format '{name}'.{nearest(name, build.FORMATS)}")
+    if not wanted:
+        raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
+    out_console.print(build.build(runs, out or runs[0] / "report", wanted), highlight=False, soft_wrap=True)
 
 
 @app.command()

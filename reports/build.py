@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from PIL import Image
 
+from baselines.claims import ledger
+from harness.claims import judge
 from harness.compare import Comparison, load
 from harness.curves import title
 from harness.records import Provenance, ScoreRecord
-from recipes.core.checkpoint import write_text
+from recipes.core.checkpoint import write_bytes
+from recipes.core.errors import UserError
 from reports import figures, tables
 
 GRID_SIDE_IMAGES = 10
@@ -134,6 +137,7 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
         "guidance": tables.guidance_table(comparison),
+        "claims": tables.claims_table(judge(ledger(), [comparison])),
         "tokenizer": tables.tokenizer_table(comparison),
         "floor": tables.floor_table(comparison),
         "cost": tables.cost_table(comparison),
@@ -160,28 +164,17 @@ def _rerun(comparison: Comparison) -> str:
     )
 
 
-def build(folders: Sequence[Path], out: Path) -> Path:
-    """Write the report of some results folders.
+def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
+    first = comparison.scores[0]
+    head = f"% {first.suite}: {first.notice}. Written by repa-bench; needs \\usepackage{{booktabs}}."
+    return "\n\n".join([head, *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
-    Args:
-        folders: results folders, made here or elsewhere.
-        out: where the files go.
 
-    Returns:
-        The path of index.html.
-
-    Raises:
-        UserError: see `harness.compare.load`.
-    """
-    comparison = load(folders)
-    made = _tables(comparison)
+def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
-    both = figures.fid_figure(comparison)
     # matplotlib escapes the labels that it draws
     pictures = [Markup(figures.svg(figure, name)) for name, figure in drawn.items()]
-    image = figures.png(both)
     swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""
-    plt.close("all")
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -191,7 +184,7 @@ def build(folders: Sequence[Path], out: Path) -> Path:
     )
     first = comparison.scores[0]
     abouts = {r.arm: r.about for r in comparison.scores}
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         suite=first.suite,
         notice=first.notice,
         answer=_answer(comparison),
@@ -204,9 +197,69 @@ def build(folders: Sequence[Path], out: Path) -> Path:
         provenance=_provenance(comparison),
         rerun=_rerun(comparison),
     )
+
+
+#: Formats of a report, and the file of each.
+FORMATS = {"html": "index.html", "md": "report.md", "tex": "tables.tex", "csv": "results.csv"}
+
+
+def render(folders: Sequence[Path], formats: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:
+    """The files of a report by name. The same records give the same bytes.
+
+    Raises:
+        UserError: see `harness.compare.load`.
+    """
+    comparison = load(folders)
+    made = _tables(comparison)
+    makers: dict[str, Callable[[], str]] = {
+        "html": lambda: _page(comparison, made),
+        "md": lambda: _markdown(comparison, made),
+        "tex": lambda: _latex(comparison, made),
+        "csv": lambda: results_csv(comparison),
+    }
+    files = {FORMATS[name]: makers[name]().encode() for name in formats}
+    if "md" in formats:
+        files["fid.png"] = figures.png(figures.fid_figure(comparison))
+    plt.close("all")
+    return files
+
+
+def build(folders: Sequence[Path], out: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
+    """Write the report of some results folders.
+
+    Args:
+        folders: results folders, made here or elsewhere.
+        out: where the files go.
+        formats: of `FORMATS`.
+
+    Returns:
+        The path of index.html, or of the first file.
+
+    Raises:
+        UserError: see `harness.compare.load`.
+    """
+    files = render(folders, formats)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "fid.png").write_bytes(image)
-    write_text(out / "results.csv", results_csv(comparison))
-    write_text(out / "report.md", _markdown(comparison, made))
-    write_text(out / "index.html", page)
-    return out / "index.html"
+    for name, content in files.items():
+        write_bytes(out / name, content)
+    return out / next(iter(files))
+
+
+def check(folders: Sequence[Path], committed: Path) -> list[str]:
+    """Files of a committed report that the records no longer give, in words; pictures are compared by their presence.
+
+    Raises:
+        UserError: there is no report.
+    """
+    known = {file: name for name, file in FORMATS.items()}
+    present = [known[p.name] for p in sorted(committed.glob("*")) if p.name in known]
+    if not present:
+        raise UserError(f"--check {committed}: there is no report ({', '.join(known)}).")
+    out = []
+    for name, content in render(folders, present).items():
+        path = committed / name
+        if not path.exists():
+            out.append(f"{name} is missing")
+        elif not name.endswith(".png") and path.read_bytes() != content:
+            out.append(f"{name} differs")
+    return out

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from baselines.published import Row
+from harness.claims import Judgement
 from harness.compare import ArmSpeedup, Comparison
 from harness.curves import title
 from harness.records import ScoreRecord, TokenizerRecord
@@ -30,6 +32,35 @@ class Table:
         ]
         lines += [_row(row) for row in self.rows]
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+
+    def latex(self) -> str:
+        """A booktabs table, its title as the caption."""
+        spec = "l" + "r" * (len(self.columns) - 1)
+        body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_tex(self.title)}}}",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            " & ".join(map(_tex, self.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines)
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "–": "--", "<": "$<$",
+    ">": "$>$", "|": "$|$", "≥": r"$\geq$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -280,3 +311,53 @@ def stage_table(comparison: Comparison) -> Table:
         tuple(rows),
         "Wall clock, all seeds together; a stage whose result was found in the cache is absent.",
     )
+
+
+def claims_table(judgements: Sequence[Judgement]) -> Table:
+    """A row for each claim and piece of evidence."""
+    rows = tuple(
+        (
+            j.claim.text,
+            f"{j.level}: {j.evidence}",
+            j.verdict,
+            j.numbers,
+            f"{j.claim.source.place}; {', '.join(j.sources)}",
+        )
+        for j in judgements
+    )
+    return Table(
+        "Claims",
+        ("claim", "evidence", "verdict", "numbers", "where"),
+        rows,
+        "Published points are consistent with a claim, inconsistent, or leave it open (the last checkpoint before the "
+        "target and the first after it lie on both sides); they prove nothing. A proxy suite shows an effect or not, "
+        "and says nothing of its size. Only runs at scale, under the claim's protocol and with two training seeds or more, "
+        "confirm or refute.",
+    )
+
+
+def published_table(rows: Sequence[Row]) -> Table:
+    """Published rows, and how far the FIDs of one setting spread."""
+    shown = []
+    for r in rows:
+        length = f"{r.iterations:,}" if r.iterations else f"{r.epochs} ep" if r.epochs else "–"
+        guided = "–" if r.cfg is None else f"{r.cfg.scale:g}" if r.cfg.scale is not None else "yes"
+        values = [r.value(name) for name in ("gfid", "sfid", "is", "rfid")]
+        shown.append(
+            (
+                r.ref,
+                r.method,
+                r.model or "–",
+                length,
+                guided,
+                *("–" if v is None else f"{v:g}" for v in values),
+                r.kind,
+                r.source.short,
+            )
+        )
+    columns = ("row", "method", "model", "steps", "guidance", "FID", "sFID", "IS", "rFID", "kind", "source")
+    fids = [fid for r in rows if (fid := r.gfid) is not None]
+    note = f"{len(rows)} rows"
+    if len(fids) > 1:
+        note += f"; FID from {min(fids):g} to {max(fids):g}"
+    return Table("Published numbers", columns, tuple(shown), note + ". Protocols differ from row to row: see --json.")
