@@ -442,6 +442,26 @@ def speedup(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Two results folders paired by recipe and training seed: did a change move FID?
+
+    Example: `repa-bench compare runs/before runs/after`
+    """
+    from harness.pairing import compare_folders
+    from reports.tables import pairs_table
+
+    found = compare_folders(first, second)
+    if as_json:
+        print(json.dumps({"pairs": [pair.as_dict() for pair in found]}, indent=1))
+    else:
+        _print_tables([pairs_table(found, str(first), str(second))])
+
+
+@app.command()
 def claims(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if an accepted verdict has changed.")] = False,

@@ -9,6 +9,7 @@ from baselines.published import Row
 from harness.claims import Judgement
 from harness.compare import ArmSpeedup, Comparison
 from harness.curves import title
+from harness.pairing import Pair
 from harness.records import ScoreRecord, TokenizerRecord
 from harness.speedup import Estimate, Spread, spread
 
@@ -111,17 +112,13 @@ def headline(e: Estimate) -> str:
 
 def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Table:
     """How much sooner each arm reaches the baseline's last FID, in each currency."""
-    rows = tuple(
-        (
-            s.label,
-            title(s.currency),
-            headline(s.estimate),
-            interval(s.estimate),
-            bracket(s.estimate),
-            s.estimate.verdict,
-        )
-        for s in found
-    )
+    images, steps = ([headline(s.estimate) for s in found if s.currency == c] for c in ("images", "iterations"))
+    rows = []
+    for s in found:
+        if s.currency == "images" and images == steps:  # equal batches: they say the same
+            continue
+        e = s.estimate
+        rows.append((s.label, headline(e), title(s.currency), interval(e), e.verdict, bracket(e)))
     evidence = "; ".join(dict.fromkeys(s.estimate.evidence for s in found))
     dips = [s.label for s in found if not s.estimate.point.sustained and s.estimate.point.bound is None]
     note = (
@@ -133,8 +130,8 @@ def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Tab
     )
     if dips:
         note += f" Not sustained, worse checkpoints follow: {', '.join(dict.fromkeys(dips))}."
-    columns = ("recipe", "counted in", "speedup", "95 % interval", "bracket", "verdict")
-    return Table("Speedup to the baseline's last FID", columns, rows, note)
+    columns = ("recipe", "speedup", "counted in", "95 % interval", "verdict", "bracket")
+    return Table("Speedup to the baseline's last FID", columns, tuple(rows), note)
 
 
 def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float) -> Table:
@@ -331,8 +328,8 @@ def claims_table(judgements: Sequence[Judgement]) -> Table:
         rows,
         "Published points are consistent with a claim, inconsistent, or leave it open (the last checkpoint before the "
         "target and the first after it lie on both sides); they prove nothing. A proxy suite shows an effect or not, "
-        "and says nothing of its size. Only runs at scale, under the claim's protocol and with two training seeds or more, "
-        "confirm or refute.",
+        "and says nothing of its size. Only runs at scale, under the claim's protocol and with two training seeds or "
+        "more, confirm or refute.",
     )
 
 
@@ -361,3 +358,27 @@ def published_table(rows: Sequence[Row]) -> Table:
     if len(fids) > 1:
         note += f"; FID from {min(fids):g} to {max(fids):g}"
     return Table("Published numbers", columns, tuple(shown), note + ". Protocols differ from row to row: see --json.")
+
+
+def pairs_table(pairs: Sequence[Pair], first: str, second: str) -> Table:
+    """Two results folders, paired by training seed."""
+    rows = tuple(
+        (
+            p.label,
+            f"{p.step:,}",
+            f"{p.first:.3f}",
+            f"{p.second:.3f}",
+            f"{100 * (p.ratio - 1):+.2f} %",
+            f"{100 * (p.interval[0] - 1):+.2f} to {100 * (p.interval[1] - 1):+.2f} %",
+            p.verdict,
+        )
+        for p in pairs
+    )
+    return Table(
+        f"FID of A = {first} and B = {second}",
+        ("recipe", "step", "FID of A", "FID of B", "B against A", "95 % interval", "B is"),
+        rows,
+        f"Paired by training seed ({', '.join(sorted({seeds_text(p.seeds) for p in pairs}))}); Student's t over seeds. "
+        "Of a single seed the interval is the literature's prior for two trainings that differ in their seed, and the "
+        "verdict is always inconclusive.",
+    )

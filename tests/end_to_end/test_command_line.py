@@ -285,7 +285,22 @@ def test_milestones_that_were_passed_by_are_refused(finished, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "prepare", "train", "sample", "score", "guidance", "speedup", "report", "replay", "list", "doctor"],
+    [
+        "run",
+        "prepare",
+        "train",
+        "sample",
+        "score",
+        "guidance",
+        "speedup",
+        "claims",
+        "baselines",
+        "compare",
+        "report",
+        "replay",
+        "list",
+        "doctor",
+    ],
 )
 def test_every_command_has_help_with_an_example(command):
     done = repa_bench(command, "--help")
@@ -435,3 +450,34 @@ def test_samples_are_kept_if_asked_for(finished, tmp_path):
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "x.npz").read_bytes() == (out / row["samples"]).read_bytes()
     assert not list(out.glob("shards/*"))
+
+
+def test_a_report_in_every_format_and_checked(finished, tmp_path):
+    out = finished[0]
+    done = repa_bench("report", out, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {
+        "index.html", "report.md", "tables.tex", "results.csv", "fid.png",
+    }  # fmt: skip
+    assert r"\begin{tabular}{lrrrrr}" in (tmp_path / "r" / "tables.tex").read_text()
+    assert "15.8 log-log" in (tmp_path / "r" / "index.html").read_text()  # the claims ledger
+    assert repa_bench("report", out, "--check", tmp_path / "r").returncode == 0
+    (tmp_path / "r" / "results.csv").write_text("changed")
+    wrong = repa_bench("report", out, "--check", tmp_path / "r")
+    assert (wrong.returncode, wrong.stdout.strip().endswith("results.csv differs")) == (1, True)
+    one = repa_bench("report", out, "--out", tmp_path / "one", "--format", "csv")
+    assert one.returncode == 0
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["results.csv"]
+    for arguments, sentence in (
+        (("--format", "pdf"), "there is no format 'pdf'"),
+        (("--check", tmp_path / "nowhere"), "there is no report"),
+    ):
+        bad = repa_bench("report", out, *arguments)
+        assert bad.returncode == 2
+        assert sentence in " ".join(bad.stderr.split())
+
+
+def test_a_folder_compares_with_itself(finished):
+    told = json.loads(repa_bench("compare", finished[0], finished[0], "--json").stdout)["pairs"]
+    assert {(p["arm"], p["step"]) for p in told} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
+    assert all(p["ratio"] == 1 and p["verdict"] == "inconclusive" for p in told)

@@ -29,7 +29,8 @@ def score(
     arm: str, seed: int, step: int, fid: float, *, suite: str = "digits", protocol: str = "digits-ode25"
 ) -> ScoreRecord:
     return ScoreRecord(
-        **COMMON, suite=suite, arm=arm, label=arm, about="", recipe=arm, seed=seed, run=f"{arm}{seed}", weights_hash="w",
+        **COMMON, suite=suite, arm=arm, label=arm, about="", recipe=arm, seed=seed, run=f"{arm}{seed}",
+        weights_hash="w",
         step=step, images=step * 64, flops=step * 10, train_seconds=step, device_seconds=step,
         protocol=find_protocol(protocol), protocol_digest=protocol, generation_seed=0,
         metrics=Metrics(fid=fid, inception_score=1, precision=1, recall=1, accuracy=None),
