@@ -406,6 +406,33 @@ def guidance(
             session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
 
 
+@app.command()
+@shared(Chosen)
+def analyse(
+    choices: Chosen,
+    count: Annotated[int, typer.Option("--count", min=20, help="Training images that are looked at.")] = 1024,
+) -> None:
+    """Measure how far each checkpoint's features agree with the encoder's (CKNNA), at every depth, for the report.
+
+    Example: `repa-bench analyse --suite digits --recipes vanilla repa repa_e`
+    """
+    from harness import alignment, pipeline
+    from reports.build import build
+    from reports.summary import summarize
+
+    with _session(choices) as session:
+        arms = _arms(session.suite, choices.recipes)
+        reference = alignment.aligned_arm(session, arms)
+        prepared = pipeline.prepare(session, arms)
+        runs = [pipeline.open_run(session, prepared, arm, seed) for arm in arms for seed in _seeds(choices.seeds)]
+        for run in runs:
+            pipeline.checkpoint_of(run, None)
+        if session.world.main:
+            alignment.analyse(session, prepared, runs, reference, count)
+            _print_tables(summarize([session.folder]).alignment_tables())
+            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+
+
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import records
 from harness.curves import WITH_TOKENIZER, Observation, compare
 from harness.protocol import Protocol, difference
-from harness.records import FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.records import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.speedup import Estimate, Spread, spread
 from recipes.core.errors import UserError
 
@@ -72,6 +72,7 @@ class Comparison:
     stages: tuple[StageRecord, ...]
     searches: tuple[ScoreRecord, ...]
     """Settings that were tried to choose one by: never results."""
+    alignments: tuple[AlignmentRecord, ...]
     roots: dict[str, Path]
     """Folder of each picture that a record names."""
 
@@ -160,13 +161,14 @@ class Comparison:
             by.setdefault(r.protocol, []).append(r.metrics.fid)
         tried = sorted(((p, spread(fids)) for p, fids in by.items()), key=lambda pair: _guidance_order(pair[0]))
         chosen = min(tried, key=lambda pair: pair[1].mean)[0]
-        seen = {r.generation_seed for r in searches}
+        seen, trained = {r.generation_seed for r in searches}, {r.seed for r in searches}
 
         def reported(setting: Protocol) -> Spread | None:
             fids = [
                 r.metrics.fid
                 for r in self.scores
-                if r.arm == arm and r.generation_seed not in seen and _same_setting(r.protocol, setting)
+                if (r.arm == arm and r.seed in trained and r.generation_seed not in seen)
+                and _same_setting(r.protocol, setting)
             ]
             return spread(fids) if fids else None
 
@@ -214,6 +216,7 @@ def load(folders: Sequence[Path]) -> Comparison:
     scores: list[ScoreRecord] = []
     tokenizers: list[TokenizerRecord] = []
     floors: list[FloorRecord] = []
+    alignments: list[AlignmentRecord] = []
     stages: list[StageRecord] = []
     searches: list[ScoreRecord] = []
     roots: dict[str, Path] = {}
@@ -230,8 +233,11 @@ def load(folders: Sequence[Path]) -> Comparison:
             elif isinstance(r, TokenizerRecord):
                 tokenizers.append(r)
                 roots.setdefault(r.grid, folder)
+                roots.setdefault(r.components or r.grid, folder)
             elif isinstance(r, FloorRecord):
                 floors.append(r)
+            elif isinstance(r, AlignmentRecord):
+                alignments.append(r)
             else:
                 stages.append(r)
     _refuse_mixtures(scores)
@@ -243,6 +249,7 @@ def load(folders: Sequence[Path]) -> Comparison:
         tuple({r.key(): r for r in floors}.values()),
         tuple(stages),
         tuple({r.key(): r for r in searches}.values()),
+        tuple({r.key(): r for r in alignments if r.arm in {s.arm for s in scores}}.values()),
         roots,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import metrics
 from harness.features import CLEAN, DINOV2, FEATURES, LOGITS, SPATIAL
 from harness.measured import Measured
-from harness.metrics import Points
+from harness.metrics import Moments, Points
 from recipes.core.errors import UserError, nearest
 
 #: Outputs of a set that was compared with its originals, image by image.
@@ -124,7 +124,7 @@ def evaluate(
     for name in wanted:
         metric = METRICS[name]
         if name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid"):
-            found = metrics.frechet(real=real.moments(metric.output, device), fake=fake.moments(metric.output, device))
+            found = _frechet(name, real.moments(metric.output, device), fake.moments(metric.output, device))
             out[name] = found.distance
             if details is not None:
                 details[name] = {key: value for key, value in asdict(found).items() if key != "distance"}
@@ -137,6 +137,15 @@ def evaluate(
         a, b = real.points(FEATURES), fake.points(FEATURES)
         out["kid"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0).mean
     return {name: out[name] for name in wanted}
+
+
+def _frechet(name: str, real: Moments, fake: Moments) -> metrics.FrechetResult:
+    if len(real.mean) != len(fake.mean):
+        raise UserError(
+            f"{name}: the reference's statistics are of {len(real.mean):,} features and the network gives "
+            f"{len(fake.mean):,}: they are of another network; give reference images instead."
+        )
+    return metrics.frechet(real=real, fake=fake)
 
 
 def _tensor(points: Points) -> Tensor:

@@ -115,7 +115,7 @@ class Scored(Laid):
         str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
     ] = None
     keep_samples: Annotated[
-        bool, typer.Option("--keep-samples", help="Keep what is drawn, as .npz files in ADM's form.")
+        bool, typer.Option("--keep-samples", help="Keep what is drawn now, as .npz files in ADM's form.")
     ] = False
     adm_evaluator: Annotated[
         Path | None,

@@ -18,6 +18,7 @@ from harness.drawing import GRID_COLUMNS, LABELS, Cell, draw, save_grid, write_n
 from harness.evaluate import METRICS, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
 from harness.generate import to_uint8
+from harness.latents import principal_images, spatial_variance, total_variation
 from harness.measured import Measured, Shards
 from harness.progress import Reporter
 from harness.protocol import Protocol
@@ -469,6 +470,9 @@ def _measure_tokenizer(
     latent, images = torch.cat(latents), torch.cat(rebuilt)
     grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
+    components = grid.replace(".png", "-latents.png")
+    shown = principal_images(latent, session.suite.image_size)[:GRID_COLUMNS]
+    save_grid(session.folder / components, shown, GRID_COLUMNS)
     fake = Measured([outputs_of(images.split(session.suite.chunk), judge.network)])
     pairs = list(zip(images.split(session.suite.chunk), originals.split(session.suite.chunk), strict=True))
     distances = [judge.lpips(a, b).cpu() for a, b in pairs] if judge.lpips else None
@@ -485,8 +489,11 @@ def _measure_tokenizer(
         lpips=None if distances is None else float(torch.cat(distances).double().mean()),
         latent_variance=float(latent.double().var(dim=(0, 2, 3)).mean()),
         effective_rank=metrics.effective_rank(latent),
+        spatial_variance=spatial_variance(latent),
+        total_variation=total_variation(latent),
         n=len(originals),
         grid=grid,
+        components=components,
     )
 
 

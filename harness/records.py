@@ -134,9 +134,14 @@ class TokenizerRecord(_Base):
     """Mean over the channels of the posterior mean's variance."""
     effective_rank: float
     """Participation ratio of the latent covariance."""
+    spatial_variance: float | None = None
+    """See `harness.latents`."""
+    total_variation: float | None = None
     n: int
     grid: str
     """PNG: originals above reconstructions."""
+    components: str | None = None
+    """PNG: the latents' first three principal components as colours."""
 
     def key(self) -> tuple[object, ...]:
         """What may stand in the file only once."""
@@ -157,6 +162,34 @@ class FloorRecord(_Base):
         return (self.kind, self.name)
 
 
+class AlignmentRecord(_Base):
+    """How far a checkpoint's features agree with the encoder's, at every depth."""
+
+    kind: Literal["alignment"] = "alignment"
+    arm: str
+    label: str
+    seed: int
+    run: str
+    step: int
+    cknna: list[float]
+    """After each block; see `harness.latents.cknna`."""
+    aligned_depth: int
+    """The block that alignment is trained at, from 1."""
+    time: float
+    """Noise level of the latents."""
+    count: int
+    """Training images."""
+
+    @staticmethod
+    def key_of(run: str, step: int, count: int) -> tuple[object, ...]:
+        """What may stand in the file only once."""
+        return ("alignment", run, step, count)
+
+    def key(self) -> tuple[object, ...]:
+        """See `key_of`."""
+        return self.key_of(self.run, self.step, self.count)
+
+
 class StageRecord(_Base):
     """What a finished stage cost in this session."""
 
@@ -173,8 +206,9 @@ class StageRecord(_Base):
         return (self.kind, self.stage, self.arm, self.seed, self.provenance.created)
 
 
-Record = Annotated[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord] = TypeAdapter(Record)
+AnyRecord = ScoreRecord | TokenizerRecord | FloorRecord | AlignmentRecord | StageRecord
+Record = Annotated[AnyRecord, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Record)
 
 
 def _git(*arguments: str) -> str | None:
@@ -233,7 +267,7 @@ def peak_memory_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def read(path: Path) -> Iterator[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord]:
+def read(path: Path) -> Iterator[AnyRecord]:
     """Every record of a file; a last line without its newline is a write cut short, and is passed over.
 
     Raises:
@@ -263,7 +297,7 @@ class RecordFile:
         self.folder = folder
         self.path = folder / FILE
 
-    def all(self) -> list[ScoreRecord | TokenizerRecord | FloorRecord | StageRecord]:
+    def all(self) -> list[AnyRecord]:
         """Every record, in the order of writing."""
         return list(read(self.path))
 
@@ -271,7 +305,7 @@ class RecordFile:
         """What has been measured."""
         return {record.key() for record in read(self.path)}
 
-    def append(self, record: ScoreRecord | TokenizerRecord | FloorRecord | StageRecord) -> None:
+    def append(self, record: AnyRecord) -> None:
         """Append one record under a lock, and flush it to the disk. A torn last line is cut off first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False) + "\n"

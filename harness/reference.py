@@ -1,4 +1,4 @@
-"""Accepted runs, for regression: the losses and FIDs that a change of code may not move.
+"""Accepted runs, for regression: the losses, FIDs and speedups that a change of code may not move.
 
 A reference is taken from a results folder with a reason: ``python -m harness.reference RUNS FILE --reason "..."``.
 """
@@ -14,10 +14,11 @@ import typer
 from harness import records
 from harness.compare import load
 from harness.records import ScoreRecord
+from harness.speedup import value_of
 from recipes.core.checkpoint import write_text
 
 #: Relative differences that other machines' arithmetic explains. A change of code moves a trace by more.
-TOLERANCES = {"loss": 1e-2, "fid": 5e-2}
+TOLERANCES = {"loss": 1e-2, "fid": 5e-2, "speedup": 0.25}
 #: Alignment losses are cosines and pass through zero. Another processor trains a slightly other encoder: between two,
 #: they differed by 0.0006 at the first step, where they are about 0.002.
 SMALLEST_SCALE = 0.2
@@ -36,7 +37,9 @@ def summarize(folder: Path) -> dict[str, Any]:
                 "loss": _traces(next((folder / "runs").glob(f"{arm}-seed{seed}-{curve[0].run[:8]}"))),
             }
     first = comparison.scores[0]
-    return {"suite": first.suite, "suite_digest": first.suite_digest, "runs": runs}
+    # Curves of the smoke suite cross at a flat angle: a speedup moves by far more than an FID does.
+    speedups = {s.arm: value_of(s.estimate.point) for s in comparison.speedups() if s.currency == "iterations"}
+    return {"suite": first.suite, "suite_digest": first.suite_digest, "runs": runs, "speedup": speedups}
 
 
 def _traces(run: Path) -> dict[str, dict[str, float]]:
@@ -58,10 +61,11 @@ def differences(accepted: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What moved by more than its tolerance, in words; empty if nothing did."""
     if accepted["suite_digest"] != found["suite_digest"]:
         return ["the suite's specification changed: accept a new reference, with the reason"]
-    ours, theirs = _leaves(found["runs"]), _leaves(accepted["runs"])
+    ours, theirs = (_leaves({key: side[key] for key in ("runs", "speedup")}) for side in (found, accepted))
     out = [f"{key}: only on one side" for key in sorted(ours.keys() ^ theirs.keys())]
     for key in sorted(ours.keys() & theirs.keys()):
-        tolerance = TOLERANCES["fid" if "/fid/" in f"/{key}/" else "loss"]
+        kind = next(name for name in ("fid", "speedup", "loss") if f"/{name}/" in f"/{key}/")
+        tolerance = TOLERANCES[kind]
         scale = max(abs(theirs[key]), SMALLEST_SCALE)
         if abs(ours[key] - theirs[key]) > tolerance * scale:
             out.append(f"{key}: {ours[key]:.6g}, accepted {theirs[key]:.6g} (tolerance {tolerance:g})")

@@ -220,12 +220,12 @@ def _prior_interval(base: Curve, curve: Curve) -> tuple[float | None, float | No
     spread = float(stdtrit(1e6, (1 + LEVEL) / 2)) * math.sqrt(2) * PRIOR_CV
     budget, target = base[-1]
     ends = [speedup([(budget, target * math.exp(sign * spread))], curve) for sign in (-1, 1)]
-    low, high = (_value(end) for end in ends)  # a lower target is reached later
+    low, high = (value_of(end) for end in ends)  # a lower target is reached later
     return (low if ends[0].bound is None else None, high if ends[1].low is None or ends[1].loglog else None)
 
 
-def _value(found: Speedup) -> float:
-    """The number that stands for it: the interpolation, or the bound where there is none."""
+def value_of(found: Speedup) -> float:
+    """The number to calculate with: the log-log interpolation, or the bound where there is none."""
     if found.loglog is not None:
         return found.loglog
     value = found.bound if found.bound is not None else found.low
@@ -260,14 +260,14 @@ def _resampled(ours: Sequence[Sequence[Point]], theirs: Sequence[Sequence[Point]
         found = seen[key]
         unreached += found.bound is not None
         at_once += found.bound is None and found.loglog is None
-        logs.append(math.log(_value(found)))
+        logs.append(math.log(value_of(found)))
     return _Resampled(logs, unreached / len(logs), at_once / len(logs))
 
 
 def _bootstrap_interval(point: Speedup, drawn: _Resampled, seeds: int) -> tuple[float | None, float | None]:
     tail = (1 - LEVEL) / 2
     width = float(stdtrit(seeds - 1, 1 - tail)) * stdev(drawn.logs) * math.sqrt(seeds / (seeds - 1))
-    centre = math.log(_value(point))
+    centre = math.log(value_of(point))
     low = None if drawn.unreached > tail else math.exp(centre - width)
     high = None if drawn.at_once > tail else math.exp(centre + width)
     return low, high

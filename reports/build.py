@@ -77,7 +77,8 @@ def _reconstructions(comparison: Comparison) -> list[dict[str, Any]]:
         several = len({other.name for other in comparison.tokenizers if other.arm is None}) > 1
         before = f"before, {t.name}" if several else "before"
         label = before if t.arm is None else f"after {comparison.arms[t.arm]}, step {t.step:,}, seed {t.seed}"
-        out.append({"label": label, "psnr": f"{t.psnr:.2f}", "rfid": f"{t.rfid:.3f}", "url": url})
+        latents = None if t.components is None else _picture(comparison, t.components)
+        out.append({"label": label, "psnr": f"{t.psnr:.2f}", "rfid": f"{t.rfid:.3f}", "url": url, "latents": latents})
     return out
 
 
@@ -137,6 +138,7 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
         "guidance": tables.guidance_table(comparison),
+        "alignment": tables.alignment_table(comparison),
         "claims": tables.claims_table(judge(ledger(), [comparison])),
         "tokenizer": tables.tokenizer_table(comparison),
         "floor": tables.floor_table(comparison),
@@ -173,8 +175,9 @@ def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
 def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
     # matplotlib escapes the labels that it draws
-    pictures = [Markup(figures.svg(figure, name)) for name, figure in drawn.items()]
+    pictures = [(title(name), Markup(figures.svg(figure, name))) for name, figure in drawn.items()]
     swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""
+    against = Markup(figures.svg(figures.alignment_figure(comparison), "alignment")) if comparison.alignments else ""
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -190,6 +193,7 @@ def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
         answer=_answer(comparison),
         pictures=pictures,
         swept=swept,
+        against=against,
         tables=made,
         arms=[(label, abouts[arm]) for arm, label in comparison.arms.items()],
         samples=_sample_rows(comparison),

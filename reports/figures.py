@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from baselines.published import curve
 from harness.compare import BASELINE, CURRENCIES, Comparison
 from harness.records import ScoreRecord
 from harness.speedup import spread
@@ -75,10 +76,25 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, budget: Callable[[Sc
 
 
 #: Currency to the words on its axis.
-AXES = {"iterations": "iterations", "device_seconds": "device-seconds of training"}
+AXES = {"iterations": "iterations", "flops": "FLOPs", "device_seconds": "device-seconds of training"}
+#: The two that a README shows.
+BRIEF = ("iterations", "device_seconds")
+#: Published curves that stand beside ours, by arm: digitised, in iterations, on ImageNet alone.
+PUBLISHED = {"vanilla": "SiT", "repa": "REPA", "repa_e": "REPA-E"}
+PUBLISHED_SUITE = "imagenet256"
 
 
-def fid_figure(comparison: Comparison, currencies: Sequence[str] = tuple(AXES)) -> Figure:
+def _draw_published(axes: Axes, comparison: Comparison) -> None:
+    """Marks of REPA-E's Figure 1d: literature, under its own protocol, never a curve of ours."""
+    for arm, method in PUBLISHED.items():
+        if arm in comparison.arms:
+            colour, marker, _ = style(comparison, arm)
+            x, y = zip(*curve(method, "digitised", group="figure_1d"), strict=True)
+            label = f"{method}, published (Figure 1d, digitised)"
+            axes.plot(x, y, marker, color=colour, fillstyle="none", markersize=5, alpha=0.7, label=label)
+
+
+def fid_figure(comparison: Comparison, currencies: Sequence[str] = BRIEF) -> Figure:
     """FID against budget, a panel for each currency; band = least to greatest over training seeds."""
     with plt.rc_context(RC):
         size = (5.4 * len(currencies), 4.2)
@@ -88,6 +104,8 @@ def fid_figure(comparison: Comparison, currencies: Sequence[str] = tuple(AXES)) 
         for axes, name in zip(panels[0], currencies, strict=True):
             for arm in comparison.arms:
                 _draw_arm(axes, comparison, arm, CURRENCIES[name])
+            if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
+                _draw_published(axes, comparison)
             if BASELINE in comparison.arms:
                 last = comparison.last(BASELINE, comparison.curve_digest)
                 target = spread([r.metrics.fid for r in last]).mean
@@ -128,6 +146,37 @@ def guidance_figure(comparison: Comparison) -> Figure:
             axes.set_xlabel("guidance scale (1: none)")
         panels[0][0].set_ylabel("FID (lower is better)")
         panels[0][0].legend(frameon=False)
+    return figure
+
+
+def alignment_figure(comparison: Comparison) -> Figure:
+    """CKNNA at every depth of the last checkpoint, and FID against CKNNA at the aligned block over the steps."""
+    with plt.rc_context(RC):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 3.8), layout="constrained")
+        last = max(r.step for r in comparison.alignments)
+        for arm, label in comparison.arms.items():
+            colour, marker, dash = style(comparison, arm)
+            found = [r for r in comparison.alignments if r.arm == arm]
+            for k, r in enumerate(r for r in found if r.step == last):
+                depths = range(1, len(r.cknna) + 1)
+                name = label if k == 0 else None
+                left.plot(depths, r.cknna, color=colour, marker=marker, linestyle=dash, label=name)
+            for seed in comparison.seeds(arm):
+                fids = {r.step: r.metrics.fid for r in comparison.curve(arm, seed)}
+                pairs = sorted(
+                    (r.step, r.cknna[r.aligned_depth - 1]) for r in found if r.seed == seed and r.step in fids
+                )
+                x, y = [value for _, value in pairs], [fids[step] for step, _ in pairs]
+                right.plot(x, y, color=colour, marker=marker, linestyle=dash)
+        left.set_xlabel("after block")
+        left.set_ylabel(f"CKNNA with the encoder, step {last:,}")
+        left.xaxis.get_major_locator().set_params(integer=True)
+        left.legend(frameon=False)
+        right.set_xlabel("CKNNA after the aligned block")
+        right.set_ylabel("FID (lower is better)")
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        right.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))
     return figure
 
 

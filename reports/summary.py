@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.compare import BASELINE, ArmSpeedup, Comparison, load
 from harness.curves import Observation, as_dict, compare, epochs_to
-from reports.tables import Table, cost_table, epochs_table, fid_table, guidance_table, speedup_table
+from reports.tables import Table, alignment_table, cost_table, epochs_table, fid_table, guidance_table, speedup_table
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Summary:
     def guidance_tables(self) -> list[Table]:
         """What `guidance` prints."""
         return [guidance_table(self.comparison)]
+
+    def alignment_tables(self) -> list[Table]:
+        """What `analyse` prints."""
+        return [alignment_table(self.comparison)]
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,28 @@ def guidance_table(comparison: Comparison) -> Table:
     )
 
 
+def alignment_table(comparison: Comparison) -> Table:
+    """CKNNA with the encoder at the aligned block, by step, and at every depth of the last checkpoint."""
+    steps = sorted({r.step for r in comparison.alignments})
+    rows = []
+    for arm, label in comparison.arms.items():
+        found = [r for r in comparison.alignments if r.arm == arm]
+        if not found:
+            continue
+        by_step = [[r.cknna[r.aligned_depth - 1] for r in found if r.step == step] for step in steps]
+        last = [r for r in found if r.step == steps[-1]]
+        depths = [number(spread([r.cknna[d] for r in last])) for d in range(len(found[0].cknna))] if last else []
+        rows.append((label, *(number(spread(v)) if v else "–" for v in by_step), ", ".join(depths)))
+    block = comparison.alignments[0].aligned_depth if comparison.alignments else 0
+    return Table(
+        f"Alignment with the encoder after block {block} (CKNNA)",
+        ("recipe", *(f"{step:,}" for step in steps), "by depth, last step"),
+        tuple(rows),
+        "Centred kernel nearest-neighbour alignment (arXiv 2405.07987, k = 10) of the SiT's tokens, averaged over "
+        "positions, with the encoder's, on training images at noise level t = 0.5 without labels. 1: equal neighbours.",
+    )
+
+
 def cost_table(comparison: Comparison) -> Table:
     """What a step and a run cost."""
     rows = []
@@ -265,12 +287,23 @@ def tokenizer_table(comparison: Comparison) -> Table:
         if not last:
             continue
         group = list(last.values())
-        shown = {"rfid": 3, "psnr": 2, "ssim": 3, "lpips": 3, "latent_variance": 2, "effective_rank": 1}
+        shown = {"rfid": 3, "psnr": 2, "ssim": 3, "lpips": 3, "latent_variance": 2, "spatial_variance": 2}
+        shown |= {"total_variation": 1, "effective_rank": 1}
         rows.append((name, *(number(_over(group, value), digits) for value, digits in shown.items())))
     n = comparison.tokenizers[0].n if comparison.tokenizers else 0
     return Table(
         "Tokenizer before and after joint training",
-        ("tokenizer", "rFID", "PSNR (dB)", "SSIM", "LPIPS", "latent variance", "effective rank"),
+        (
+            "tokenizer",
+            "rFID",
+            "PSNR (dB)",
+            "SSIM",
+            "LPIPS",
+            "latent variance",
+            "spatial variance",
+            "TV",
+            "effective rank",
+        ),
         tuple(rows),
         f"{n:,} reference images rebuilt from their posterior mean; rFID against the whole reference. A collapse shows "
         "as variance near zero, or, under batch norm, as a low effective rank (participation ratio of the covariance).",

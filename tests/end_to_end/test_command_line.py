@@ -460,7 +460,9 @@ def test_a_report_in_every_format_and_checked(finished, tmp_path):
         "index.html", "report.md", "tables.tex", "results.csv", "fid.png",
     }  # fmt: skip
     assert r"\begin{tabular}{lrrrrr}" in (tmp_path / "r" / "tables.tex").read_text()
-    assert "15.8 log-log" in (tmp_path / "r" / "index.html").read_text()  # the claims ledger
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "15.8 log-log" in page  # the claims ledger
+    assert page.count('type="radio"') == page.count('<div class="pane">') == 3  # iterations, FLOPs, device-seconds
     assert repa_bench("report", out, "--check", tmp_path / "r").returncode == 0
     (tmp_path / "r" / "results.csv").write_text("changed")
     wrong = repa_bench("report", out, "--check", tmp_path / "r")
@@ -481,3 +483,21 @@ def test_a_folder_compares_with_itself(finished):
     told = json.loads(repa_bench("compare", finished[0], finished[0], "--json").stdout)["pairs"]
     assert {(p["arm"], p["step"]) for p in told} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
     assert all(p["ratio"] == 1 and p["verdict"] == "inconclusive" for p in told)
+
+
+def test_alignment_is_measured_once_for_every_checkpoint(finished, tmp_path):
+    out, cache = tmp_path / "out", finished[1]
+    shutil.copytree(finished[0], out)
+    command = ("analyse", "--suite", "smoke", "--out", out, "--count", "64")
+    done = repa_bench(*command, cache=cache)
+    assert done.returncode == 0, done.stderr
+    rows = [r for r in map(json.loads, (out / "records.jsonl").read_text().splitlines()) if r["kind"] == "alignment"]
+    assert {(r["arm"], r["step"]) for r in rows} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
+    assert all(len(r["cknna"]) == 2 and min(r["cknna"]) >= -1 and max(r["cknna"]) <= 1 for r in rows)
+    assert "Alignment with the encoder after block 1 (CKNNA)" in (out / "report" / "index.html").read_text()
+    assert repa_bench(*command, cache=cache).returncode == 0
+    again = [r for r in map(json.loads, (out / "records.jsonl").read_text().splitlines()) if r["kind"] == "alignment"]
+    assert again == rows
+    alone = repa_bench("analyse", "--suite", "smoke", "--recipes", "vanilla", "--out", out, cache=cache)
+    assert alone.returncode == 2
+    assert "none of them has an encoder" in alone.stderr

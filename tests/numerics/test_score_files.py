@@ -313,6 +313,12 @@ def test_statistics_that_are_none_are_refused(tmp_path):
         scoring.read_adm_reference(tmp_path / "absent.npz")
 
 
+def test_statistics_of_another_network_are_refused(place, tmp_path):
+    np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(UserError, match="statistics are of 64 features and the network gives 12"):
+        score(place, Toy(), ("fid",), reference=tmp_path / "other.npz")
+
+
 def test_a_reference_without_statistics_or_images(place, tmp_path):
     np.savez(tmp_path / "empty.npz", other=np.zeros(3))
     with pytest.raises(UserError, match=r"holds neither statistics \(mu, sigma\) nor images \(arr_0\)"):

@@ -29,9 +29,12 @@ def test_a_moved_number_is_named():
     moved["runs"]["repa/seed0"]["loss"]["denoising"]["8"] *= 1.02
     moved["runs"]["vanilla/seed0"]["fid"]["24"] *= 1.04
     (difference,) = differences(ACCEPTED, moved)
-    assert difference.startswith("repa/seed0/loss/denoising/8")
+    assert difference.startswith("runs/repa/seed0/loss/denoising/8")
     del moved["runs"]["repa_e/seed0"]["fid"]["24"]
-    assert "repa_e/seed0/fid/24: only on one side" in differences(ACCEPTED, moved)
+    assert "runs/repa_e/seed0/fid/24: only on one side" in differences(ACCEPTED, moved)
+    faster = copy.deepcopy(ACCEPTED)
+    faster["speedup"]["repa_e"] *= 1.5
+    assert [d.split(":")[0] for d in differences(ACCEPTED, faster)] == ["speedup/repa_e"]
     other = ACCEPTED | {"suite_digest": "x"}
     assert differences(ACCEPTED, other) == [
         "the suite's specification changed: accept a new reference, with the reason"

@@ -48,7 +48,7 @@ def tokenizer(arm: str | None, seed: int | None, rfid: float, variance: float, r
 def comparison(*records: ScoreRecord | TokenizerRecord) -> Comparison:
     scores = tuple(r for r in records if isinstance(r, ScoreRecord))
     tokenizers = tuple(r for r in records if isinstance(r, TokenizerRecord))
-    return Comparison((Path(),), scores, tokenizers, (), (), (), {})
+    return Comparison((Path(),), scores, tokenizers, (), (), (), (), {})
 
 
 def curves(finals: dict[str, float], seeds: int, **more: str) -> list[ScoreRecord]:
