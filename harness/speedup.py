@@ -282,11 +282,6 @@ def _verdict(interval: tuple[float | None, float | None], drawn: _Resampled, poi
     return "worse" if never or (high is not None and high < 1 and low is not None) else "inconclusive"
 
 
-def epochs_to(curve: Curve, target: float) -> Crossing | None:
-    """EP_FID@k (arXiv 2605.18324): where a curve, its budget in epochs, reaches an unguided FID of k."""
-    return crossing(curve, target)
-
-
 @dataclass(frozen=True)
 class Spread:
     """Mean and standard deviation over seeds; the deviation needs two."""

@@ -238,8 +238,8 @@ def alignment_table(comparison: Comparison) -> Table:
             continue
         by_step = [[r.cknna[r.aligned_depth - 1] for r in found if r.step == step] for step in steps]
         last = [r for r in found if r.step == steps[-1]]
-        depths = [number(spread([r.cknna[d] for r in last])) for d in range(len(found[0].cknna))] if last else []
-        rows.append((label, *(number(spread(v)) if v else "–" for v in by_step), ", ".join(depths)))
+        depths = [number(spread([r.cknna[d] for r in last]), 3) for d in range(len(found[0].cknna))] if last else []
+        rows.append((label, *(number(spread(v), 3) if v else "–" for v in by_step), ", ".join(depths)))
     block = comparison.alignments[0].aligned_depth if comparison.alignments else 0
     return Table(
         f"Alignment with the encoder after block {block} (CKNNA)",
