@@ -782,7 +782,7 @@ def doctor(
     ] = False,
     images: Annotated[int, typer.Option("--images", min=20, help="With --metrics: of each set.")] = 48,
     known: Annotated[
-        bool, typer.Option("--known", help="With --metrics: ADM's own samples too, whose numbers its README prints.")
+        bool, typer.Option("--known", help="The same, and ADM's own samples, whose numbers its README prints.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option("--device", help="With --metrics: cpu, cuda or auto.")] = "auto",
@@ -797,7 +797,7 @@ def doctor(
     from reports.plan import print_health
 
     store = Store(cache or default_cache())
-    if metrics:
+    if metrics or known:
         _crosscheck(store, images, device, known=known, as_json=as_json)
         return
     health = examine(store, verify=verify)

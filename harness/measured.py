@@ -75,10 +75,6 @@ class Measured:
         """Whether there are rows of that output."""
         return bool(self._parts) and name in self._parts[0]
 
-    def has_moments(self, name: str) -> bool:
-        """Whether its mean and covariance can be told."""
-        return name in self._known or self.has(name)
-
     def moments(self, name: str, device: torch.device | None = None) -> Moments:
         """Mean and covariance of an output, in float64; from now on on that device.
 

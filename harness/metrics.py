@@ -653,11 +653,6 @@ def psnr_each(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error)
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean peak signal-to-noise ratio, in dB, of uint8 images (N, 3, H, W)."""
-    return float(psnr_each(a, b).mean())
-
-
 def ssim_each(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of every pair of uint8 images (N, 3, H, W), H, W >= 11: (N,), at most 1.
 

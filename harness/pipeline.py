@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import metrics, records
 from harness.assets import Store
 from harness.drawing import GRID_COLUMNS, LABELS, Cell, draw, save_grid, write_npz
-from harness.evaluate import METRICS, Rules, evaluate
+from harness.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
 from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
@@ -403,6 +403,10 @@ def score_imported(
     Raises:
         UserError: the folder is not a run, or something is missing.
     """
+    if pairwise := [name for name in more if name in PAIRWISE]:
+        raise UserError(
+            f"--metrics {pairwise[0]} compares images with their originals, and samples of a run have none."
+        )
     cells = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
     judge = prepared.require_judge()

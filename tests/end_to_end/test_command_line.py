@@ -250,6 +250,7 @@ def test_replay_passes_on_the_recorded_folder_and_fails_on_a_changed_one(tmp_pat
         (["rum"], "run"),
         (["run", "--steps", "0"], "--steps"),
         (["report", "nowhere"], "nowhere holds no scores"),
+        (["score", "--run", "nowhere", "--metrics", "psnr"], "samples of a run have none"),
         (["speedup", "nowhere"], "nowhere holds no scores"),
         (["replay", "nowhere"], "not a replay folder"),
         (["sample", "--suite", "smoke", "--recipe", "vanila", "--images", "x.png"], "Did you mean 'vanilla'"),

@@ -21,7 +21,7 @@ from harness.metrics import (
     kid,
     manifold,
     precision_recall,
-    psnr,
+    psnr_each,
 )
 
 DIM = 12
@@ -405,5 +405,5 @@ def test_effective_rank():
 
 def test_psnr():
     a = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    assert psnr(a, a + 255) == pytest.approx(0)
-    assert psnr(a, a + 16) == pytest.approx(20 * np.log10(255 / 16))
+    assert psnr_each(a, a + 255).tolist() == pytest.approx([0])
+    assert psnr_each(a, a + 16).tolist() == pytest.approx([20 * np.log10(255 / 16)])
