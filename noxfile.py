@@ -80,6 +80,12 @@ def report(session: nox.Session) -> None:
     run(session, "repa-bench", "report", *(session.posargs or ["runs/digits"]))
 
 
+@nox.session(default=False)
+def look(session: nox.Session) -> None:
+    """Open a report as people do (phone, desk, paper), say what is wrong with it, keep the pictures."""
+    run(session, "python", "tests/look.py", *(session.posargs or ["runs/digits/report/index.html", "runs/digits/seen"]))
+
+
 @nox.session
 def regression(session: nox.Session) -> None:
     """Rerun the smoke suite and compare it with what baselines/reference accepted."""

@@ -199,11 +199,6 @@ def _finding(claim: Claim, comparison: Comparison, level: Level) -> _Finding | N
     return _kept(rule, comparison)
 
 
-def _runs(comparison: Comparison, *arms: str) -> tuple[str, ...]:
-    found = dict.fromkeys(r.run[:8] for r in comparison.scores if r.arm in arms)
-    return tuple(found)
-
-
 def _measured_speedup(rule: SpeedupRule, comparison: Comparison, level: Level) -> _Finding | None:
     if not {rule.recipe, rule.baseline} <= set(comparison.arms):
         return None
@@ -212,7 +207,7 @@ def _measured_speedup(rule: SpeedupRule, comparison: Comparison, level: Level) -
     low, high = found.interval
     shown = "–" if found.point.loglog is None else f"{found.point.loglog:.2f}"
     numbers = f"{found.point.bound_text or shown}, 95 % {_end(low)} to {_end(high)}, {found.seeds} seed(s)"
-    runs = _runs(comparison, rule.recipe, rule.baseline)
+    runs = comparison.runs(rule.recipe, rule.baseline)
     if level == "proxy suite":
         answers: dict[str, Literal["yes", "no", "open"]] = {"better": "yes", "worse": "no", "inconclusive": "open"}
         return _Finding(answers[found.verdict], numbers, runs)
@@ -235,8 +230,8 @@ def _measured_value(rule: ValueRule, comparison: Comparison) -> _Finding | None:
     limit = rule.at_most * (1 + TOLERANCE)
     numbers = f"{fmean(values):.3f} over {len(values)} score(s), for {rule.at_most:g}"
     if len({r.seed for r in found}) == 1:
-        return _Finding("open", numbers + ", single seed", _runs(comparison, rule.recipe))
-    return _Finding("yes" if fmean(values) <= limit else "no", numbers, _runs(comparison, rule.recipe))
+        return _Finding("open", numbers + ", single seed", comparison.runs(rule.recipe))
+    return _Finding("yes" if fmean(values) <= limit else "no", numbers, comparison.runs(rule.recipe))
 
 
 def _final(comparison: Comparison, arms: Sequence[str]) -> dict[str, dict[int, float]] | None:
@@ -264,7 +259,7 @@ def _order(arms: Sequence[str], comparison: Comparison) -> _Finding | None:
     answer: Literal["yes", "no", "open"] = (
         "no" if "no" in answers else "open" if "open" in answers or seeds == 1 else "yes"
     )
-    return _Finding(answer, f"{numbers}; {seeds} seed(s)", _runs(comparison, *arms))
+    return _Finding(answer, f"{numbers}; {seeds} seed(s)", comparison.runs(*arms))
 
 
 def _below(a: dict[int, float], b: dict[int, float]) -> Literal["yes", "no", "open"]:
@@ -308,4 +303,4 @@ def _kept(rule: KeptRule, comparison: Comparison) -> _Finding | None:
     ratio = fmean(after) / fmean(before)
     numbers = f"{fmean(before):.3f} before, {fmean(after):.3f} after, {len(after)} seed(s)"
     answer: Literal["yes", "no", "open"] = "yes" if ratio <= 1 + rule.tolerance else "no"
-    return _Finding("open" if len(after) == 1 else answer, numbers, _runs(comparison, rule.recipe))
+    return _Finding("open" if len(after) == 1 else answer, numbers, comparison.runs(rule.recipe))

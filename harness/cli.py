@@ -560,13 +560,16 @@ def report(
     runs: RunsArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Default: report/ in the first folder.")] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Which of html, md, tex, csv, with commas between.")
-    ] = "html,md,tex,csv",
+        str,
+        typer.Option(
+            "--format", help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas between."
+        ),
+    ] = "html,md,tex,csv,svg,png,pdf",
     check: Annotated[
         Path | None, typer.Option("--check", help="Write nothing: exit 1 if this report is not what the records give.")
     ] = None,
 ) -> None:
-    """Write index.html, report.md, tables.tex and results.csv from the records of one or more results folders.
+    """Write index.html, report.md, tables.tex, results.csv and figures/ from the records of some results folders.
 
     Example: `repa-bench report runs/digits --format html,tex`
     """

@@ -114,6 +114,11 @@ class Comparison:
         """The training seeds of an arm."""
         return sorted({r.seed for r in self.scores if r.arm == arm})
 
+    def runs(self, *arms: str) -> tuple[str, ...]:
+        """The first eight digits of the digests of some arms' runs, by training seed."""
+        found = sorted((r for r in self.scores if r.arm in arms), key=lambda r: (arms.index(r.arm), r.seed))
+        return tuple(dict.fromkeys(r.run[:8] for r in found))
+
     def steps(self) -> list[int]:
         """Every scored step of the curves."""
         return sorted({r.step for r in self.scores if r.protocol_digest == self.curve_digest})

@@ -1,22 +1,22 @@
-"""Write a report: index.html (one file, no network), report.md, results.csv and the figure."""
+"""Write a report: index.html (one file, no network), report.md, tables.tex, results.csv and the figures."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
 from baselines.claims import ledger
 from harness.claims import judge
-from harness.compare import Comparison, load
+from harness.compare import BASELINE, Comparison, load
 from harness.curves import title
 from harness.records import Provenance, ScoreRecord
 from recipes.core.checkpoint import write_bytes
@@ -26,6 +26,8 @@ from reports import figures, tables
 GRID_SIDE_IMAGES = 10
 #: Currencies of the first sentences.
 SHOWN = ("iterations", "flops", "device_seconds")
+#: Folder of the figures.
+FIGURES = "figures"
 #: Rows of ten samples that a report shows of each checkpoint.
 SHOWN_ROWS = 3
 RESULT_COLUMNS = (
@@ -134,7 +136,9 @@ def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
 
 def _tables(comparison: Comparison) -> dict[str, tables.Table]:
     return {
-        "speedup": tables.speedup_table(comparison.speedups()),
+        "speedup": tables.speedup_table(
+            comparison.speedups(), runs={arm: comparison.runs(BASELINE, arm) for arm in comparison.arms}
+        ),
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
         "guidance": tables.guidance_table(comparison),
@@ -144,6 +148,7 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
         "floor": tables.floor_table(comparison),
         "cost": tables.cost_table(comparison),
         "stages": tables.stage_table(comparison),
+        "runs": tables.runs_table(comparison),
     }
 
 
@@ -151,7 +156,7 @@ def _markdown(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     first = comparison.scores[0]
     parts = [f"# {first.suite}: comparison report", "", f"**{first.notice}**", ""]
     parts += [f"- {sentence}" for sentence in _answer(comparison)]
-    parts += ["", "![FID against budget](fid.png)", ""]
+    parts += ["", f"![FID against budget]({FIGURES}/fid.png)", ""]
     parts += [table.markdown() for table in made.values() if table.rows]
     parts += ["### Provenance", "", *(f"- {name}: {value}" for name, value in _provenance(comparison)), ""]
     return "\n".join(parts)
@@ -203,8 +208,9 @@ def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     )
 
 
-#: Formats of a report, and the file of each.
-FORMATS = {"html": "index.html", "md": "report.md", "tex": "tables.tex", "csv": "results.csv"}
+#: Formats of a report with one file each; the others are those of figures, with a file for each figure.
+FILES = {"html": "index.html", "md": "report.md", "tex": "tables.tex", "csv": "results.csv"}
+FORMATS = (*FILES, *figures.FORMATS)
 
 
 def render(folders: Sequence[Path], formats: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:
@@ -221,10 +227,11 @@ def render(folders: Sequence[Path], formats: Sequence[str] = tuple(FORMATS)) -> 
         "tex": lambda: _latex(comparison, made),
         "csv": lambda: results_csv(comparison),
     }
-    files = {FORMATS[name]: makers[name]().encode() for name in formats}
-    if "md" in formats:
-        files["fid.png"] = figures.png(figures.fid_figure(comparison))
-    plt.close("all")
+    files = {FILES[name]: makers[name]().encode() for name in formats if name in FILES}
+    for name, maker in figures.named(comparison).items():
+        # the Markdown shows one
+        wanted = [e for e in figures.FORMATS if e in formats or ((e, name) == ("png", "fid") and "md" in formats)]
+        files |= {f"{FIGURES}/{name}.{e}": figures.drawn(maker(), e, name) for e in wanted}
     return files
 
 
@@ -243,27 +250,34 @@ def build(folders: Sequence[Path], out: Path, formats: Sequence[str] = tuple(FOR
         UserError: see `harness.compare.load`.
     """
     files = render(folders, formats)
-    out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out / name, content)
     return out / next(iter(files))
 
 
 def check(folders: Sequence[Path], committed: Path) -> list[str]:
-    """Files of a committed report that the records no longer give, in words; pictures are compared by their presence.
+    """Files of a committed report that the records no longer give, in words.
+
+    Pictures are compared by their presence: other releases of matplotlib draw the same figure in other bytes.
 
     Raises:
         UserError: there is no report.
     """
-    known = {file: name for name, file in FORMATS.items()}
-    present = [known[p.name] for p in sorted(committed.glob("*")) if p.name in known]
+    present = [name for name, file in FILES.items() if (committed / file).exists()]
+    present += [e for e in figures.FORMATS if any(committed.glob(f"{FIGURES}/fid-*.{e}"))]
     if not present:
-        raise UserError(f"--check {committed}: there is no report ({', '.join(known)}).")
+        raise UserError(f"--check {committed}: there is no report ({', '.join(FILES.values())}, {FIGURES}/).")
     out = []
     for name, content in render(folders, present).items():
         path = committed / name
         if not path.exists():
             out.append(f"{name} is missing")
-        elif not name.endswith(".png") and path.read_bytes() != content:
+        elif not name.startswith(FIGURES) and _words(path.read_bytes()) != _words(content):
             out.append(f"{name} differs")
     return out
+
+
+def _words(content: bytes) -> bytes:
+    """A page without what is drawn in it."""
+    return re.sub(rb"<svg.*?</svg>|data:image/png;base64,[\w+/=]*", b"(picture)", content, flags=re.DOTALL)

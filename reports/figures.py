@@ -184,14 +184,35 @@ def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element, the same bytes for the same figure; `name` keeps its ids apart in a page."""
     with plt.rc_context({**RC, "svg.hashsalt": name}):
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
+    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG for a README."""
-    with plt.rc_context(RC):
+#: Formats of a figure as a file, and what would make the same figure other bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def drawn(figure: Figure, extension: str, name: str) -> bytes:
+    """The figure as a file of one of `FORMATS`, the same bytes for the same figure; fonts of a PDF are TrueType."""
+    with plt.rc_context({**RC, "svg.hashsalt": name, "pdf.fonttype": 42}):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(buffer, format=extension, dpi=150, metadata=FORMATS[extension])
+    plt.close(figure)
     return buffer.getvalue()
+
+
+def named(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
+    """Every figure that the records give, by name."""
+    makers: dict[str, Callable[[], Figure]] = {"fid": lambda: fid_figure(comparison)}
+    makers |= {f"fid-{c.replace('_', '-')}": lambda c=c: fid_figure(comparison, [c]) for c in AXES}  # type: ignore[misc]
+    if comparison.searches:
+        makers["guidance"] = lambda: guidance_figure(comparison)
+    if comparison.alignments:
+        makers["alignment"] = lambda: alignment_figure(comparison)
+    return makers

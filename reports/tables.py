@@ -10,7 +10,7 @@ from harness.claims import Judgement
 from harness.compare import ArmSpeedup, Comparison
 from harness.curves import title
 from harness.pairing import Pair
-from harness.records import ScoreRecord, TokenizerRecord
+from harness.records import AlignmentRecord, ScoreRecord, TokenizerRecord
 from harness.speedup import Estimate, Spread, spread
 
 
@@ -22,6 +22,14 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    runs: tuple[tuple[str, ...], ...] = ()
+    """For each row, the runs whose records its numbers are made of: with the step of a column and the protocol that
+    the table names, they tell the lines of results.csv."""
+
+    @property
+    def traced(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The first cells of the rows that name runs, and these."""
+        return [(row[0], runs) for row, runs in zip(self.rows, self.runs, strict=False) if runs]
 
     def markdown(self) -> str:
         """A GitHub table under its title."""
@@ -32,13 +40,21 @@ class Table:
             _row(["---", *["---:"] * (len(self.columns) - 1)]),
         ]
         lines += [_row(row) for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+        if self.note:
+            lines += ["", self.note]
+        if self.traced:
+            lines += ["", "<details><summary>runs</summary>", ""]
+            lines += [f"- {name}: {', '.join(runs)}" for name, runs in self.traced]
+            lines += ["", "</details>"]
+        return "\n".join([*lines, ""])
 
     def latex(self) -> str:
         """A booktabs table, its title as the caption."""
         spec = "l" + "r" * (len(self.columns) - 1)
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        traces = [f"% {name}: runs {', '.join(runs)}" for name, runs in self.traced]
         lines = [
+            *traces,
             r"\begin{table}",
             rf"\caption{{{_tex(self.title)}}}",
             rf"\begin{{tabular}}{{{spec}}}",
@@ -110,15 +126,18 @@ def headline(e: Estimate) -> str:
     return f"{e.point.bound_text}×" + (" (not reached)" if e.point.bound is not None else "")
 
 
-def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Table:
-    """How much sooner each arm reaches the baseline's last FID, in each currency."""
+def speedup_table(
+    found: Sequence[ArmSpeedup], baseline: str = "vanilla", runs: Mapping[str, tuple[str, ...]] | None = None
+) -> Table:
+    """How much sooner each arm reaches the baseline's last FID, in each currency; `runs` by arm, where there are."""
     images, steps = ([headline(s.estimate) for s in found if s.currency == c] for c in ("images", "iterations"))
-    rows = []
+    rows, traces = [], []
     for s in found:
         if s.currency == "images" and images == steps:  # equal batches: they say the same
             continue
         e = s.estimate
-        rows.append((s.label, headline(e), title(s.currency), interval(e), e.verdict, bracket(e)))
+        traces.append((runs or {}).get(s.arm, ()))
+        rows.append((s.label, title(s.currency), headline(e), interval(e), e.verdict, bracket(e)))
     evidence = "; ".join(dict.fromkeys(s.estimate.evidence for s in found))
     dips = [s.label for s in found if not s.estimate.point.sustained and s.estimate.point.bound is None]
     note = (
@@ -130,8 +149,8 @@ def speedup_table(found: Sequence[ArmSpeedup], baseline: str = "vanilla") -> Tab
     )
     if dips:
         note += f" Not sustained, worse checkpoints follow: {', '.join(dict.fromkeys(dips))}."
-    columns = ("recipe", "speedup", "counted in", "95 % interval", "verdict", "bracket")
-    return Table("Speedup to the baseline's last FID", columns, tuple(rows), note)
+    columns = ("recipe", "counted in", "speedup", "95 % interval", "verdict", "bracket")
+    return Table("Speedup to the baseline's last FID", columns, tuple(rows), note, tuple(traces))
 
 
 def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float) -> Table:
@@ -161,6 +180,7 @@ def fid_table(comparison: Comparison) -> Table:
         rows,
         f"{protocol.samples:,} samples, {protocol.weights} weights, {protocol.nfe} NFE, {protocol.labels} labels, "
         f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better.",
+        tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 
 
@@ -170,14 +190,20 @@ def _over(records: Sequence[ScoreRecord] | Sequence[TokenizerRecord], name: str)
     return spread(values) if values else None
 
 
+def _runs(records: Sequence[ScoreRecord] | Sequence[AlignmentRecord] | Sequence[TokenizerRecord]) -> tuple[str, ...]:
+    """The runs that records belong to, each once."""
+    return tuple(dict.fromkeys(r.run[:8] for r in records if r.run is not None))
+
+
 def metrics_table(comparison: Comparison) -> Table:
     """Every metric at the last checkpoint, a row for each arm and protocol."""
-    rows = []
+    rows, runs = [], []
     for arm, label in comparison.arms.items():
         for digest in (comparison.curve_digest, *comparison.finals):
             last = comparison.last(arm, digest)
             if not last:
                 continue
+            runs.append(_runs(last))
             rows.append(
                 (
                     label,
@@ -197,6 +223,7 @@ def metrics_table(comparison: Comparison) -> Table:
         tuple(rows),
         "Compare FID only within one protocol. sFID: on a layer that keeps places. Accuracy: share of the samples that "
         "the feature network gives the class they were asked for.",
+        tuple(runs),
     )
 
 
@@ -225,17 +252,19 @@ def guidance_table(comparison: Comparison) -> Table:
         "Every arm was tried at the same settings, seeds and number of samples. The lowest of many noisy numbers is "
         "too low, so the chosen setting was drawn again under generation seeds that the choice never saw: that is the "
         "number to quote. FIDs of different N do not compare.",
+        tuple(_runs([r for r in comparison.searches if r.arm == choice.arm]) for choice in choices),
     )
 
 
 def alignment_table(comparison: Comparison) -> Table:
     """CKNNA with the encoder at the aligned block, by step, and at every depth of the last checkpoint."""
     steps = sorted({r.step for r in comparison.alignments})
-    rows = []
+    rows, runs = [], []
     for arm, label in comparison.arms.items():
         found = [r for r in comparison.alignments if r.arm == arm]
         if not found:
             continue
+        runs.append(_runs(found))
         by_step = [[r.cknna[r.aligned_depth - 1] for r in found if r.step == step] for step in steps]
         last = [r for r in found if r.step == steps[-1]]
         depths = [number(spread([r.cknna[d] for r in last]), 3) for d in range(len(found[0].cknna))] if last else []
@@ -247,6 +276,7 @@ def alignment_table(comparison: Comparison) -> Table:
         tuple(rows),
         "Centred kernel nearest-neighbour alignment (arXiv 2405.07987, k = 10) of the SiT's tokens, averaged over "
         "positions, with the encoder's, on training images at noise level t = 0.5 without labels. 1: equal neighbours.",
+        tuple(runs),
     )
 
 
@@ -270,12 +300,13 @@ def cost_table(comparison: Comparison) -> Table:
         tuple(rows),
         "Training alone: the clock stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions "
         "and attention, forward and backward, counted by PyTorch; a multiply-add is two.",
+        tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 
 
 def tokenizer_table(comparison: Comparison) -> Table:
     """Reconstruction before and after joint training, with the two signs of a collapse."""
-    rows = []
+    rows, runs = [], []
     names = sorted({t.name for t in comparison.tokenizers if t.arm is None})
     groups: dict[tuple[str | None, str | None], str] = {
         (None, name): "before (shared)" if len(names) == 1 else name for name in names
@@ -287,6 +318,7 @@ def tokenizer_table(comparison: Comparison) -> Table:
         if not last:
             continue
         group = list(last.values())
+        runs.append(_runs(group))
         shown = {"rfid": 3, "psnr": 2, "ssim": 3, "lpips": 3, "latent_variance": 2, "spatial_variance": 2}
         shown |= {"total_variation": 1, "effective_rank": 1}
         rows.append((name, *(number(_over(group, value), digits) for value, digits in shown.items())))
@@ -307,6 +339,7 @@ def tokenizer_table(comparison: Comparison) -> Table:
         tuple(rows),
         f"{n:,} reference images rebuilt from their posterior mean; rFID against the whole reference. A collapse shows "
         "as variance near zero, or, under batch norm, as a low effective rank (participation ratio of the covariance).",
+        tuple(runs),
     )
 
 
@@ -322,6 +355,27 @@ def floor_table(comparison: Comparison) -> Table:
         tuple(rows),
         "FID between real images is what no model can be told apart below; a difference under the last row's is noise "
         "of sampling. Another training seed moves FID more: see the ± above.",
+    )
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """Every run that a number of the report may come from."""
+    groups: dict[str, list[ScoreRecord]] = {}
+    for r in comparison.scores:
+        groups.setdefault(r.run, []).append(r)
+    order = list(comparison.arms)
+    rows = []
+    for run, scores in sorted(groups.items(), key=lambda g: (order.index(g[1][0].arm), g[1][0].seed)):
+        last = max(scores, key=lambda r: r.step)
+        commits = sorted({(r.provenance.commit or "unknown")[:8] for r in scores})
+        weights = last.weights_hash[:8]
+        row = (run[:8], last.label, str(last.seed), f"{last.step:,}", str(len(scores)), weights, ", ".join(commits))
+        rows.append(row)
+    return Table(
+        "Runs",
+        ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit"),
+        tuple(rows),
+        "A run is the digest of its specification, weights that of their bytes. results.csv has every score.",
     )
 
 

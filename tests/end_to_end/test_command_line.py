@@ -90,15 +90,28 @@ def test_report_is_one_page_without_network(finished):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 5
     assert {row["protocol"] for row in rows} == {"smoke-ode4@1", "smoke-sde4@1"}
-    with Image.open(folder / "fid.png") as image:
+    with Image.open(folder / "figures" / "fid.png") as image:
         assert image.width > 1000
 
 
 def test_a_report_is_a_function_of_the_records(finished, tmp_path):
     for name in ("one", "two"):
         assert repa_bench("report", finished[0], "--out", tmp_path / name).returncode == 0
-    for file in ("index.html", "report.md", "results.csv", "fid.png"):
+    files = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()]
+    assert len(files) == 4 + 3 * 4  # the pages and tables; four figures as SVG, PNG and PDF
+    for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_every_row_of_a_report_names_its_runs(finished):
+    page = (finished[0] / "report" / "index.html").read_text()
+    recorded = {row["run"][:8] for row in scores(finished[0]).values()}
+    assert len(recorded) == 3
+    for run in recorded:
+        assert page.count(f'<tr id="run-{run}">') == 1
+        assert page.count(f'href="#run-{run}"') >= 4  # speedup, FID, metrics, cost
+    text = (finished[0] / "report" / "report.md").read_text()
+    assert all(text.count(run) >= 5 for run in recorded)
 
 
 def test_every_figure_of_the_csv_is_a_record(finished):
@@ -458,7 +471,7 @@ def test_a_report_in_every_format_and_checked(finished, tmp_path):
     done = repa_bench("report", out, "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
-        "index.html", "report.md", "tables.tex", "results.csv", "fid.png",
+        "index.html", "report.md", "tables.tex", "results.csv", "figures",
     }  # fmt: skip
     assert r"\begin{tabular}{lrrrrr}" in (tmp_path / "r" / "tables.tex").read_text()
     page = (tmp_path / "r" / "index.html").read_text()
@@ -472,7 +485,7 @@ def test_a_report_in_every_format_and_checked(finished, tmp_path):
     assert one.returncode == 0
     assert [p.name for p in (tmp_path / "one").iterdir()] == ["results.csv"]
     for arguments, sentence in (
-        (("--format", "pdf"), "there is no format 'pdf'"),
+        (("--format", "docx"), "there is no format 'docx'"),
         (("--check", tmp_path / "nowhere"), "there is no report"),
     ):
         bad = repa_bench("report", out, *arguments)
