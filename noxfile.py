@@ -106,6 +106,19 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Kill fifty runs of the smoke suite at random moments; nothing may be lost. Half an hour."""
+    run(session, "pytest", "-m", "soak", "-s", *session.posargs)
+
+
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Bandit on the packages, and pip-audit on what is installed (asks PyPI). Exceptions are argued in docs."""
+    run(session, "bandit", "-q", "-c", "pyproject.toml", "-r", "harness", "recipes", "baselines", "reports")
+    run(session, "pip-audit", "--skip-editable", *session.posargs)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Benchmarks (pytest-benchmark); keeps the figures as JSON."""
     storage = ("--benchmark-storage=file://baselines/performance", "--benchmark-autosave")

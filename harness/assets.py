@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.locks import alone
 from recipes.core import checkpoint
 from recipes.core.spec import digest_of
 
@@ -66,8 +67,11 @@ class Store:
         """
         folder = self.root / f"{kind}-{digest_of({'spec': spec, 'sources': sources})[:16]}"
         if not folder.exists():
-            tensors, facts = make()
-            checkpoint.save_folder(folder, {PART: tensors}, {"kind": kind, "spec": dict(spec), "facts": dict(facts)})
+            with alone(folder.with_name(f".{folder.name}.lock")):
+                if not folder.exists():  # nor has another process made it meanwhile
+                    tensors, facts = make()
+                    meta = {"kind": kind, "spec": dict(spec), "facts": dict(facts)}
+                    checkpoint.save_folder(folder, {PART: tensors}, meta)
         tensors = checkpoint.load_part(folder, PART)
         facts = checkpoint.read_manifest(folder)["facts"]
         return Asset(kind, folder, tensors, facts, checkpoint.sha256_of(folder / f"{PART}.safetensors"))

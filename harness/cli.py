@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.options import Chosen, Laid, Place, Scored, expand_several, overrides, shared
-from recipes.core.errors import Stopped, UserError, nearest
+from harness.options import MAX_SEED, Chosen, Laid, Place, Scored, expand_several, overrides, shared
+from recipes.core.errors import Diverged, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from harness.assets import Store
@@ -38,9 +40,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-out_console = Console()
+# Names and paths are text, whatever brackets are in them.
+out_console = Console(markup=False)
 
 INTERRUPTED, TERMINATED = 130, 143
+DIVERGED = 3
 # What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
 # some versions of Typer and a copy in others.
 PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -77,6 +81,7 @@ def _session(place: Place) -> Iterator[Session]:
                 threads=place.threads,
                 save_every=place.save_every,
                 keep=place.keep,
+                on_nan=place.on_nan.value,
             )
         yield Session(
             chosen,
@@ -132,7 +137,7 @@ def run(choices: Laid) -> None:
     with _session(choices) as session:
         arms, seeds = _arms(session.suite, choices.recipes), _seeds(choices.seeds)
         session.reporter.say(
-            f"[bold]{session.suite.name}[/bold] ({session.suite.notice}): {', '.join(arms)}; seeds "
+            f"{session.suite.name} ({session.suite.notice}): {', '.join(arms)}; seeds "
             f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
         )
         run_suite(session, arms, seeds)
@@ -294,7 +299,7 @@ def _tell(choices: Scored, found: dict[str, Any], *, as_json: bool = False) -> N
             out_console.print(f"{name:12s} {value:.6g}{beside}", highlight=False)
     out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
     for warning in found["warnings"]:
-        out_console.print(f"[yellow]{warning}[/yellow]", highlight=False)
+        out_console.print(warning, style="yellow", highlight=False)
 
 
 @app.command()
@@ -309,10 +314,12 @@ def sample(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Training seed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed.")] = 0,
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
-    generation_seed: Annotated[int, typer.Option("--generation-seed", help="Seed of labels and noise.")] = 0,
+    generation_seed: Annotated[
+        int, typer.Option("--generation-seed", min=0, max=MAX_SEED, help="Seed of labels and noise.")
+    ] = 0,
     protocol_name: Annotated[
         str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
     ] = None,
@@ -364,10 +371,12 @@ def guidance(
         int | None, typer.Option("--samples", min=2, help="Of each setting tried. Default: a fifth of the protocol's.")
     ] = None,
     search_seeds: Annotated[
-        list[int] | None, typer.Option("--search-seeds", help="Generation seeds to choose by. Default: 1000.")
+        list[int] | None,
+        typer.Option("--search-seeds", min=0, max=MAX_SEED, help="Generation seeds to choose by. Default: 1000."),
     ] = None,
     generation_seeds: Annotated[
-        list[int] | None, typer.Option("--generation-seeds", help="Generation seeds of the result. Default: 0.")
+        list[int] | None,
+        typer.Option("--generation-seeds", min=0, max=MAX_SEED, help="Generation seeds of the result. Default: 0."),
     ] = None,
     protocol_name: Annotated[
         str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's last.")
@@ -514,7 +523,7 @@ def claims(
     else:
         _print_tables([claims_table(found)])
         for line in changed:
-            out_console.print(f"[red]changed:[/red] {line}", highlight=False)
+            out_console.print(f"changed: {line}", style="red", highlight=False)
     if check and changed:
         raise typer.Exit(1)
 
@@ -639,7 +648,7 @@ def list_() -> None:
             "* only if asked for\n",
             highlight=False,
         )
-    out_console.print("[bold]protocols[/bold] (--protocol)")
+    out_console.print("protocols (--protocol)", style="bold")
     for protocol in PROTOCOLS.values():
         guided = f"guidance {protocol.guidance_scale:g} in [{protocol.guidance_low:g}, {protocol.guidance_high:g}]"
         if protocol.guidance_scale <= 1:
@@ -657,9 +666,9 @@ def list_() -> None:
 def plan(
     choices: Laid,
     devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
-    tflops: Annotated[float, typer.Option("--tflops", help="Sustained TFLOP/s of one of them.")] = 200.0,
+    tflops: Annotated[float, typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one of them.")] = 200.0,
     seconds: Annotated[
-        float | None, typer.Option("--probe", help="Measure each arm here for so many seconds instead.")
+        float | None, typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -829,7 +838,7 @@ def _crosscheck(store: Store, images: int, device: str, *, known: bool, as_json:
             table.add_column(column, justify="left" if column in ("metric", "whose") else "right")
         for c in checks:
             sizes = (f"{c.ours:.8g}", f"{c.theirs:.8g}", c.whose, f"{c.difference:.1e}", f"{c.bound:.0e}")
-            table.add_row(c.metric, *sizes, "ok" if c.passed else "[red]FAIL[/red]")
+            table.add_row(c.metric, *sizes, "ok" if c.passed else "FAIL")
         out_console.print(table)
     if not all(c.passed for c in checks):
         raise typer.Exit(1)
@@ -860,6 +869,25 @@ def _quiet_libraries() -> None:
         warnings.filterwarnings("ignore", module=f"{library}.*")
 
 
+def _of_the_machine(error: Exception) -> str | None:
+    """What the machine lacks, with its mend; nothing if the error is ours."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"no space is left ({error.strerror}: {error.filename or 'a file'}). What was saved before is as it was; "
+            "make room and run the same command again, or give --out or --cache on a larger disk."
+        )
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        return f"{error.filename}: {error.strerror}. Mend that, or give another path."
+    words = ("out of memory", "can't allocate memory", "alloc_cpu", "bad_alloc")
+    if isinstance(error, MemoryError) or any(w in str(error).lower() for w in words):
+        return (
+            f"out of memory ({(str(error).strip().splitlines() or ['MemoryError'])[0][:160]}). For training, lower "
+            "--part (images at once; the rest is accumulated) or add --checkpointing; the batch and the results stay "
+            "the same. What was saved before is as it was."
+        )
+    return None
+
+
 def main() -> None:
     """Entry point of ``repa-bench``."""
     _quiet_libraries()
@@ -874,9 +902,17 @@ def main() -> None:
         sys.exit(2)
     except Stopped as stopped:
         print(f"{stopped} The same command continues.", file=sys.stderr)
-        sys.exit(TERMINATED)
+        sys.exit(INTERRUPTED if stopped.number == signal.SIGINT else TERMINATED)
+    except Diverged as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Exception as error:
+        if (sentence := _of_the_machine(error)) is None:
+            raise
+        print(f"Error: {sentence}", file=sys.stderr)
+        sys.exit(2)
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code, in some versions
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

@@ -94,7 +94,7 @@ def draw(
     """
     sampler, done = None, 0
     for indices in shards.ranges(world.rank, world.size):
-        if not shards.has(indices):
+        if not shards.has(indices, cell.key):
             sampler = sampler or cell.sampler(world.device)
             images, outputs = _draw_shard(cell, sampler, network, indices, chunk)
             if grid is not None and indices.start == 0:  # before the shard, so that it is there where the shard is

@@ -6,9 +6,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from rich.progress import wrap_file
 
 from harness.assets import Store
 from harness.catalogue import External, Source, register, source
+from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError
 
 WEIGHT_FILES = ["*.pt", "*.pth", "*.safetensors", "*.json", "*.bin"]
@@ -54,20 +59,54 @@ def fetch(store: Store, name: str, *, hub: str | None = None) -> External:
     return register(store, name, files[0] if len(files) == 1 else folder, published=hub is None)
 
 
+class _HTTPSOnly(HTTPRedirectHandler):
+    """A redirect to a page without encryption is an error."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """See `urllib.request.HTTPRedirectHandler`."""
+        _require_https(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _require_https(url: str) -> None:
+    if not url.startswith("https://"):
+        raise ValueError(f"{url} is not HTTPS")
+
+
 def _download(known: Source, folder: Path) -> None:
     if known.url:
-        from torch.hub import download_url_to_file
-
-        if not known.url.startswith("https://"):
-            raise ValueError(f"{known.url} is not HTTPS")
-        download_url_to_file(known.url, str(folder / known.url.rsplit("/", 1)[1]), progress=True)
+        _download_url(known.url, folder / known.url.rsplit("/", 1)[1])
         return
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     assert known.hub is not None
+    _require_https(constants.ENDPOINT)
     os.environ["HF_HUB_OFFLINE"] = "0"
     if known.file:
         hf_hub_download(known.hub, known.file, local_dir=folder)
     else:
         snapshot_download(known.hub, allow_patterns=WEIGHT_FILES, local_dir=folder)
+    _verify_hub(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _download_url(url: str, path: Path) -> None:
+    _require_https(url)
+    request = Request(url, headers={"User-Agent": "repa-bench"})
+    with build_opener(_HTTPSOnly).open(request, timeout=60) as answer:
+        size = int(answer.headers.get("Content-Length") or 0) or None
+        with path.open("wb") as file, wrap_file(answer, size or 0, description=path.name, transient=True) as told:
+            shutil.copyfileobj(told, file, 2**20)
+    if size is not None and path.stat().st_size != size:
+        raise ValueError(f"{path.stat().st_size:,} bytes of {size:,} came")
+
+
+def _verify_hub(folder: Path) -> None:
+    """Large files have their SHA-256 as the hub's tag, which the library keeps beside what it downloads."""
+    kept = folder / ".cache" / "huggingface" / "download"
+    for card in kept.rglob("*.metadata"):
+        lines = card.read_text().splitlines()
+        path = folder / card.relative_to(kept).with_suffix("")
+        hashed = len(lines) > 1 and re.fullmatch("[0-9a-f]{64}", lines[1]) and path.is_file()
+        if hashed and (found := sha256_of(path)) != lines[1]:
+            raise ValueError(f"the SHA-256 of {path.name} is {found[:16]}..., the hub says {lines[1][:16]}...")

@@ -46,6 +46,8 @@ class Sweep:
         """
         if not any(scale > 1 for scale in self.scales):
             raise UserError("--scales: give at least one above 1; no guidance is always tried.")
+        if odd := [scale for scale in self.scales if not 0 <= scale < 1e6]:
+            raise UserError(f"--scales {odd[0]:g}: a guidance scale is a number from 0, such as 1.5.")
         for low, high in self.intervals:
             if not 0 <= low < high <= 1:
                 raise UserError(f"--intervals {low:g}:{high:g}: write LOW:HIGH with 0 <= LOW < HIGH <= 1, as in 0:0.7.")

@@ -7,6 +7,7 @@ missing, and none is made twice.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.samples import ImageSet
 from recipes.core import checkpoint
 from recipes.core.data import prefetched
 from recipes.core.distributed import World
+from recipes.core.errors import DamagedError
 from recipes.core.spec import digest_of
 
 #: Images of a shard.
@@ -31,6 +33,20 @@ SHARD = 1024
 IN_MEMORY = 64 * 2**20
 PART = "outputs"
 IMAGES = "images"
+
+
+def reserve(path: Path) -> None:
+    """Take the space of a sparse file on the disk. A mapped file that finds the disk full kills its process.
+
+    Raises:
+        OSError: there is not so much.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink()
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 class Measured:
@@ -107,6 +123,7 @@ class Measured:
         out: NDArray[Any] = np.lib.format.open_memmap(
             folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=(self.rows, *like.shape[1:])
         )
+        reserve(folder / f"{name}.npy")
         done = 0
         for part in self._parts:
             out[done : done + len(part[name])] = part[name].numpy()
@@ -119,6 +136,8 @@ class Shards:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
+        self.mended: list[str] = []
+        """A sentence for each damaged shard that was removed."""
 
     def ranges(self, rank: int = 0, size: int = 1) -> list[range]:
         """Indices of each shard; with several processes, those of one."""
@@ -129,9 +148,35 @@ class Shards:
         """The folder of a shard."""
         return self.folder / f"{indices.start:07d}"
 
-    def has(self, indices: range) -> bool:
-        """Whether it is finished."""
-        return self.place(indices).exists()
+    def has(self, indices: range, key: str | None = None) -> bool:
+        """Whether it is finished; one that is damaged, or another's, is removed and is not.
+
+        Args:
+            indices: its range.
+            key: what its maker gave as that fact; not looked at if None.
+        """
+        place = self.place(indices)
+        if not place.exists():
+            return False
+        try:
+            self._verify(indices, key)
+        except DamagedError as error:
+            shutil.rmtree(place)
+            self.mended.append(f"a damaged shard was removed and made again: {str(error).split(' Remove')[0]}")
+            return False
+        return True
+
+    def _verify(self, indices: range, key: str | None) -> None:
+        place = self.place(indices)
+        meta = checkpoint.read_manifest(place)
+        if (meta.get("start"), meta.get("count")) != (indices.start, len(indices)) or key not in (
+            None,
+            meta.get("key"),
+        ):
+            raise DamagedError(f"{place} holds another set's images. Remove it and run again.")
+        for name in (PART, IMAGES):
+            if name == PART or checkpoint.hash_of_part(place, name):
+                checkpoint.verify_part(place, name)
 
     def save(self, indices: range, outputs: Outputs, facts: Mapping[str, Any], images: Tensor | None = None) -> None:
         """Write a shard; `images`, uint8 (n, 3, H, W), only if they are to be kept.
@@ -145,7 +190,8 @@ class Shards:
         parts: dict[str, Mapping[str, Tensor]] = {PART: outputs}
         if images is not None:
             parts[IMAGES] = {IMAGES: images}
-        checkpoint.save_folder(self.place(indices), parts, {"count": len(indices), **facts})
+        meta = {"start": indices.start, "count": len(indices), **facts}
+        checkpoint.save_folder(self.place(indices), parts, meta)
 
     def load(self, *, digest: str | None = None) -> Measured:
         """All of them.

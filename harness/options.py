@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -15,6 +16,16 @@ from recipes.core.errors import UserError
 
 #: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
 SEVERAL = ("--seeds", "--recipes", "--scales", "--intervals", "--search-seeds", "--generation-seeds")
+
+
+MAX_SEED = 2**63 - 1
+
+
+class OnNaN(StrEnum):
+    """See `recipes.core.watchdog`."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,10 @@ class Chosen(Place):
         list[str] | None,
         typer.Option("--recipes", help="Which arms, several after one flag. Default: the suite's."),
     ] = None
-    seeds: Annotated[list[int] | None, typer.Option("--seeds", help="Training seeds, several after one flag.")] = None
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seeds", min=0, max=MAX_SEED, help="Training seeds, several after one flag."),
+    ] = None
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train to this many effective steps.")] = None
     score_every: Annotated[
         int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints.")
@@ -75,6 +89,9 @@ class Laid(Chosen):
         int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints that serve only to resume.")
     ] = None
     keep: Annotated[int, typer.Option("--keep", min=1, help="How many of those are kept.")] = 2
+    on_nan: Annotated[
+        OnNaN, typer.Option("--on-nan", help="An update that is not finite never happens: stop there, or skip it.")
+    ] = OnNaN.stop
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from harness.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
 from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
+from harness.locks import held
 from harness.measured import Measured, Shards
 from harness.progress import Reporter
 from harness.protocol import Protocol
@@ -87,6 +89,29 @@ class Session:
                     f"(digest {record.suite_digest[:8]}, not {mine[:8]}); choose another --out."
                 )
 
+    def remark(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
+        """Say, and keep among the records, that something had to be mended. Of the main process."""
+        self.reporter.say(text, "yellow")
+        peak = records.peak_memory_bytes()
+        self.records.append(
+            StageRecord(
+                **self.common(),
+                stage=records.REMARK,
+                arm=arm,
+                seed=seed,
+                seconds=0.0,
+                peak_memory_bytes=peak,
+                remarks=[text],
+            )
+        )
+
+    def mend_records(self) -> None:
+        """Put damaged records aside, so that they are measured again. Nobody reads them before that is done."""
+        if self.world.main:
+            for told in self.records.mend():
+                self.remark(told)
+        self.world.barrier()
+
     @contextmanager
     def costed(self, stage: str, arm: str | None = None, seed: int | None = None) -> Iterator[dict[str, float]]:
         """Record what a stage cost; facts put into the yielded dictionary are kept beside it."""
@@ -113,6 +138,7 @@ def prepare(session: Session, arms: Sequence[str]) -> Prepared:
     Raises:
         UserError: the folder holds results of another specification, or an asset is missing.
     """
+    session.mend_records()
     session.refuse_foreign_records()
     around = Surroundings(session.store, _TimedReporter(session), session.world, session.execution, session.data)
     return session.suite.prepare(around, arms)
@@ -164,9 +190,31 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     """Train a run to the budget, or find that it is."""
     run = open_run(session, prepared, arm, seed)
     milestones = session.budget.milestones()
-    if set(milestones) <= set(run.steps()):
-        return run
-    label = f"train {session.suite.arms[arm].label}, seed {seed}"
+    with held(run.folder, on=session.world.main):
+        _mend_run(session, prepared, run)
+        if not set(milestones) <= set(run.steps()):
+            _train(session, prepared, run)
+    return run
+
+
+def _mend_run(session: Session, prepared: Prepared, run: Run) -> None:
+    """Set aside damaged checkpoints that training or scoring still needs; all processes then see the same ones."""
+    if session.world.main:
+        scored = _scored_steps(session, run)
+        for told in run.mend([step for step in session.budget.milestones() if step not in scored]):
+            session.remark(f"{run.spec.name}: {told}", run.spec.arm, run.spec.train.seed)
+    session.world.barrier()
+
+
+def _scored_steps(session: Session, run: Run) -> set[int]:
+    """Checkpoints that exist and have a score: their weights are not needed again."""
+    digest, kept = run.spec.digest(), set(run.steps())
+    return {r.step for r in session.records.all() if isinstance(r, ScoreRecord) and r.run == digest} & kept
+
+
+def _train(session: Session, prepared: Prepared, run: Run) -> None:
+    arm, seed, milestones = run.spec.arm, run.spec.train.seed, session.budget.milestones()
+    label = f"train {_title(session, run)}"
     began = run.resumable() or 0
     spread = layout(run.spec, session.execution, session.world)
     if session.execution.device != "cpu" or session.world.size > 1 or spread.accumulation > 1:
@@ -179,8 +227,10 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
         training = Training(session.execution, session.world, on_step=on_step, stop=stop)
         train_run(run, prepared.inputs(arm), milestones, training)
         facts["from_step"], facts["to_step"] = began, milestones[-1]
-        facts["train_seconds"] = run.clock(milestones[-1])["seconds"]
-    return run
+        clock = run.clock(milestones[-1])
+        facts["train_seconds"] = clock["seconds"]
+    if clock.get("skipped") and session.world.main:
+        session.remark(f"{run.spec.name}: {clock['skipped']} updates were not finite and left out", arm, seed)
 
 
 def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
@@ -216,11 +266,14 @@ def score_cells(
     done = session.records.keys()
     session.world.barrier()
     missing = [cell for cell in cells if score_key(cell, prepared, search) not in done]
+    if session.world.main:
+        _clear_leftovers(session, [cell for cell in cells if cell not in missing])
     if not missing:
         return
     run, finished = missing[0].run, 0
     flops = flops_per_step(run.spec, session.suite.image_size)
     with (
+        held(run.folder, on=session.world.main),
         session.costed("search" if search else "score", run.spec.arm, run.spec.train.seed),
         session.reporter.stage(label, sum(cell.protocol.samples for cell in missing)) as on_step,
     ):
@@ -229,7 +282,15 @@ def score_cells(
             judged = draw_and_judge(session, prepared, cell, on_sample, keep=session.keep_samples and not search)
             if judged.metrics is not None:
                 session.records.append(_score_record(session, prepared, cell, flops, judged, search))
+                judged.shards.clear()
             finished += cell.protocol.samples
+
+
+def _clear_leftovers(session: Session, scored: Sequence[Cell]) -> None:
+    """Shards of cells whose record is there: their process was killed before it cleared them."""
+    for cell in scored:
+        for folder in (session.folder / "shards").glob(f"{cell.run.folder.name}-{cell.name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _offset(on_step: Callable[[int], None], done: int) -> Callable[[int], None]:
@@ -310,6 +371,8 @@ class Judged:
     grid: Path
     kept: Path | None
     """The .npz of the samples, if they were to be kept."""
+    shards: Shards
+    """What the network said, until the result is kept."""
     more: dict[str, float] = field(default_factory=dict)
     """Metrics that were asked for besides."""
 
@@ -323,7 +386,10 @@ def draw_and_judge(
     more: Sequence[str] = (),
     keep: bool = False,
 ) -> Judged:
-    """Draw a cell's samples in shards, keep a grid of the first, and measure them; the shards go afterwards."""
+    """Draw a cell's samples in shards, keep a grid of the first, and measure them.
+
+    Who has kept the result clears the shards, so that a process killed in between draws nothing again.
+    """
     judge = prepared.require_judge().seeing(
         [METRICS[name].output for name in more], session.assets, session.world.device
     )
@@ -336,15 +402,16 @@ def draw_and_judge(
         cell, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample
     )
     seconds = time.perf_counter() - began
+    for told in shards.mended:
+        session.remark(told, cell.run.spec.arm, cell.run.spec.train.seed)
     if drawn is None:
-        return Judged(None, cell.protocol.samples, seconds, grid, kept)
+        return Judged(None, cell.protocol.samples, seconds, grid, kept, shards)
     found = _metrics(drawn, judge, cell.protocol, session.suite.knows_labels, world.device)
     rules = _rules(cell.protocol)
     extra = evaluate(more, real=judge.reference, fake=drawn, rules=rules, device=world.device)
     if kept is not None:
         write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
-    shards.clear()
-    return Judged(found, drawn.rows, seconds, grid, kept, extra)
+    return Judged(found, drawn.rows, seconds, grid, kept, shards, extra)
 
 
 def _score_record(
@@ -361,6 +428,7 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
+        remarks=_remarks(cell.run, cell.step),
         weights_hash=cell.run.weights_hash(cell.step),
         step=cell.step,
         images=cell.step * spec.train.batch_size,
@@ -380,6 +448,11 @@ def _score_record(
         grid=str(judged.grid.relative_to(session.folder)),
         samples=None if judged.kept is None else str(judged.kept.relative_to(session.folder)),
     )
+
+
+def _remarks(run: Run, step: int) -> list[str]:
+    skipped = run.clock(step).get("skipped", 0)
+    return run.remarks() + ([f"{skipped} updates were not finite and left out"] if skipped else [])
 
 
 def score_imported(
@@ -416,6 +489,7 @@ def score_imported(
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
         if judged.metrics is None:
             continue
+        judged.shards.clear()
         out[cell.protocol.label] = {
             **judged.metrics.model_dump(exclude_none=True),
             **judged.more,

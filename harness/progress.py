@@ -25,13 +25,13 @@ class Reporter:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         """With `quiet`, nothing is said: one of several processes speaks for all."""
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, markup=False)
         self.quiet = quiet
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """One line."""
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, style=style, markup=False, highlight=False)
 
     @contextmanager
     def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
@@ -47,7 +47,7 @@ class Reporter:
 
     def _bars(self) -> Progress:
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             MofNCompleteColumn(),

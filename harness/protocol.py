@@ -5,12 +5,14 @@ Two numbers may stand in one column of a table only if their protocol digests ar
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from harness.sampler import LAST_SDE_TIME, Guidance, Solver, number_of_evaluations
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
-from recipes.core.spec import Spec, digest_of
+from recipes.core.spec import Count, NotNegative, Share, Spec, digest_of
 
 LabelRule = Literal["balanced", "uniform"]
 
@@ -19,18 +21,18 @@ class Protocol(Spec):
     """How a checkpoint is sampled and scored."""
 
     name: str
-    version: int = 1
+    version: Count = 1
     """Raised whenever the meaning of a field changes."""
     solver: Solver
-    steps: int
-    last_step: float = LAST_SDE_TIME
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    last_step: Share = LAST_SDE_TIME
     """Time at which the SDE's last step begins; the ODE solvers do not look at it."""
-    guidance_scale: float = 1.0
-    guidance_low: float = 0.0
-    guidance_high: float = 1.0
+    guidance_scale: NotNegative = 1.0
+    guidance_low: Share = 0.0
+    guidance_high: Share = 1.0
     labels: LabelRule = "balanced"
     """``balanced``: index modulo classes; ``uniform``: a random draw for each index."""
-    samples: int
+    samples: Annotated[int, Field(ge=2, le=2**31)]
     weights: Literal["ema", "raw"] = "ema"
     to_uint8: Literal["floor", "round"] = "floor"
     """REPA and REPA-E truncate 255 x, SiT rounds."""
@@ -38,9 +40,9 @@ class Protocol(Spec):
     """Number format of the networks that draw; the solver's state is float64."""
     features: str
     reference: str
-    neighbours: int = 3
+    neighbours: Annotated[int, Field(ge=1, le=1000)] = 3
     """k of precision and recall."""
-    manifold_size: int
+    manifold_size: Annotated[int, Field(ge=2, le=2**31)]
     """Reference images, and generated images, that precision and recall look at."""
 
     @property

@@ -9,20 +9,26 @@ import platform
 import resource
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.protocol import Protocol
-from recipes.core.errors import UserError
-from recipes.core.spec import Spec
+from recipes.core.checkpoint import write_text
+from recipes.core.errors import DamagedError, UserError
+from recipes.core.spec import Count, NotNegative, Positive, Seed, Share, Spec, digest_of
 
 FILE = "records.jsonl"
+#: Where lines go that are not what was written.
+DAMAGED_FILE = "records.damaged.jsonl"
+#: A line's own digest, beside its fields.
+CHECK = "check"
 PACKAGES = (
     "torch", "torchvision", "diffusers", "timm", "lpips", "datasets", "numpy", "scikit-learn", "torch-fidelity",
     "clean-fid",
@@ -58,12 +64,12 @@ class Metrics(Spec):
     """One sample set against one reference; lower FID is better."""
 
     fid: float
-    inception_score: float
-    precision: float
-    recall: float
+    inception_score: NotNegative
+    precision: Share
+    recall: Share
     sfid: float | None = None
     """Where the feature network has a layer for it."""
-    accuracy: float | None
+    accuracy: Share | None
     """Share of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
 
@@ -76,28 +82,30 @@ class ScoreRecord(_Base):
     """The arm's name for people."""
     about: str
     recipe: str
-    seed: int
+    seed: Seed
     run: str
     """Digest of the run's specification."""
+    remarks: list[str] = []
+    """What happened to the run and a reader should know: a damaged checkpoint, updates left out."""
     weights_hash: str
-    step: int
-    images: int
-    flops: int
-    train_seconds: float
+    step: Count
+    images: Annotated[int, Field(ge=1)]
+    flops: Annotated[int, Field(ge=1)]
+    train_seconds: Positive
     """Wall-clock seconds of training, evaluation and checkpoints left out."""
-    device_seconds: float
+    device_seconds: Positive
     """The same, times the devices that were at work."""
     protocol: Protocol
     protocol_digest: str
-    generation_seed: int
+    generation_seed: Seed
     search: bool = False
     """Tried to choose a setting by: no result."""
     metrics: Metrics
-    n_fake: int
+    n_fake: Count
     n_real: int
     """0 where the reference's statistics do not say."""
-    nfe: int
-    sample_seconds: float
+    nfe: Count
+    sample_seconds: NotNegative
     assets: dict[str, str]
     grid: str
     """PNG of the first samples, beside the records: a column for each class, no scaling."""
@@ -190,6 +198,9 @@ class AlignmentRecord(_Base):
         return self.key_of(self.run, self.step, self.count)
 
 
+REMARK = "remark"
+
+
 class StageRecord(_Base):
     """What a finished stage cost in this session."""
 
@@ -200,6 +211,8 @@ class StageRecord(_Base):
     seconds: float
     peak_memory_bytes: int
     facts: dict[str, float] = {}
+    remarks: list[str] = []
+    """What had to be mended: then the stage is `REMARK`."""
 
     def key(self) -> tuple[object, ...]:
         """Stages repeat: each entry stands for itself."""
@@ -267,27 +280,53 @@ def peak_memory_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def parse(line: str, where: str) -> AnyRecord:
+    """One line.
+
+    Raises:
+        DamagedError: it is not what was written.
+        UserError: it is not a record of this schema.
+    """
+    try:
+        fields = json.loads(line)
+        check = fields.pop(CHECK, None)
+        sound = check is None or check == digest_of(fields)
+    except (ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DamagedError(
+            f"{where} is damaged: it is not what was written. Run the same command again, which measures it anew, or "
+            "remove the line."
+        )
+    try:
+        return _ADAPTER.validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{where}: {key or 'line'}: {first['msg']}. Remove the line, or read the file with the version that wrote "
+            "it."
+        ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Every finished line with its place; a last one without its newline is a write cut short, and is passed over."""
+    if not path.exists():
+        return
+    text = path.read_bytes().decode(errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        yield line, f"{path}, line {number}"
+
+
 def read(path: Path) -> Iterator[AnyRecord]:
     """Every record of a file; a last line without its newline is a write cut short, and is passed over.
 
     Raises:
+        DamagedError: a line that is not what was written.
         UserError: a line that is not a record of this schema.
     """
-    if not path.exists():
-        return
-    text = path.read_text()
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            return
-        try:
-            yield _ADAPTER.validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UserError(
-                f"{path}, line {number}: {key or 'line'}: {first['msg']}. "
-                "Remove the line, or read the file with the version that wrote it."
-            ) from None
+    for line, where in _lines(path):
+        yield parse(line, where)
 
 
 class RecordFile:
@@ -306,15 +345,66 @@ class RecordFile:
         return {record.key() for record in read(self.path)}
 
     def append(self, record: AnyRecord) -> None:
-        """Append one record under a lock, and flush it to the disk. A torn last line is cut off first."""
+        """Append one record under a lock, and flush it to the disk, unless its key is there: another process was
+        faster. A torn last line is cut off first, and what a full disk cuts short is taken back.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False) + "\n"
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        fields = record.model_dump(mode="json")
+        line = json.dumps(fields | {CHECK: digest_of(fields)}, sort_keys=True, allow_nan=False) + "\n"
+        with self._locked() as file:
+            if record.key() in self._sound_keys():
+                return
             file.seek(0)
-            text = file.read()
-            if text and not text.endswith(b"\n"):
-                file.truncate(text.rfind(b"\n") + 1)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def mend(self) -> list[str]:
+        """Move damaged lines to a file of their own, so that they are measured again; a sentence for each.
+
+        Raises:
+            UserError: a line that is not a record of this schema.
+        """
+        bad = []
+        if not self.path.exists():
+            return []
+        with self._locked():
+            lines = list(_lines(self.path))
+            for line, where in lines:
+                try:
+                    parse(line, where)
+                except DamagedError:
+                    bad.append((line, where))
+            if bad:
+                with (self.folder / DAMAGED_FILE).open("a") as aside:
+                    aside.writelines(f"{line}\n" for line, _ in bad)
+                damaged = {where for _, where in bad}
+                kept = [f"{line}\n" for line, where in lines if where not in damaged]
+                write_text(self.path, "".join(kept))
+        return [f"{where} was damaged and is now in {DAMAGED_FILE}" for _, where in bad]
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The file, when nobody else writes to it; not one that `mend` has just replaced."""
+        while True:
+            with self.path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                    yield file
+                    return
+
+    def _sound_keys(self) -> set[tuple[object, ...]]:
+        """`keys`, passing over what cannot be read: a bad line must not cost the next measurement."""
+        out = set()
+        for line, where in _lines(self.path):
+            try:
+                out.add(parse(line, where).key())
+            except UserError:
+                continue
+        return out

@@ -1,29 +1,40 @@
-"""What schedulers send before they take the machine away."""
+"""What schedulers send before they take the machine away, and Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM and SIGUSR1 back; yields a function that says whether one has come.
+def deferred() -> Iterator[Callable[[], int]]:
+    """Hold SIGTERM, SIGUSR1 and the first Ctrl-C back; yields a function that says which has come, 0 if none.
 
-    Afterwards they act as before. One that came too late to be noticed is delivered then.
+    A second Ctrl-C is not held back. Afterwards signals act as before. One that came too late to be noticed is
+    delivered then.
     """
     came: list[int] = []
-    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in NUMBERS}
-    noticed = False
+    noticed = 0
 
-    def stop() -> bool:
+    def receive(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if signal.SIGINT in came:
+                signal.default_int_handler(number, frame)
+            os.write(2, AGAIN)  # print may be what was interrupted
+        came.append(number)
+
+    def stop() -> int:
         nonlocal noticed
-        noticed = noticed or bool(came)
+        noticed = noticed or (came[0] if came else 0)
         return noticed
 
+    before = {number: signal.signal(number, receive) for number in NUMBERS}
     try:
         yield stop
     finally:

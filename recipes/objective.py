@@ -8,7 +8,7 @@ from torch import Tensor
 from recipes.core.data import Batch
 from recipes.core.draws import Draws
 from recipes.core.interpolant import NoisyLatents, PathName, TimeSampling, interpolate, sample_times
-from recipes.core.spec import Spec
+from recipes.core.spec import Share, Spec
 
 
 class Objective(Spec):
@@ -16,7 +16,7 @@ class Objective(Spec):
 
     path: PathName = "linear"
     time_sampling: TimeSampling = "uniform"
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
 
 
 def diffuse(latents: Tensor, draws: Draws, options: Objective) -> NoisyLatents:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from recipes.core import checkpoint
-from recipes.core.data import Batch, TrainingData, batches
+from recipes.core.data import Batch, TrainingData, batches, order
 from recipes.core.distributed import World
 from recipes.core.draws import KeyedDraws, seed_of
-from recipes.core.errors import Stopped, UserError
+from recipes.core.errors import DamagedError, Diverged, Stopped, UserError
 from recipes.core.loop import Trainer, subset
 from recipes.core.spec import Execution, Spec, TrainSpec
+from recipes.core.watchdog import EXPLODED, Finding
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
@@ -37,8 +40,8 @@ class RunSpec(Spec):
     """Everything that decides a run's weights at every step. The budget is not in it: more steps extend it."""
 
     suite: str
-    arm: str
-    """Its name in tables: a recipe, or a recipe with changed options."""
+    arm: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
+    """Its name in tables and of its folder: a recipe, or a recipe with changed options."""
     recipe: str
     options: dict[str, JsonValue]
     sit: transformer.SiTSpec
@@ -270,25 +273,106 @@ class Run:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, in order."""
-        return sorted(int(p.name) for p in (self.folder / "checkpoints").glob("[0-9]*") if p.is_dir())
+        found = [p.name for p in (self.folder / "checkpoints").glob("*") if p.is_dir()]
+        return sorted(int(name) for name in found if re.fullmatch("[0-9]+", name))
 
-    def resumable(self) -> int | None:
-        """The last step that holds optimizer state."""
-        kept = [s for s in self.steps() if (self.checkpoint(s) / f"{OPTIMIZER}.safetensors").exists()]
-        return kept[-1] if kept else None
+    def resumable(self, up_to: int | None = None) -> int | None:
+        """The last step that holds optimizer state, of those up to one."""
+        kept = [s for s in self.steps() if self._has_state(s)]
+        return max((s for s in kept if up_to is None or s <= up_to), default=None)
+
+    def _has_state(self, step: int) -> bool:
+        if not (self.checkpoint(step) / f"{OPTIMIZER}.safetensors").exists():
+            return False
+        try:
+            return checkpoint.hash_of_part(self.checkpoint(step), OPTIMIZER) is not None
+        except DamagedError:  # `mend` looks closer
+            return True
 
     def clock(self, step: int) -> dict[str, Any]:
-        """``step``, ``seconds`` and ``device_seconds`` of training at a checkpoint."""
-        return checkpoint.read_manifest(self.checkpoint(step))
+        """``step``, ``seconds`` and ``device_seconds`` of training at a checkpoint.
+
+        Raises:
+            DamagedError: the checkpoint is another step's or another run's.
+        """
+        meta, folder = checkpoint.read_manifest(self.checkpoint(step)), self.checkpoint(step)
+        if meta.get("step") != step:
+            raise DamagedError(f"{folder} holds the checkpoint of step {meta.get('step')}. Remove it and run again.")
+        if meta.get("run", self.spec.digest()) != self.spec.digest():
+            raise DamagedError(f"{folder} holds a checkpoint of another run. Remove it and run again.")
+        return meta
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        """``NETWORK.KEY`` and ``ema.NETWORK.KEY`` at a checkpoint."""
+        """``NETWORK.KEY`` and ``ema.NETWORK.KEY`` at a checkpoint.
+
+        Raises:
+            DamagedError: see `clock` and `checkpoint.load_part`.
+        """
+        self.clock(step)
         return checkpoint.load_part(self.checkpoint(step), WEIGHTS)
 
     def weights_hash(self, step: int) -> str:
         """SHA-256 of the weights of a checkpoint."""
-        manifest = json.loads((self.checkpoint(step) / checkpoint.MANIFEST).read_text())
-        return str(manifest["files"][f"{WEIGHTS}.safetensors"])
+        return str(checkpoint.hash_of_part(self.checkpoint(step), WEIGHTS))
+
+    def mend(self, needed: Sequence[int]) -> list[str]:
+        """Set damaged checkpoints aside, so that they are made again: of the `needed` ones every one, and of those to
+        resume from the newest ones, up to the first good one.
+
+        Returns:
+            A sentence for each.
+        """
+        found = [told for step in sorted(set(needed) & set(self.steps())) if (told := self._sound(step))]
+        if set(needed) <= set(self.steps()):
+            return found
+        for step in sorted(self.steps(), reverse=True):
+            if self._has_state(step):
+                told = self._sound(step) or self._sound_state(step)
+                if told is None:
+                    break
+                found.append(told)
+        return found
+
+    def _sound(self, step: int) -> str | None:
+        """Set a checkpoint aside if its weights are damaged, and say so."""
+        try:
+            self.clock(step)
+            checkpoint.verify_part(self.checkpoint(step), WEIGHTS)
+        except DamagedError as error:
+            aside = self._aside(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoint(step).rename(aside)
+            return self.remark(f"checkpoint {step} was set aside as {aside.name}: {_briefly(error)}")
+        return None
+
+    def _sound_state(self, step: int) -> str | None:
+        """Remove a checkpoint's optimizer state if it is damaged, and say so."""
+        try:
+            checkpoint.verify_part(self.checkpoint(step), OPTIMIZER)
+        except DamagedError as error:
+            checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
+            return self.remark(f"the optimizer state of checkpoint {step} was removed: {_briefly(error)}")
+        return None
+
+    def _aside(self, step: int) -> Path:
+        return self.checkpoint(step).with_suffix(".damaged")
+
+    @property
+    def remarks_path(self) -> Path:
+        """One JSON object for each thing that happened to the run and that who reads its numbers should know."""
+        return self.folder / "remarks.jsonl"
+
+    def remark(self, text: str) -> str:
+        """Keep a sentence for whoever reads the run's numbers; returns it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.remarks_path.open("a") as file:
+            file.write(json.dumps({"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
+        return text
+
+    def remarks(self) -> list[str]:
+        """The sentences, in order; a line cut short is passed over."""
+        rows = self.remarks_path.read_text().splitlines() if self.remarks_path.exists() else []
+        return [str(json.loads(row)["text"]) for row in rows if row.endswith("}")]
 
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
         """Write a checkpoint, then let go of what older ones hold too much of.
@@ -302,18 +386,32 @@ class Run:
             "seconds": trainer.clock.seconds,
             "device_seconds": trainer.clock.device_seconds,
             "milestone": trainer.step in milestones,
+            "skipped": trainer.position - trainer.step,
             "run": self.spec.digest(),
         }
         checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)
         for step in self.steps()[:-keep]:
-            if self.clock(step).get("milestone", True):
+            try:
+                milestone = self.clock(step).get("milestone", True)
+            except DamagedError:  # no reason to stop; who needs it will see
+                continue
+            if milestone:
                 checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
             else:
                 shutil.rmtree(self.checkpoint(step))
 
-    def resume(self, trainer: Trainer) -> None:
-        """Bring a trainer to the last checkpoint, if there is one."""
-        step = self.resumable()
+    def resume(self, trainer: Trainer, missing: Sequence[int]) -> None:
+        """Bring a trainer to the last checkpoint before the first that is missing, if there is one.
+
+        Raises:
+            UserError: the run went past the first without keeping it.
+        """
+        step, last = self.resumable(missing[0]), self.resumable()
+        if last is not None and last > missing[0] and not self._aside(missing[0]).exists():
+            raise UserError(
+                f"{self.folder} is at step {last} and kept no checkpoint of step {missing[0]}; "
+                "keep --score-every as it was, or choose another --out."
+            )
         if step is None:
             return
         clock = self.clock(step)
@@ -327,6 +425,30 @@ class Run:
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
         checkpoint.write_text(self.log_path, "".join(f"{row}\n" for row in kept))
 
+    def write_incident(self, what: str, network: str, trainer: Trainer, finding: Finding, images: int) -> Path:
+        """Keep what is needed to do a step again that went wrong: draws are functions of seed, position and image."""
+        seed, batch = self.spec.train.seed, self.spec.train.batch_size
+        position = finding.position if finding.position is not None else trainer.position - 1
+        drawn = order(seed, torch.arange(position * batch, (position + 1) * batch), images)
+        content = {
+            "what": what,
+            "network": network,
+            "position": position,
+            "step": trainer.step,
+            "seed": seed,
+            "images": drawn.tolist(),
+            "logs": {k: v if v - v == 0 else str(v) for k, v in finding.logs.items()},
+            "skipped": finding.skipped,
+            "last_checkpoint": self.resumable() or 0,
+        }
+        path = self.folder / "incidents" / f"{position:07d}.json"
+        checkpoint.write_text(path, json.dumps(content, indent=1) + "\n")
+        return path
+
+
+def _briefly(error: DamagedError) -> str:
+    return str(error).split(" Remove")[0].rstrip(".")
+
 
 @dataclass
 class Training:
@@ -337,8 +459,8 @@ class Training:
     log_every: int = 25
     on_step: Callable[[int], None] = lambda step: None
     """Told the number of steps done."""
-    stop: Callable[[], bool] = lambda: False
-    """Asked after every step; if it says yes (a signal came), the run is saved and `Stopped` raised."""
+    stop: Callable[[], int] = lambda: 0
+    """Asked after every step; if it says a signal's number, the run is saved and `Stopped` raised."""
 
 
 def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], training: Training | None = None) -> None:
@@ -352,6 +474,8 @@ def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], train
 
     Raises:
         UserError: the run went past a milestone without keeping it, or its batch cannot be spread.
+        DamagedError: a checkpoint is not what was written; `Run.mend` sets it aside.
+        Diverged: the watchdog stopped it; see `recipes.core.watchdog`.
         Stopped: somebody asked for it; everything is saved.
     """
     training = training or Training()
@@ -360,12 +484,7 @@ def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], train
         return
     execution, world = training.execution, training.world
     trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
-    run.resume(trainer)
-    if missing[0] < trainer.step:
-        raise UserError(
-            f"{run.folder} is at step {trainer.step} and kept no checkpoint of step {missing[0]}; "
-            "keep --score-every as it was, or choose another --out."
-        )
+    run.resume(trainer, missing)
     if world.main:
         checkpoint.write_text(run.folder / "spec.json", run.spec.model_dump_json(indent=1))
         run.trim_log(trainer.step)
@@ -374,13 +493,14 @@ def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], train
         seed=run.spec.train.seed,
         batch_size=run.spec.train.batch_size,
         start=trainer.position,
-        # A loss scaler may skip steps, and so need more batches than steps.
-        stop=sys.maxsize if run.spec.train.precision == "fp16" else missing[-1],
+        # Updates may be left out, and then it takes more batches than steps.
+        stop=sys.maxsize,
         rows=world.rows(run.spec.train.batch_size),
         ahead=execution.ahead if world.device.type == "cuda" else 0,
         pin=world.device.type == "cuda",
     )
-    _Session(run, trainer, training, milestones, missing).follow(stream)
+    variance = float(inputs.latent_std.square().mean())
+    _Session(run, trainer, training, milestones, missing, len(inputs.data), variance).follow(stream)
 
 
 @dataclass
@@ -392,18 +512,27 @@ class _Session:
     training: Training
     milestones: Sequence[int]
     missing: Sequence[int]
+    images: int
+    """Of the training set."""
+    variance: float
+    """Of the latents when the run began."""
 
     def follow(self, stream: Any) -> None:
         trainer, world = self.trainer, self.training.world
         for step, logs in trainer.train(stream):
-            stop = world.any(self.training.stop())
+            number = self.training.stop()
+            stop = world.any(bool(number))
             if stop or self._is_due(step):
                 with trainer.clock.stopped():
-                    if trainer.settle() == step or stop:
-                        self._keep(trainer.step, logs, stop)
+                    finding = trainer.settle()
+                    read = self._read(logs)
+                    self._judge(read, finding)
+                    if trainer.step == step or stop:
+                        self._keep(trainer.step, read, stop, finding)
             self.training.on_step(trainer.step)
             if stop:
-                raise Stopped(f"stopped by a signal; {self.run.folder} is saved at step {trainer.step}.")
+                told = f"stopped by a signal; {self.run.folder} is saved at step {trainer.step}."
+                raise Stopped(told, number)
             if trainer.step == self.missing[-1]:
                 stream.close()
                 return
@@ -417,12 +546,15 @@ class _Session:
             or bool(every and step % every == 0)
         )
 
-    def _keep(self, step: int, logs: Mapping[str, Tensor], stop: bool) -> None:
+    def _read(self, logs: Mapping[str, Tensor]) -> dict[str, float]:
         names = sorted(logs)
         values = self.training.world.mean(torch.stack([logs[name].float() for name in names])).tolist()
+        return dict(zip(names, values, strict=True))
+
+    def _keep(self, step: int, read: Mapping[str, float], stop: bool, finding: Finding) -> None:
         if self.training.world.main:
-            skipped = {f"skipped_{n}": int(v.item()) for n, v in self.trainer.skipped.items() if v.item()}
-            row = {name: round(value, 7) for name, value in zip(names, values, strict=True)} | skipped
+            row: dict[str, float | None] = {name: round(v, 7) if v - v == 0 else None for name, v in read.items()}
+            row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
             seconds = round(self.trainer.clock.seconds, 4)
             with self.run.log_path.open("a") as log:
                 log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
@@ -431,6 +563,27 @@ class _Session:
             if self.training.world.main:
                 self.run.save(self.trainer, self.milestones, self.training.execution.keep)
             self.training.world.barrier()
+
+    def _judge(self, logs: Mapping[str, float], finding: Finding) -> None:
+        """Stop a training that is no longer sound; nothing is saved from then on."""
+        on_nan, scaled = self.training.execution.on_nan, self.run.spec.train.precision == "fp16"
+        fault = finding.fault(on_nan, scaled=scaled)
+        limit = EXPLODED * max(1.0, self.variance)
+        odd = [n for n, v in logs.items() if v - v != 0]
+        if fault is None and odd and finding.position is None and not scaled:
+            fault = odd[0], "the loss was not finite"
+        if fault is None and logs.get("latent_variance", 0.0) > limit:
+            fault = "vae", f"the latents exploded: their variance is over {limit:g}"
+        if fault is None:
+            return
+        network, what = fault
+        if self.training.world.main:
+            path = self.run.write_incident(what, network, self.trainer, finding, self.images)
+            told = f"{self.run.spec.name}: {network}: {what} (batch {json.loads(path.read_text())['position']}"
+            told += f"). What happened is in {path}; the last checkpoint, of step {self.run.resumable() or 0}, is good"
+            mend = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
+            raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{mend}.")
+        raise Diverged(what)
 
 
 def load_for_sampling(

@@ -38,7 +38,13 @@ RESULT_COLUMNS = (
 
 
 def _picture(comparison: Comparison, grid: str, rows: int | None = None) -> str | None:
-    """A stored grid, its first rows, as a data URL; nothing if the file is gone."""
+    """A stored grid, its first rows, as a data URL; nothing if the file is gone.
+
+    Raises:
+        UserError: a record names a picture that is not below its own folder.
+    """
+    if Path(grid).is_absolute() or ".." in Path(grid).parts:
+        raise UserError(f"a record names a picture outside its folder ({grid!r}); remove the record.")
     path = comparison.roots[grid] / grid
     if not path.exists():
         return None
@@ -154,11 +160,12 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
 
 def _markdown(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     first = comparison.scores[0]
-    parts = [f"# {first.suite}: comparison report", "", f"**{first.notice}**", ""]
-    parts += [f"- {sentence}" for sentence in _answer(comparison)]
+    plain = tables.plain
+    parts = [f"# {plain(first.suite)}: comparison report", "", f"**{plain(first.notice)}**", ""]
+    parts += [f"- {plain(sentence)}" for sentence in _answer(comparison)]
     parts += ["", f"![FID against budget]({FIGURES}/fid.png)", ""]
     parts += [table.markdown() for table in made.values() if table.rows]
-    parts += ["### Provenance", "", *(f"- {name}: {value}" for name, value in _provenance(comparison)), ""]
+    parts += ["### Provenance", "", *(f"- {name}: {plain(value)}" for name, value in _provenance(comparison)), ""]
     return "\n".join(parts)
 
 
@@ -173,7 +180,7 @@ def _rerun(comparison: Comparison) -> str:
 
 def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     first = comparison.scores[0]
-    head = f"% {first.suite}: {first.notice}. Written by repa-bench; needs \\usepackage{{booktabs}}."
+    head = f"% {first.suite}: {tables.one_line(first.notice)}. Written by repa-bench; needs \\usepackage{{booktabs}}."
     return "\n\n".join([head, *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
 

@@ -36,6 +36,8 @@ RC: Any = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,
     "svg.fonttype": "none",
+    # a label is text, whatever dollars are in it
+    "text.parse_math": False,
     "figure.dpi": 100,
 }
 

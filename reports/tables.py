@@ -10,7 +10,7 @@ from harness.claims import Judgement
 from harness.compare import ArmSpeedup, Comparison
 from harness.curves import title
 from harness.pairing import Pair
-from harness.records import AlignmentRecord, ScoreRecord, TokenizerRecord
+from harness.records import REMARK, AlignmentRecord, ScoreRecord, TokenizerRecord
 from harness.speedup import Estimate, Spread, spread
 
 
@@ -34,17 +34,17 @@ class Table:
     def markdown(self) -> str:
         """A GitHub table under its title."""
         lines = [
-            f"### {self.title}",
+            f"### {plain(self.title)}",
             "",
             _row(self.columns),
             _row(["---", *["---:"] * (len(self.columns) - 1)]),
         ]
         lines += [_row(row) for row in self.rows]
         if self.note:
-            lines += ["", self.note]
+            lines += ["", plain(self.note)]
         if self.traced:
             lines += ["", "<details><summary>runs</summary>", ""]
-            lines += [f"- {name}: {', '.join(runs)}" for name, runs in self.traced]
+            lines += [f"- {plain(name)}: {', '.join(runs)}" for name, runs in self.traced]
             lines += ["", "</details>"]
         return "\n".join([*lines, ""])
 
@@ -52,7 +52,7 @@ class Table:
         """A booktabs table, its title as the caption."""
         spec = "l" + "r" * (len(self.columns) - 1)
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
-        traces = [f"% {name}: runs {', '.join(runs)}" for name, runs in self.traced]
+        traces = [f"% {one_line(name)}: runs {', '.join(runs)}" for name, runs in self.traced]
         lines = [
             *traces,
             r"\begin{table}",
@@ -77,11 +77,21 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    return "".join(_TEX.get(character, character) for character in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, which would end a comment or a table's row."""
+    return " ".join(text.split())
+
+
+def plain(text: str) -> str:
+    """For Markdown: one line, and no HTML in it."""
+    return one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def number(value: Spread | None, digits: int = 2) -> str:
@@ -368,14 +378,26 @@ def runs_table(comparison: Comparison) -> Table:
     for run, scores in sorted(groups.items(), key=lambda g: (order.index(g[1][0].arm), g[1][0].seed)):
         last = max(scores, key=lambda r: r.step)
         commits = sorted({(r.provenance.commit or "unknown")[:8] for r in scores})
-        weights = last.weights_hash[:8]
-        row = (run[:8], last.label, str(last.seed), f"{last.step:,}", str(len(scores)), weights, ", ".join(commits))
-        rows.append(row)
+        remarks = list(dict.fromkeys(remark for r in scores for remark in r.remarks))
+        rows.append(
+            (
+                run[:8],
+                last.label,
+                str(last.seed),
+                f"{last.step:,}",
+                str(len(scores)),
+                last.weights_hash[:8],
+                ", ".join(commits),
+                "; ".join(remarks) or "–",
+            )
+        )
+    mended = list(dict.fromkeys(remark for s in comparison.stages for remark in s.remarks))
     return Table(
         "Runs",
-        ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit"),
+        ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit", "remarks"),
         tuple(rows),
-        "A run is the digest of its specification, weights that of their bytes. results.csv has every score.",
+        "A run is the digest of its specification, weights that of their bytes. results.csv has every score."
+        + (f" Mended: {'; '.join(mended)}." if mended else ""),
     )
 
 
@@ -383,6 +405,8 @@ def stage_table(comparison: Comparison) -> Table:
     """Wall-clock of every stage that ran, summed over sessions."""
     total: dict[str, tuple[float, int]] = {}
     for s in comparison.stages:
+        if s.stage == REMARK:
+            continue
         name = s.stage if s.arm is None else f"{s.stage} {comparison.arms.get(s.arm, s.arm)}"
         seconds, peak = total.get(name, (0.0, 0))
         total[name] = (seconds + s.seconds, max(peak, s.peak_memory_bytes))

@@ -11,8 +11,10 @@ from harness.suites.imagenet import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import with_overrides
+from recipes.run import flops_per_step
 
-SUITES: dict[str, Callable[[], DigitsSuite | ImagenetSuite]] = {
+AnySuite = DigitsSuite | ImagenetSuite
+SUITES: dict[str, Callable[[], AnySuite]] = {
     "digits": digits,
     "smoke": smoke,
     "imagenet256": imagenet256,
@@ -20,7 +22,7 @@ SUITES: dict[str, Callable[[], DigitsSuite | ImagenetSuite]] = {
 }
 
 
-def suite(name: str, overrides: Mapping[str, Any] | None = None) -> DigitsSuite | ImagenetSuite:
+def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
     """A suite by name, with dotted keys replaced.
 
     Raises:
@@ -32,4 +34,21 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> DigitsSuite 
     if not overrides:
         return default
     changed = with_overrides(json.loads(default.model_dump_json()), overrides)
-    return type(default).parse(changed, where="--set")
+    return _tried(type(default).parse(changed, where="--set"))
+
+
+def _tried(chosen: AnySuite) -> AnySuite:
+    """Take a training step of every default arm on shapes alone, so that values that do not fit fail now.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    for arm in chosen.default_arms:
+        try:
+            flops_per_step(chosen.run_spec(arm, 0, {}), chosen.image_size)
+        except UserError:
+            raise
+        except Exception as error:  # whatever PyTorch says of shapes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"--set: with these values recipe {arm} cannot be built ({reason}).") from None
+    return chosen

@@ -18,7 +18,7 @@ from harness.progress import Reporter
 from harness.protocol import Protocol as EvaluationProtocol
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.core.spec import Execution, Spec
+from recipes.core.spec import Count, Execution, Spec
 from recipes.models.autoencoder import Autoencoder
 from recipes.run import RunSpec, TrainingInputs
 
@@ -40,8 +40,8 @@ class Arm(Spec):
 class Budget(Spec):
     """How long to train and how often to look. Not part of a suite's digest: more steps extend the same runs."""
 
-    steps: int
-    score_every: int
+    steps: Count
+    score_every: Count
 
     def milestones(self) -> list[int]:
         """The steps that are kept and scored: every `score_every`, and the last."""

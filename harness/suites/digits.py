@@ -7,9 +7,10 @@ trained on the spot, so its FID compares with no published one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from harness.assets import Asset, Store
@@ -33,7 +34,7 @@ from harness.suites.digits_networks import (
     train_tokenizer,
 )
 from recipes.core.data import Batch
-from recipes.core.spec import EMASpec, OptimizerSpec, Spec, TrainSpec
+from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Spec, TrainSpec
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
 from recipes.models.sit import SiTSpec
 from recipes.registry import recipe, recipe_options
@@ -58,7 +59,7 @@ class DigitsSuite(Spec):
     encoder: EncoderSpec
     features: FeatureSpec
     sit: SiTSpec
-    batch_size: int
+    batch_size: Count
     sit_optimizer: OptimizerSpec
     vae_optimizer: OptimizerSpec
     ema: EMASpec
@@ -66,9 +67,23 @@ class DigitsSuite(Spec):
     default_arms: tuple[str, ...]
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
-    max_rfid: float
+    max_rfid: Positive
     """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
     budget: Budget
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        autoencoder, sit, encoder = self.tokenizer.autoencoder, self.sit, self.encoder
+        latent = f"{sit.channels} x {sit.latent_size} x {sit.latent_size}"
+        if autoencoder.factor * sit.latent_size != SIDE or autoencoder.latent_channels != sit.channels:
+            raise ValueError(f"the tokenizer does not make latents of {latent} from images of {SIDE} pixels")
+        if sit.encoder_depth > sit.depth:
+            raise ValueError(f"sit.encoder_depth {sit.encoder_depth} is beyond the last block, {sit.depth}")
+        if encoder.grid**2 != sit.tokens or encoder.width % encoder.heads:
+            raise ValueError(f"the encoder gives no {sit.tokens} tokens, or its width is no multiple of its heads")
+        if missing := [arm for arm in self.default_arms if arm not in self.arms]:
+            raise ValueError(f"default_arms names {missing[0]}, which is no arm")
+        return self
 
     def place(self, store: Store) -> Store:
         """Where in the cache the suite keeps its files."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from recipes.core.draws import key_of, uniform
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, NotNegative, Seed, Share, Spec
 
 SIDE = 16
 NUM_CLASSES = 10
@@ -25,14 +27,14 @@ POSE_WIDTH = 4 + 3 + 3
 class DigitsData(Spec):
     """The embedded data set."""
 
-    seed: int = 1
-    train: int = 16_000
-    reference: int = 16_000
-    max_degrees: float = 12.0
-    max_log_scale: float = 0.12
-    max_shift: float = 0.12
+    seed: Seed = 1
+    train: Count = 16_000
+    reference: Count = 16_000
+    max_degrees: NotNegative = 12.0
+    max_log_scale: Share = 0.12
+    max_shift: Share = 0.12
     """In half images."""
-    paper_brightest: float = 0.45
+    paper_brightest: Annotated[float, Field(ge=0, lt=0.5)] = 0.45
     """Paper is uniform in [0, this]^3 RGB, ink in [1 - this, 1]^3: two random colours that stay apart."""
 
 

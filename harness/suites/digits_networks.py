@@ -9,17 +9,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from harness.features import FEATURES, LOGITS, SPATIAL, Outputs
 from harness.suites.digits_data import NUM_CLASSES, POSE_WIDTH, Digits
 from recipes.core.draws import KeyedDraws, seed_of
 from recipes.core.losses import kl_loss
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, Depth, NotNegative, Positive, Seed, Share, Spec
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
 from recipes.models.sit import MLP, Attention
 
@@ -31,11 +32,11 @@ OnStep = Callable[[int], None]
 class Training(Spec):
     """One-cycle AdamW on random batches."""
 
-    seed: int
-    steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float = 0.01
+    seed: Seed
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    weight_decay: NotNegative = 0.01
 
 
 class TokenizerSpec(Spec):
@@ -51,19 +52,19 @@ class TokenizerSpec(Spec):
 class EncoderSpec(Spec):
     """The encoder in DINOv2's role."""
 
-    width: int
-    depth: int
-    heads: int
-    grid: int
+    width: Count
+    depth: Depth
+    heads: Count
+    grid: Count
     training: Training
-    mask_share: float = 0.5
+    mask_share: Share = 0.5
 
 
 class FeatureSpec(Spec):
     """The feature network in Inception's role."""
 
-    width: int
-    features: int
+    width: Annotated[int, Field(ge=4, le=2**20)]
+    features: Count
     training: Training
 
 

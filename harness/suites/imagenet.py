@@ -21,7 +21,7 @@ from recipes import released
 from recipes.core.errors import UserError, nearest
 from recipes.core.latents import DType
 from recipes.core.precision import Precision
-from recipes.core.spec import EMASpec, OptimizerSpec, Spec, TrainSpec
+from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Spec, TrainSpec
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS, EncoderSpec
@@ -48,16 +48,16 @@ class TokenizerChoice(Spec):
     """A tokenizer of the catalogue."""
 
     autoencoder: AutoencoderSpec
-    patch_size: int
+    patch_size: Count
     """Of the SiT on its latents."""
 
 
 class Size(Spec):
     """A SiT's size."""
 
-    hidden: int
-    depth: int
-    heads: int
+    hidden: Count
+    depth: Depth
+    heads: Count
 
 
 class PaperArm(Arm):
@@ -68,7 +68,7 @@ class PaperArm(Arm):
     from_scratch: bool = False
     """Joint training from a tokenizer and discriminator with random weights."""
     encoders: tuple[str, ...] = ("dinov2-vit-b",)
-    encoder_depth: int = 8
+    encoder_depth: Depth = 8
     source: str = ""
     """Which table of the paper it belongs to."""
 
@@ -80,17 +80,17 @@ class ImagenetSuite(Spec):
 
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
-    side: int = 256
-    num_classes: int = 1000
+    side: Count = 256
+    num_classes: Count = 1000
     sizes: dict[str, Size]
     tokenizers: dict[str, TokenizerChoice]
     encoders: dict[str, EncoderSpec]
     discriminator: DiscriminatorSpec = DiscriminatorSpec()
     perceptual: InputRange = "released"
-    projector_width: int = 2048
-    batch_size: int = 256
+    projector_width: Count = 2048
+    batch_size: Count = 256
     precision: Precision = "bf16"
-    norm_batch: int | None = None
+    norm_batch: Count | None = None
     sit_optimizer: OptimizerSpec = OptimizerSpec()
     vae_optimizer: OptimizerSpec = OptimizerSpec()
     discriminator_optimizer: OptimizerSpec = OptimizerSpec()
@@ -106,7 +106,7 @@ class ImagenetSuite(Spec):
     default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
-    max_rfid: float = 10.0
+    max_rfid: Positive = 10.0
     budget: Budget
 
     def place(self, store: Store) -> Store:

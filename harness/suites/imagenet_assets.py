@@ -138,7 +138,7 @@ class Preparation:
             )
             self.world.barrier()
             for warning in facts.get("warnings", ()):
-                self.around.reporter.say(f"  [yellow]{warning}[/yellow]")
+                self.around.reporter.say(f"  {warning}", "yellow")
             for rejected in facts.get("rejected", ()):
                 self.around.reporter.say(f"  left out: {rejected['name']}: {rejected['reason']}")
         return open_images(folder)

@@ -23,5 +23,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" There are: {', '.join(choices) or 'none'}."
 
 
+class DamagedError(UserError):
+    """A file of ours is not what was written: cut short, changed, or another one's."""
+
+
+class Diverged(Exception):  # noqa: N818 (what happened to a training, not a mistake)
+    """Training went wrong in a way that more steps cannot mend; the last good checkpoint is as it was."""
+
+
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """A run was asked to stop, and everything is saved."""
+    """A run was asked to stop, and everything is saved; `number` is the signal that asked."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number

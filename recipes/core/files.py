@@ -7,13 +7,15 @@ import hashlib
 import io
 import json
 import os
+import re
+import stat
 import struct
 import threading
 import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,6 +127,19 @@ class FolderFiles:
             raise UserError(f"{self.path / self.names[row]} cannot be read ({error.strerror}). Restore it.") from None
 
 
+def _refuse_escape(path: Path, member: zipfile.ZipInfo) -> None:
+    """Nothing is unpacked here; but a file with such a member was made to hurt who unpacks it.
+
+    Raises:
+        UserError: a member outside the archive's folder, or a link.
+    """
+    parts = PurePosixPath(member.filename.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", member.filename):
+        raise UserError(f"{path}: the member {member.filename!r} lies outside the archive. Get the file elsewhere.")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise UserError(f"{path}: the member {member.filename!r} is a link. Get the file elsewhere.")
+
+
 class ZipFiles:
     """The members of a zip file, read by position: no lock, no shared file cursor, one file handle."""
 
@@ -133,14 +148,17 @@ class ZipFiles:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = sorted((m for m in archive.infolist() if not m.is_dir()), key=lambda m: m.filename)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise UserError(f"{path} is not a whole zip file ({error}). Copy it again.") from None
+        for member in members:
+            _refuse_escape(path, member)
         self.names = [m.filename for m in members]
         # Columns instead of a million ZipInfo objects.
         self._offset = np.array([m.header_offset for m in members], dtype=np.int64)
         self._size = np.array([m.compress_size for m in members], dtype=np.int64)
         self._crc = np.array([m.CRC for m in members], dtype=np.int64)
         self._method = np.array([m.compress_type for m in members], dtype=np.int16)
+        self._whole = np.array([m.file_size for m in members], dtype=np.int64)
         self.fingerprint = fingerprint(self.names, [m.file_size for m in members], self._crc.tolist())
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
@@ -154,7 +172,8 @@ class ZipFiles:
             raw = os.pread(self._handle, int(self._size[row]), start + 30 + name_length + extra_length)
             try:
                 if self._method[row] == zipfile.ZIP_DEFLATED:
-                    raw = zlib.decompress(raw, -zlib.MAX_WBITS)
+                    # No more than the directory says: a few kilobytes may unpack to more than there is memory.
+                    raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, max(1, int(self._whole[row])))
                 if zlib.crc32(raw) == self._crc[row]:
                     return raw
             except zlib.error:

@@ -22,6 +22,7 @@ from recipes.core.draws import Draws, KeyedDraws
 from recipes.core.ema import ema_copy, ema_decay, ema_update
 from recipes.core.precision import autocast, matrix_products
 from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.core.watchdog import Finding, Watch
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class Trainer:
             name: torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16") for name in self.optimizers
         }
         self.averages = {name: ema_copy(recipe.networks[name]) for name in recipe.averaged}
+        self._buffers = [b for n in recipe.networks.values() for b in n.buffers() if b.is_floating_point()]
         self.position = 0
-        """Batches consumed. More than `step` only where a loss scaler skipped a step."""
-        self.skipped = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in self.optimizers}
+        """Batches consumed. More than `step` only where an update of an averaged network was left out."""
+        self.watch = Watch(list(self.optimizers), self.device)
         self._known_skips = 0
         self.clock = Clock(self.world)
 
@@ -152,11 +154,16 @@ class Trainer:
         """Effective optimizer steps, as far as this host knows; `settle` makes it exact."""
         return self.position - self._known_skips
 
-    def settle(self) -> int:
-        """Learn from the device which steps the loss scaler skipped, and return the effective steps."""
-        if self.spec.precision == "fp16":
-            self._known_skips = max(int(self.skipped[name].item()) for name in self.recipe.averaged)
-        return self.step
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Updates left out of each network, because they were not finite."""
+        return self.watch.skipped
+
+    def settle(self) -> Finding:
+        """Learn from the device what it left out; from now on `step` is exact."""
+        found = self.watch.read()
+        self._known_skips = max(found.skipped[name] for name in self.recipe.averaged)
+        return found
 
     def train_step(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """One iteration: every update the recipe asks for, then the averages. Never waits for the device.
@@ -168,15 +175,23 @@ class Trainer:
         Returns:
             Scalars on the device: means over this process's share. `World.mean` makes them global.
         """
+        sound = [buffer.clone() for buffer in self._buffers]
         with matrix_products(self.spec.precision):
             parts = [self.recipe.updates(b, d) for b, d in self._parts(batch, draws)]
             logs: dict[str, Tensor] = {}
             happened: dict[str, Tensor] = {}
             while (network := self._backward(parts, logs)) is not None:
                 logs[f"grad_norm_{network}"] = self._apply(network, happened)
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, sound, strict=True):  # batch norms move in the forward pass
+                buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
         decay = ema_decay(self.spec.ema, self.position)
         for name, average in self.averages.items():
-            ema_update(average, self.recipe.networks[name], decay, happened.get(name))
+            # Only a loss scaler leaves out so many updates that the average must not move; and a weight on the device
+            # costs the batched form.
+            held = happened[name] if self.scalers[name].is_enabled() else None
+            ema_update(average, self.recipe.networks[name], decay, held)
+        self.watch.end(self.position, logs)
         self.position += 1
         return logs
 
@@ -211,9 +226,9 @@ class Trainer:
             group["lr"] = spec.lr * min(1.0, (self.position + 1) / max(1, spec.warmup_steps))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters[network], spec.clip_norm)
-        if scaler.is_enabled():
-            happened[network] = norm.isfinite()
-            self.skipped[network] += ~happened[network]
+        happened[network] = self.watch.see(network, norm)
+        if not scaler.is_enabled():  # a scaler does the same: the fused step reads it on the device
+            optimizer.found_inf = (~happened[network]).float()  # type: ignore[attr-defined]
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -238,7 +253,9 @@ class Trainer:
         return {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizers' moments, flat: ``NETWORK.PARAMETER INDEX.MOMENT``; with fp16, the loss scalers too."""
+        """The optimizers' moments, flat: ``NETWORK.PARAMETER INDEX.MOMENT``; how many updates were left out, where
+        there were any; with fp16, the loss scalers too.
+        """
         state = {
             f"{name}.{index}.{key}": value
             for name, optimizer in self.optimizers.items()
@@ -250,6 +267,8 @@ class Trainer:
                 saved = scaler.state_dict()
                 values = [saved["scale"], saved["_growth_tracker"], self.skipped[name].item()]
                 state[f"scaler.{name}"] = torch.tensor(values, dtype=torch.float64)
+            elif self.skipped[name].item():
+                state[f"skipped.{name}"] = self.skipped[name].clone()
         return state
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], position: int) -> None:
@@ -268,6 +287,8 @@ class Trainer:
                 scale, tracker, skipped = optimizer[f"scaler.{name}"].tolist()
                 scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})
                 self.skipped[name].fill_(int(skipped))
+            elif (left_out := optimizer.get(f"skipped.{name}")) is not None:
+                self.skipped[name].copy_(left_out)
         self.position = position
         self.settle()
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
+from recipes.core.watchdog import OnNaN
+
+#: Sizes and numbers of things; what no machine can hold is refused here and not by the allocator.
+Count = Annotated[int, Field(ge=1, le=2**31)]
+#: Of layers, blocks, levels.
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def digest_of(value: Any) -> str:
@@ -22,7 +33,7 @@ def digest_of(value: Any) -> str:
 class Spec(BaseModel):
     """Base of every specification: immutable, no coercion, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """SHA-256 of the specification; equal specifications have equal digests in every process."""
@@ -40,24 +51,25 @@ class Spec(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{where}: {key}: {first['msg']} (got {first['input']!r}).") from None
+            got = "" if first["type"] == "value_error" else f" (got {str(first['input'])[:80]!r})"
+            raise UserError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}.") from None
 
 
 class OptimizerSpec(Spec):
     """AdamW for one network: constant rate after a linear warm-up, gradient norm clipped by itself."""
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    warmup_steps: int = 0
+    lr: NotNegative = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 
 class EMASpec(Spec):
     """Exponential moving average of parameters and float buffers (REPA-E, released code)."""
 
-    decay: float = 0.9999
+    decay: Share = 0.9999
     warmup: bool = False
     """Use min(decay, (1 + s) / (10 + s)) at step s, for budgets shorter than the average's memory."""
 
@@ -65,13 +77,13 @@ class EMASpec(Spec):
 class TrainSpec(Spec):
     """What the loop itself needs to know. The budget is not here: more steps extend the same run."""
 
-    seed: int
-    batch_size: int
+    seed: Seed
+    batch_size: Count
     """Global batch: the images of one effective optimizer step, whatever the number of processes."""
     optimizers: dict[str, OptimizerSpec]
     ema: EMASpec = EMASpec()
     precision: Precision = "fp32"
-    norm_batch: int | None = None
+    norm_batch: Count | None = None
     """Images over which a discriminator's batch norm pools; all of the global batch unless they come in parts."""
 
 
@@ -90,6 +102,8 @@ class Execution(Spec):
     """Batches read before they are needed."""
     save_every: int | None = None
     """Steps between checkpoints that serve only to resume."""
+    on_nan: OnNaN = "stop"
+    """What to do about an update that is not finite; it never happens in either case."""
     keep: int = 2
     """How many of those are kept."""
 

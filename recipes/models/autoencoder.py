@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Self
 
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from recipes.core.precision import at_least_float32, full_precision
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, Depth, Spec
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -16,17 +18,23 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 class AutoencoderSpec(Spec):
     """A CompVis-style KL autoencoder."""
 
-    latent_channels: int
-    base_width: int
-    multipliers: tuple[int, ...]
+    latent_channels: Count
+    base_width: Count
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=10)]
     """Channel multiplier of each level; every level after the first halves the side."""
-    residual_blocks: int
+    residual_blocks: Depth
     """Residual blocks of each encoder level; the decoder has one more."""
-    attention_levels: tuple[int, ...] = ()
+    attention_levels: tuple[Annotated[int, Field(ge=0, le=9)], ...] = ()
     """Levels with attention in encoder and decoder; the middle always has it."""
-    norm_groups: int = 32
-    unshuffle: int = 1
+    norm_groups: Count = 32
+    unshuffle: Annotated[int, Field(ge=1, le=1024)] = 1
     """Fold k x k pixels into channels first. 1 in every published tokenizer; the digits suite saves time by 2."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if any(self.base_width * m % self.norm_groups for m in self.multipliers):
+            raise ValueError(f"base_width {self.base_width} times a multiplier does not divide by norm_groups")
+        return self
 
     @property
     def factor(self) -> int:

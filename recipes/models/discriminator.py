@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from recipes.core.distributed import differentiable_mean, world_size
 from recipes.core.precision import at_least_float32, full_precision
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, Spec
 
 
 class DiscriminatorSpec(Spec):
     """A PatchGAN's size."""
 
-    base_width: int = 64
-    layers: int = 3
+    base_width: Count = 64
+    layers: Annotated[int, Field(ge=1, le=16)] = 3
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

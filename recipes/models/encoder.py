@@ -10,18 +10,18 @@ import contextlib
 import io
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError, nearest
 from recipes.core.pickles import load_exactly, load_state
 from recipes.core.precision import full_precision
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, Spec
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -37,17 +37,17 @@ class EncoderSpec(Spec):
     """REPA's name for it."""
     architecture: str
     """timm's name of the network."""
-    width: int
-    input_size: int
+    width: Count
+    input_size: Count
     """Side of the images that the network is fed; patches of 14 want 224 for a 16 x 16 grid, patches of 16 want 256."""
-    grid: int = 16
+    grid: Count = 16
     """Side of the grid of patch tokens."""
     mean: tuple[float, float, float]
     """Of RGB in [0, 1]."""
     std: tuple[float, float, float]
     resize: Literal["before", "after"] = "after"
     """When an image of another side is resized (bicubic, no antialiasing): before or after normalisation."""
-    prefix_tokens: int = 1
+    prefix_tokens: Annotated[int, Field(ge=0, le=1000)] = 1
     """Class and register tokens in front of the patch tokens; dropped."""
     final_norm: bool = True
     """Take the tokens after the network's last norm; the released REPA code takes MAE's and CLIP's before it."""

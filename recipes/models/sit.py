@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +22,7 @@ from recipes.core.distributed import gather_equal
 from recipes.core.draws import seed_of
 from recipes.core.frozen import frozen
 from recipes.core.precision import at_least_float32
-from recipes.core.spec import Spec
+from recipes.core.spec import Count, Depth, Positive, Spec
 
 TIME_FEATURES = 256
 BATCH_NORM_EPS = 1e-4
@@ -29,21 +31,31 @@ BATCH_NORM_EPS = 1e-4
 class SiTSpec(Spec):
     """The size of a SiT. The papers' models are in `SIZES`."""
 
-    latent_size: int
+    latent_size: Count
     """Side of the latent, in latent pixels."""
-    channels: int
+    channels: Count
     """Latent channels."""
-    num_classes: int
-    patch_size: int
-    hidden: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-    encoder_depth: int = 8
+    num_classes: Count
+    patch_size: Count
+    hidden: Count
+    depth: Depth
+    heads: Count
+    mlp_ratio: Positive = 4.0
+    encoder_depth: Depth = 8
     """The block after which tokens are aligned (counted from 1)."""
-    encoder_widths: tuple[int, ...] = ()
+    encoder_widths: tuple[Count, ...] = ()
     """Feature width of each frozen encoder; one projector for each, none without alignment."""
-    projector_width: int = 2048
+    projector_width: Count = 2048
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.latent_size % self.patch_size:
+            raise ValueError(f"latent_size {self.latent_size} does not divide into patches of {self.patch_size}")
+        if self.hidden % self.heads or self.hidden % 4:
+            raise ValueError(f"hidden {self.hidden} does not divide by 4 and by {self.heads} heads")
+        if self.encoder_widths and self.encoder_depth > self.depth:
+            raise ValueError(f"encoder_depth {self.encoder_depth} is beyond the last block, {self.depth}")
+        return self
 
     @property
     def tokens(self) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import look
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from conftest import ROOT
 from reports.build import build
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"

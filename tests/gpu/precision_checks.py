@@ -192,14 +192,16 @@ def check_an_overflow_is_skipped(arm: str, device: str) -> None:
         assert torch.equal(value, first[key]), key
     assert {name: int(count) for name, count in trainer.skipped.items()} == dict.fromkeys(trainer.optimizers, 1)
     assert all(scaler.get_scale() == HOPELESS / 2 for scaler in trainer.scalers.values())
-    assert (trainer.position, trainer.settle(), trainer.step) == (2, 1, 1)
+    trainer.settle()
+    assert (trainer.position, trainer.step) == (2, 1)
 
     set_scale(trainer, MODEST)
     logs = step(trainer, batch)
     last = parameters_of(trainer)
     assert all(torch.isfinite(value).all() for value in (*logs.values(), *last.values()))
     assert any(not torch.equal(value, first[key]) for key, value in last.items())
-    assert (trainer.position, trainer.settle()) == (3, 2)
+    trainer.settle()
+    assert (trainer.position, trainer.step) == (3, 2)
     for optimizer in trainer.optimizers.values():
         counts = {int(state["step"]) for state in optimizer.state.values()}
         assert counts == {2}

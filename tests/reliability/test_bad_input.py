@@ -1,0 +1,386 @@
+"""What people mistype and what arrives broken: a sentence and exit code 2, no traceback, nothing half written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from test_faults import _main
+
+from baselines import claims as ledger
+from baselines.published import FOLDER, PublishedError, load_file
+from harness import records
+from harness.compare import load
+from harness.curves import read_csv
+from harness.samples import open_samples
+from harness.scoring import read_adm_reference
+from harness.suites import SUITES, suite
+from recipes.core.errors import UserError
+from recipes.core.files import FolderFiles, ZipFiles, labels_of
+from recipes.core.images import open_images
+from recipes.core.latents import open_latents
+from recipes.core.pickles import load_state
+from recipes.run import Run
+from reports.build import render
+
+EXAMPLE = ROOT / "reports" / "examples" / "digits"
+SMOKE = ("--suite", "smoke")
+
+# ---------------------------------------------------------------- the command line
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["run", *SMOKE, "--score-every", "0"], "--score-every"),
+    (["run", *SMOKE, "--score-every", "-3"], "--score-every"),
+    (["run", *SMOKE, "--steps", "1.5"], "--steps"),
+    (["run", *SMOKE, "--seeds", "-1"], "--seeds"),
+    (["run", *SMOKE, "--seeds", "99999999999999999999999"], "--seeds"),
+    (["run", *SMOKE, "--device", "tpu"], "--device"),
+    (["run", *SMOKE, "--device", "cuda"], "--device"),
+    (["run", *SMOKE, "--part", "0"], "--part"),
+    (["run", *SMOKE, "--threads", "0"], "--threads"),
+    (["run", *SMOKE, "--save-every", "0"], "--save-every"),
+    (["run", *SMOKE, "--keep", "0"], "--keep"),
+    (["run", *SMOKE, "--on-nan", "ignore"], "--on-nan"),
+    (["run", *SMOKE, "--out", "/dev/null/x"], "/dev/null"),
+    (["run", *SMOKE, "--cache", "/dev/null/x"], "/dev/null"),
+    (["run", *SMOKE, "--out", "/proc/nothing"], "/proc/nothing"),
+    (["run", *SMOKE, "--set", ""], "KEY=VALUE"),
+    (["run", *SMOKE, "--set", "=3"], "KEY=VALUE"),
+    (["run", *SMOKE, "--set", "sit.depth=0"], "sit.depth"),
+    (["run", *SMOKE, "--set", "sit.depth=1e9"], "sit.depth"),
+    (["run", *SMOKE, "--set", "sit.depth=null"], "sit.depth"),
+    (["run", *SMOKE, "--set", "sit.depth.x=3"], "sit.depth"),
+    (["run", *SMOKE, "--set", "sit.hidden=50"], "does not divide"),
+    (["run", *SMOKE, "--set", "sit.heads=7"], "does not divide"),
+    (["run", *SMOKE, "--set", "sit.encoder_depth=9"], "beyond the last block"),
+    (["run", *SMOKE, "--set", "sit.channels=3"], "latents"),
+    (["run", *SMOKE, "--set", "sit.latent_size=5"], "does not divide"),
+    (["run", *SMOKE, "--set", "batch_size=0"], "batch_size"),
+    (["run", *SMOKE, "--set", "sit_optimizer.lr=-1"], "sit_optimizer.lr"),
+    (["run", *SMOKE, "--set", "sit_optimizer.lr=Infinity"], "sit_optimizer.lr"),
+    (["run", *SMOKE, "--set", "ema.decay=2"], "ema.decay"),
+    (["run", *SMOKE, "--set", "arms.repa.recipe=rpea"], "Did you mean 'repa'"),
+    (["run", *SMOKE, "--set", "arms.repa.options.alignment=much"], "alignment"),
+    (["run", *SMOKE, "--set", "curve_protocol.steps=0"], "curve_protocol.steps"),
+    (["run", *SMOKE, "--set", "curve_protocol.solver=rk4"], "curve_protocol.solver"),
+    (["train", *SMOKE, "--recipes", "sit"], "no recipe 'sit'"),
+    (["score", "--samples", "nowhere.npz"], "go together"),
+    (["score", "--samples", "nowhere.npz", "--reference", "nowhere.npz", "--metrics", "fdi"], "fid"),
+    (["score", "--samples", "a", "--reference", "b", "--features", "inceptoin"], "inception"),
+    (["score", "--samples", "a", "--reference", "b", "--weights", "nowhere.pth"], "nowhere.pth"),
+    (["score", *SMOKE, "--run", "nowhere"], "is not a run"),
+    (["score", *SMOKE, "--run", "nowhere", "--protocol", "sit-sde25"], "Did you mean 'sit-sde250"),
+    (["sample", *SMOKE, "--images", "x.png"], "--recipe"),
+    (["sample", *SMOKE, "--run", "nowhere", "--images", "x.png"], "is not a run"),
+    (["sample", *SMOKE, "--recipe", "repa", "--images", "x.png", "--count", "0"], "--count"),
+    (["guidance", *SMOKE, "--scales", "much"], "--scales"),
+    (["guidance", *SMOKE, "--scales", "nan"], "--scales"),
+    (["guidance", *SMOKE, "--intervals", "1:0"], "--intervals"),
+    (["guidance", *SMOKE, "--intervals", "0-1"], "--intervals"),
+    (["guidance", *SMOKE, "--samples", "1"], "--samples"),
+    (["analyse", *SMOKE, "--count", "3"], "--count"),
+    (["speedup"], "folder"),
+    (["speedup", "--curves", "nowhere.csv"], "nowhere.csv"),
+    (["compare", "nowhere", "elsewhere"], "nowhere"),
+    (["claims", "nowhere"], "nowhere"),
+    (["baselines", "--kind", "guessed"], "--kind"),
+    (["report", "nowhere", "--format", "html"], "nowhere"),
+    (["report", str(EXAMPLE), "--format", ""], "--format"),
+    (["report", str(EXAMPLE), "--out", "/dev/null/x"], "/dev/null"),
+    (["plan", *SMOKE, "--devices", "0"], "--devices"),
+    (["plan", *SMOKE, "--tflops", "fast"], "--tflops"),
+    (["plan", *SMOKE, "--tflops", "0"], "--tflops"),
+    (["plan", *SMOKE, "--probe", "-1"], "--probe"),
+    (["fetch", "sd-vea"], "sd-vae"),
+    (["fetch", "sd-vae", "--from", "/nowhere"], "/nowhere"),
+    (["import", "/nowhere", "--out", "x"], "/nowhere"),
+    (["export-vae", "/nowhere", "--out", "x"], "/nowhere"),
+    (["replay", "/nowhere"], "/nowhere"),
+    (["prepare", "--suite", "imagenet-smoke", "--data", "/nowhere"], "/nowhere"),
+    (["run", "--suite", "imagenet-smoke", "--set", "arms.repa.size=XS"], "there is no size 'XS'"),
+    (["nonsense"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTAKES, ids=[" ".join(a)[:60] for a, _ in MISTAKES])
+def test_a_mistake_on_the_command_line(arguments, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("REPA_BENCH_CACHE", str(tmp_path / "cache"))
+    assert _main(*arguments) == 2
+    output = capsys.readouterr()
+    assert told.lower() in " ".join(output.err.replace("│", " ").split()).lower(), output.err
+    assert "Traceback" not in output.err
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and "cache" not in p.parts]
+    assert not left
+
+
+# ---------------------------------------------------------------- mutations of what is right
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([10**9, -(10**30), 2**63, 0.5, -0.5, 1e308, float("inf"), float("nan")]),
+    st.sampled_from(["", "x", "<b>", "../..", "0"]),
+    st.lists(st.integers(-1, 1), max_size=2),
+    st.dictionaries(st.sampled_from(["a", "steps"]), st.integers(0, 2), max_size=1),
+)  # fmt: skip
+
+
+@contextmanager
+def or_a_sentence(kind: type[Exception] = UserError, naming: str = "") -> Iterator[None]:
+    """What may fail, if it does so in one line."""
+    told = None
+    try:
+        yield
+    except kind as error:
+        told = str(error)
+    if told is not None:
+        assert len(told.splitlines()) == 1
+        assert naming in told
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in nested data."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn, value: Any) -> Any:
+    """Nested data with one to three places replaced, removed or added to."""
+    changed = json.loads(json.dumps(value))
+    for _ in range(draw(st.integers(1, 3))):
+        *parents, last = draw(st.sampled_from([p for p in places(changed) if p] or [()])) or (None,)
+        node = changed
+        for key in parents:
+            node = node[key]
+        action = draw(st.sampled_from(["replace", "remove", "add"]))
+        if action == "remove":
+            del node[last]
+        elif action == "add" and isinstance(node, dict):
+            node[draw(st.sampled_from(["extra", "Steps", ""]))] = draw(JUNK)
+        else:
+            node[last] = draw(JUNK)
+        if not changed:
+            break
+    return changed
+
+
+SPECS = {name: json.loads(make().model_dump_json()) for name, make in SUITES.items()}
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_changed_suite_is_a_suite_or_a_sentence(data):
+    name = data.draw(st.sampled_from(sorted(SUITES)))
+    changed = data.draw(mutated(SPECS[name]))
+    with or_a_sentence():
+        assert type(SUITES[name]()).parse(changed, where="--set").identity()
+
+
+FLAT = [".".join(map(str, p)) for p in places(SPECS["smoke"]) if p and not any(isinstance(k, int) for k in p)]
+
+
+@settings(max_examples=100)
+@given(key=st.sampled_from(FLAT), value=JUNK)
+def test_an_overridden_suite_can_be_built_or_is_a_sentence(key, value):
+    """Values that the types allow but that do not fit together are told before anything is made."""
+    with or_a_sentence():
+        suite("smoke", {key: value})
+
+
+@cache
+def run_spec() -> dict[str, Any]:
+    return json.loads(suite("smoke").run_spec("repa_e", 0, {"data": "0" * 64}).model_dump_json())
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_changed_run_opens_or_is_a_sentence(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "spec.json").write_text(json.dumps(data.draw(mutated(run_spec()))))
+    with or_a_sentence():
+        assert Run.open(folder).spec.digest()
+    shutil.rmtree(folder)
+
+
+@cache
+def example_rows() -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (EXAMPLE / records.FILE).read_text().splitlines()]
+    for row in rows:
+        row.pop("check", None)
+    return rows
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_changed_record_is_a_record_or_a_sentence(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    row = data.draw(mutated(data.draw(st.sampled_from(example_rows()))))
+    (folder / records.FILE).write_text(json.dumps(row) + "\n")
+    with or_a_sentence(naming="records.jsonl, line 1"):
+        assert len(list(records.read(folder / records.FILE))) == 1
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_report_of_changed_records_is_a_report_or_a_sentence(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    rows = list(example_rows())
+    for _ in range(3):
+        k = data.draw(st.integers(0, len(rows) - 1))
+        rows[k] = data.draw(mutated(rows[k]))
+    valid = []
+    for row in rows:
+        with or_a_sentence(naming="row"):
+            records.parse(json.dumps(row), "row")
+            valid.append(row)
+    (folder / records.FILE).write_text("".join(json.dumps(row) + "\n" for row in valid))
+    with or_a_sentence():
+        assert set(render([folder], ["tex", "csv"])) == {"tables.tex", "results.csv"}
+        load([folder]).observations()
+    shutil.rmtree(folder)
+
+
+YAML = {path: yaml.safe_load(path.read_text()) for path in [*sorted(FOLDER.glob("*.yaml")), ledger.FILE]}
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_changed_published_row_or_claim_is_one_or_a_sentence(data, tmp_path_factory):
+    path = data.draw(st.sampled_from(sorted(YAML)))
+    key = "claims" if path == ledger.FILE else "rows"
+    rows = [data.draw(st.sampled_from(YAML[path][key]))]
+    content = data.draw(mutated({**YAML[path], key: rows}))
+    changed = tmp_path_factory.mktemp("yaml") / path.name
+    changed.write_text(yaml.safe_dump(content, allow_unicode=True))
+    with or_a_sentence(PublishedError, naming=str(changed)):
+        (ledger.load_claims if path == ledger.FILE else load_file)(changed)
+    shutil.rmtree(changed.parent)
+
+
+# ---------------------------------------------------------------- broken files, in every loader
+
+
+def _npz(folder: Path) -> Path:
+    np.savez(folder / "a.npz", arr_0=np.zeros((3, 8, 8, 3), np.uint8), mu=np.zeros(4), sigma=np.eye(4))
+    return folder / "a.npz"
+
+
+def _npz_deflated(folder: Path) -> Path:
+    np.savez_compressed(folder / "a.npz", arr_0=np.arange(576, dtype=np.uint8).reshape(3, 8, 8, 3))
+    return folder / "a.npz"
+
+
+def _tensors(folder: Path) -> Path:
+    save_file({"a": torch.ones(3), "b": torch.zeros(2, 2)}, folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
+def _pickle(folder: Path) -> Path:
+    torch.save({"a": torch.ones(3), "n": 3}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+def _old_pickle(folder: Path) -> Path:
+    torch.save({"a": torch.ones(3), "n": 3}, folder / "a.pt", _use_new_zipfile_serialization=False)
+    return folder / "a.pt"
+
+
+def _image_zip(folder: Path) -> Path:
+    picture, path = io.BytesIO(), folder / "a.zip"
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(picture, format="PNG")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("00000/img00000000.png", picture.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": [["00000/img00000000.png", 3]]}))
+    return path
+
+
+def _csv(folder: Path) -> Path:
+    with (folder / "a.csv").open("w") as file:
+        csv.writer(file).writerows([["recipe", "seed", "generation_seed", "step", "fid"], ["vanilla", 0, 0, 8, 3.5]])
+    return folder / "a.csv"
+
+
+def _read_samples(path: Path) -> object:
+    images = open_samples(path, flag="--samples")
+    return images.read(0, len(images))
+
+
+def _read_images(path: Path) -> object:
+    images = open_images(path)
+    return [images.read(k) for k in range(len(images))] if hasattr(images, "read") else list(range(len(images)))
+
+
+def _read_zip(path: Path) -> object:
+    files = ZipFiles(path)
+    return [files.read(k) for k in range(len(files.names))], labels_of(files, ["00000/img00000000.png"])
+
+
+LOADERS = {
+    "samples": (_npz, _read_samples),
+    "samples, compressed": (_npz_deflated, _read_samples),
+    "reference": (_npz, read_adm_reference),
+    "safetensors": (_tensors, load_state),
+    "pickle": (_pickle, load_state),
+    "old pickle": (_old_pickle, load_state),
+    "images": (_image_zip, _read_images),
+    "zip": (_image_zip, _read_zip),
+    "latents": (_image_zip, open_latents),
+    "curves": (_csv, read_csv),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LOADERS)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_broken_file_is_read_or_a_sentence(name, data, tmp_path_factory):
+    make, read = LOADERS[name]
+    folder = tmp_path_factory.mktemp("broken")
+    path = make(folder)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        where = data.draw(st.integers(0, max(0, len(content) - 1)))
+        action = data.draw(st.sampled_from(["flip", "cut", "insert", "zero"]))
+        if action == "flip" and content:
+            content[where] ^= 1 << data.draw(st.integers(0, 7))
+        elif action == "cut":
+            del content[where:]
+        elif action == "insert":
+            content[where:where] = data.draw(st.binary(min_size=1, max_size=8))
+        else:
+            content[where : where + 8] = b"\0" * len(content[where : where + 8])
+    path.write_bytes(bytes(content))
+    with or_a_sentence():
+        read(path)
+    shutil.rmtree(folder)
+
+
+def test_folders_with_nothing_in_them(tmp_path):
+    for read in (_read_samples, _read_images, open_latents):
+        with pytest.raises(UserError):
+            read(tmp_path)
+    assert FolderFiles(tmp_path).names == []

@@ -1,0 +1,84 @@
+"""Nothing is lost when a process dies, at whatever moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from campaign import Campaign, state_of
+from conftest import ROOT
+
+
+def chosen_seed() -> int:
+    """$REPA_BENCH_KILL_SEED repeats a campaign; otherwise every one is another."""
+    return int(os.environ.get("REPA_BENCH_KILL_SEED") or random.SystemRandom().randint(0, 10**6))
+
+
+def campaign(tmp_path: Path, kills: int) -> None:
+    seed = chosen_seed()
+    print(f"REPA_BENCH_KILL_SEED={seed}")
+    made = Campaign(tmp_path, seed)
+    made.go(kills)
+    assert made.kills == kills
+    print(f"{made.kills} kills in {made.chains} runs, nothing lost: {', '.join(made.where)}")
+
+
+def test_five_kills_lose_nothing(tmp_path):
+    campaign(tmp_path, 5)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3 * 3600)
+def test_fifty_kills_lose_nothing(tmp_path):
+    campaign(tmp_path, int(os.environ.get("REPA_BENCH_KILLS") or 50))
+
+
+def _children(pid: int) -> list[int]:
+    """Running children of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if fields[1] == str(pid) and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+def _torchrun(out: Path, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "2", "-m", "harness.cli", "run", "--suite", "smoke", "--recipes", "repa_e"]
+    return subprocess.Popen(
+        [*command, "--out", str(out), "--cache", str(cache)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_again_after_one_of_two_processes_was_killed(rank, tmp_path):
+    quiet, out, cache = tmp_path / "quiet", tmp_path / "out", tmp_path / "cache"
+    with _torchrun(quiet, cache) as process:
+        told, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+    with _torchrun(out, cache) as process:
+        deadline = time.monotonic() + 300
+        while not list(out.glob("runs/*/checkpoints/[0-9]*/manifest.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(_children(process.pid)[rank], signal.SIGKILL)
+        told, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+    assert "SIGKILL" in told or "Signal 9" in told or "exitcode: -9" in told or "exitcode  : -9" in told, told
+    assert state_of(out) == state_of(quiet)
