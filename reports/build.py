@@ -187,9 +187,9 @@ def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
 def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
     # matplotlib escapes the labels that it draws
-    pictures = [(title(name), Markup(figures.svg(figure, name))) for name, figure in drawn.items()]
-    swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""
-    against = Markup(figures.svg(figures.alignment_figure(comparison), "alignment")) if comparison.alignments else ""
+    pictures = [(title(name), Markup(figures.svg(figure, name))) for name, figure in drawn.items()]  # nosec B704
+    swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""  # nosec B704
+    against = Markup(figures.svg(figures.alignment_figure(comparison), "alignment")) if comparison.alignments else ""  # nosec B704
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),

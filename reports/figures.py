@@ -42,12 +42,34 @@ RC: Any = {
 }
 
 
+def short(text: str, most: int = 40) -> str:
+    """One line that leaves room for the figure."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def style(comparison: Comparison, arm: str) -> tuple[str, str, str]:
     """Colour, marker and dash of an arm."""
     return STYLES[list(comparison.arms).index(arm) % len(STYLES)]
 
 
-def _draw_arm(axes: Axes, comparison: Comparison, arm: str, budget: Callable[[ScoreRecord], float]) -> None:
+#: Ends of curves nearer than this, in FID, would have their numbers on top of each other.
+APART = 1.06
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
+    """The last FID of every curve beside its end, none over another."""
+    lowest = 0.0
+    for x, y, colour in sorted(ends, key=lambda end: end[1]):
+        at = max(y, lowest * APART)
+        axes.annotate(f"{y:.2f}", (x, at), xytext=(7, 0), textcoords="offset points", va="center", color=colour)
+        lowest = at
+
+
+def _draw_arm(
+    axes: Axes, comparison: Comparison, arm: str, budget: Callable[[ScoreRecord], float]
+) -> tuple[float, float, str]:
+    """Draw a curve; where it ends, and its colour."""
     colour, marker, dash = style(comparison, arm)
     curves = [comparison.curve(arm, seed) for seed in comparison.seeds(arm)]
     steps = sorted(set.intersection(*({r.step for r in curve} for curve in curves)))
@@ -63,18 +85,11 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, budget: Callable[[Sc
         linestyle=dash,
         linewidth=2,
         markersize=6,
-        label=comparison.arms[arm],
+        label=short(comparison.arms[arm]),
     )
     if len(curves) > 1:
         axes.fill_between(x, [min(g) for g in fids], [max(g) for g in fids], color=colour, alpha=0.15, linewidth=0)
-    axes.annotate(
-        f"{mean[-1]:.2f}",
-        (x[-1], mean[-1]),
-        xytext=(5, 4),
-        textcoords="offset points",
-        va="bottom",
-        color=colour,
-    )
+    return x[-1], mean[-1], colour
 
 
 #: Currency to the words on its axis.
@@ -104,8 +119,7 @@ def fid_figure(comparison: Comparison, currencies: Sequence[str] = BRIEF) -> Fig
             1, len(currencies), figsize=size, sharey=True, squeeze=False, layout="constrained"
         )
         for axes, name in zip(panels[0], currencies, strict=True):
-            for arm in comparison.arms:
-                _draw_arm(axes, comparison, arm, CURRENCIES[name])
+            _label_ends(axes, [_draw_arm(axes, comparison, arm, CURRENCIES[name]) for arm in comparison.arms])
             if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
                 _draw_published(axes, comparison)
             if BASELINE in comparison.arms:
@@ -121,7 +135,7 @@ def fid_figure(comparison: Comparison, currencies: Sequence[str] = BRIEF) -> Fig
         panels[0][0].set_ylabel("FID (lower is better)")
         panels[0][0].legend(frameon=False, loc="upper right")
         first = comparison.scores[0]
-        figure.suptitle(f"{first.suite} ({first.notice})", fontsize=11)
+        figure.suptitle(short(f"{first.suite} ({first.notice})", 90), fontsize=11)
     return figure
 
 
@@ -144,7 +158,7 @@ def guidance_figure(comparison: Comparison) -> Figure:
             axes.plot(
                 [choice.chosen.guidance_scale], [choice.best.mean], "o", color="black", fillstyle="none", markersize=13
             )
-            axes.set_title(choice.label, fontsize=10)
+            axes.set_title(short(choice.label), fontsize=10)
             axes.set_xlabel("guidance scale (1: none)")
         panels[0][0].set_ylabel("FID (lower is better)")
         panels[0][0].legend(frameon=False)
@@ -161,8 +175,9 @@ def alignment_figure(comparison: Comparison) -> Figure:
             found = [r for r in comparison.alignments if r.arm == arm]
             for k, r in enumerate(r for r in found if r.step == last):
                 depths = range(1, len(r.cknna) + 1)
-                name = label if k == 0 else None
-                left.plot(depths, r.cknna, color=colour, marker=marker, linestyle=dash, label=name)
+                name = short(label) if k == 0 else None
+                left.plot(depths, r.cknna, color=colour, marker=marker, linestyle=dash)
+                right.plot([], [], color=colour, marker=marker, linestyle=dash, label=name)
             for seed in comparison.seeds(arm):
                 fids = {r.step: r.metrics.fid for r in comparison.curve(arm, seed)}
                 pairs = sorted(
@@ -173,7 +188,7 @@ def alignment_figure(comparison: Comparison) -> Figure:
         left.set_xlabel("after block")
         left.set_ylabel(f"CKNNA with the encoder, step {last:,}")
         left.xaxis.get_major_locator().set_params(integer=True)
-        left.legend(frameon=False)
+        right.legend(frameon=False, loc="upper right")
         right.set_xlabel("CKNNA after the aligned block")
         right.set_ylabel("FID (lower is better)")
         right.set_yscale("log")

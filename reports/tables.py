@@ -28,8 +28,8 @@ class Table:
 
     @property
     def traced(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The first cells of the rows that name runs, and these."""
-        return [(row[0], runs) for row, runs in zip(self.rows, self.runs, strict=False) if runs]
+        """The first cells of the rows that name runs, and these, each once."""
+        return list(dict.fromkeys((row[0], runs) for row, runs in zip(self.rows, self.runs, strict=False) if runs))
 
     def markdown(self) -> str:
         """A GitHub table under its title."""

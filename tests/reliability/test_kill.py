@@ -20,17 +20,17 @@ def chosen_seed() -> int:
     return int(os.environ.get("REPA_BENCH_KILL_SEED") or random.SystemRandom().randint(0, 10**6))
 
 
-def campaign(tmp_path: Path, kills: int) -> None:
+def campaign(tmp_path: Path, kills: int, *more: str) -> None:
     seed = chosen_seed()
     print(f"REPA_BENCH_KILL_SEED={seed}")
-    made = Campaign(tmp_path, seed)
+    made = Campaign(tmp_path, seed, ("--suite", "smoke", *more))
     made.go(kills)
     assert made.kills == kills
     print(f"{made.kills} kills in {made.chains} runs, nothing lost: {', '.join(made.where)}")
 
 
 def test_five_kills_lose_nothing(tmp_path):
-    campaign(tmp_path, 5)
+    campaign(tmp_path, 5, "--recipes", "repa_e")
 
 
 @pytest.mark.soak
