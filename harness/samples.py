@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.core.errors import UserError
-from recipes.core.files import UNDECODABLE, decode
+from recipes.core.files import UNDECODABLE, UNZIPPABLE, decode
 from recipes.core.images import Images, open_images, stack
 from recipes.core.spec import digest_of
 
@@ -75,7 +74,7 @@ class NpzImages:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 self.shape, fortran, dtype = read(file)
                 self._offset = file.tell()
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        except UNZIPPABLE as error:
             raise UserError(f"{path} is not an .npz with images in arr_0 ({error}).") from None
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[-1] != 3 or fortran:
             raise UserError(
@@ -102,12 +101,12 @@ class NpzImages:
         each = int(np.prod(self.shape[1:]))
         with self._lock:
             # One open file for reading on: of a compressed array, going back means starting over.
-            if self._file is None or self._file.tell() > self._offset + start * each:
-                self._file = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115
             try:
+                if self._file is None or self._file.tell() > self._offset + start * each:
+                    self._file = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115
                 self._file.seek(self._offset + start * each)
                 raw = self._file.read((stop - start) * each)
-            except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            except UNZIPPABLE as error:
                 raise UserError(
                     f"{self.path} cannot be read to its end ({error}): it was damaged or cut short."
                 ) from None

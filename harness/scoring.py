@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from harness.samples import ImageSet, open_samples
 from recipes.core.checkpoint import sha256_of
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
+from recipes.core.files import UNZIPPABLE
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
 
@@ -68,7 +69,7 @@ def read_adm_reference(path: Path) -> AdmReference:
                             "(D,) and covariance (D, D); download the reference again."
                         )
                     moments[output] = Moments(m, s, 0)
-    except (OSError, ValueError, BadZipFile) as error:
+    except UNZIPPABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error}).") from None
     return AdmReference(path, moments, "arr_0.npy" in names)
 

@@ -12,7 +12,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The first draw imports torch kernels and can be slow; no deadline, and the same examples every time.
 hypothesis.settings.register_profile("repa-bench", deadline=None, derandomize=True, max_examples=40)
-hypothesis.settings.load_profile("repa-bench")
+hypothesis.settings.register_profile("random", deadline=None, max_examples=40)
+hypothesis.settings.load_profile(os.environ.get("REPA_BENCH_HYPOTHESIS", "repa-bench"))
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

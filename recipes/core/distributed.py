@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from recipes.core.errors import UserError, nearest
+
 BUCKET_BYTES = 25 * 2**20
 #: Rank 0 may prepare assets or write a checkpoint while the others wait.
 TIMEOUT = timedelta(hours=2)
@@ -70,7 +72,15 @@ class World:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``: this process's GPU if there is one, else the CPU."""
+    """``auto``: this process's GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: another name, or a GPU that is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device: there is no device '{name}'.{nearest(name, ('auto', 'cpu', 'cuda'))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; give --device cpu, or mend the driver.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

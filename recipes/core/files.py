@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import stat
@@ -27,6 +28,11 @@ from torch import Tensor
 from recipes.core.errors import UserError
 
 LABELS = "dataset.json"
+#: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
+UNZIPPABLE = (
+    OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError, IndexError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
 #: What Pillow and NumPy raise for bytes that are not a whole image.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
 
@@ -147,8 +153,10 @@ class ZipFiles:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                members = sorted((m for m in archive.infolist() if not m.is_dir()), key=lambda m: m.filename)
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+                members = sorted(
+                    (m for m in archive.infolist() if not m.filename.endswith("/")), key=lambda m: m.filename
+                )
+        except UNZIPPABLE as error:
             raise UserError(f"{path} is not a whole zip file ({error}). Copy it again.") from None
         for member in members:
             _refuse_escape(path, member)

@@ -30,6 +30,15 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _not_finite(value: Any, key: str = "") -> str | None:
+    """The dotted key of the first number in nested data that is not finite."""
+    if isinstance(value, float):
+        return key if value - value != 0 else None
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (_not_finite(inner, f"{key}.{name}" if key else str(name)) for name, inner in items)
+    return next((name for name in found if name is not None), None)
+
+
 class Spec(BaseModel):
     """Base of every specification: immutable, no coercion, unknown keys refused."""
 
@@ -47,12 +56,17 @@ class Spec(BaseModel):
             UserError: one sentence naming the first wrong key.
         """
         try:
-            return cls.model_validate_json(json.dumps(data))
+            text = json.dumps(data, allow_nan=False)
+        except ValueError:
+            raise UserError(f"{where}: {_not_finite(data)}: Input should be a finite number.") from None
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             got = "" if first["type"] == "value_error" else f" (got {str(first['input'])[:80]!r})"
-            raise UserError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}.") from None
+            told = first["msg"].removeprefix("Value error, ")
+            raise UserError(": ".join(filter(None, (where, key, f"{told}{got}."))).replace("\n", " ")) from None
 
 
 class OptimizerSpec(Spec):
