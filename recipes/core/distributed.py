@@ -17,6 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from recipes.core.errors import UserError, nearest
 
@@ -101,11 +103,24 @@ def world(device: str = "auto") -> Iterator[World]:
         return
     # Gloo beside NCCL, so that hosts can agree on something without waiting for their devices.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield World(rank=dist.get_rank(), size=size, device=chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_start(store: Store) -> Store:
+    """Keep the addresses of this start apart from those of processes that died.
+
+    When torchrun starts its processes again, it gives them the store that the dead ones wrote their addresses into. On
+    one machine all of them know how often that happened; on several, each machine counts its own failures, and
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` makes torchrun open a new store instead.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return store
+    return PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def world_size() -> int:

@@ -77,7 +77,7 @@ class Campaign:
             out, cache = self.root / f"chain{self.chains}", self.root / f"cache{self.chains}"
             if self.chains % 2:  # every other one makes its assets too
                 shutil.copytree(self.root / "cache-quiet", cache)
-            for _ in range(min(self.random.randint(1, CHAIN), kills - self.kills)):
+            for _ in range(min(self.random.randint(2, CHAIN), kills - self.kills)):
                 if not self._kill(out, cache):
                     break
             code, _ = self._run(out, cache, 0)

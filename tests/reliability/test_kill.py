@@ -65,13 +65,20 @@ def _torchrun(out: Path, cache: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_starts_again_after_one_of_two_processes_was_killed(rank, tmp_path):
-    quiet, out, cache = tmp_path / "quiet", tmp_path / "out", tmp_path / "cache"
-    with _torchrun(quiet, cache) as process:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run by two processes, and its cache."""
+    root = tmp_path_factory.mktemp("torchrun")
+    with _torchrun(root / "out", root / "cache") as process:
         told, _ = process.communicate(timeout=600)
     assert process.returncode == 0, told
-    with _torchrun(out, cache) as process:
+    return root / "out", root / "cache"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_again_after_one_of_two_processes_was_killed(rank, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    with _torchrun(out, undisturbed[1]) as process:
         deadline = time.monotonic() + 300
         while not list(out.glob("runs/*/checkpoints/[0-9]*/manifest.json")):
             assert time.monotonic() < deadline
@@ -81,4 +88,4 @@ def test_torchrun_starts_again_after_one_of_two_processes_was_killed(rank, tmp_p
         told, _ = process.communicate(timeout=600)
     assert process.returncode == 0, told
     assert "SIGKILL" in told or "Signal 9" in told or "exitcode: -9" in told or "exitcode  : -9" in told, told
-    assert state_of(out) == state_of(quiet)
+    assert state_of(out) == state_of(undisturbed[0])
