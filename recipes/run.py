@@ -580,7 +580,9 @@ class _Session:
         if self.training.world.main:
             path = self.run.write_incident(what, network, self.trainer, finding, self.images)
             told = f"{self.run.spec.name}: {network}: {what} (batch {json.loads(path.read_text())['position']}"
-            told += f"). What happened is in {path}; the last checkpoint, of step {self.run.resumable() or 0}, is good"
+            last = self.run.resumable()
+            kept = "no checkpoint was due before" if last is None else f"the checkpoint of step {last} is good"
+            told += f"). What happened is in {path}; {kept}"
             mend = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
             raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{mend}.")
         raise Diverged(what)

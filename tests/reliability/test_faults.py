@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -422,3 +423,86 @@ def test_a_real_process_out_of_memory(small, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "out of memory" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- trainings that go wrong
+
+
+def test_a_training_that_explodes_stops_with_its_own_code(small, tmp_path, capsys):
+    """A learning rate of 1e30 makes the weights too large for float32 at the first step; the second has no gradient."""
+    command = ("run", "--suite", "smoke", "--recipes", "vanilla", "--set", "sit_optimizer.lr=1e30", "--out", tmp_path)
+    assert _main(*command, "--cache", small[1]) == 3
+    told = capsys.readouterr().err
+    assert "sit: the gradient was not finite (batch" in told
+    assert "--on-nan skip" in told
+    incident = json.loads(next(tmp_path.glob("runs/*/incidents/*.json")).read_text())
+    assert incident["network"] == "sit"
+    assert len(incident["images"]) == 16
+    assert not list(tmp_path.glob("runs/*/checkpoints/[0-9]*"))
+    assert _main(*command, "--cache", small[1], "--on-nan", "skip") == 3
+    assert re.search(r"\d+ updates in succession were not finite", capsys.readouterr().err)
+
+
+def test_what_was_left_out_stands_in_the_records_and_the_report(small, tmp_path, monkeypatch):
+    from recipes.core.loop import Update
+    from recipes.registry import RECIPES
+    from recipes.vanilla import Vanilla
+
+    calls = iter(range(10**6))
+
+    class Poisoned(Vanilla):
+        def updates(self, batch, draws):
+            bad = next(calls) in (3, 5)
+            for update in super().updates(batch, draws):
+                yield Update(update.network, update.loss * float("nan"), update.logs) if bad else update
+
+    monkeypatch.setitem(RECIPES, "vanilla", Poisoned)
+    assert _main(
+        "run", "--suite", "smoke", "--recipes", "vanilla", "--steps", "8", "--on-nan", "skip", "--out", tmp_path,
+        "--cache", small[1],
+    ) == 0  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert {tuple(r["remarks"]) for r in rows if r["kind"] == "score"} == {("2 updates were not finite and left out",)}
+    assert "2 updates were not finite and left out" in (tmp_path / "report" / "index.html").read_text()
+    assert "2 updates were not finite and left out" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_shard_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from harness.measured import Shards
+
+    shards = Shards(tmp_path, 1500)
+    first, second = shards.ranges()
+    shards.save(first, {"f": torch.zeros(len(first), 2)}, {})
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        shards.save(second, {"f": torch.zeros(len(second), 2)}, {})
+    assert raised.value.errno == 28
+    assert [p.name for p in tmp_path.iterdir()] == ["0000000"]
+    assert shards.has(first)
+
+
+def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):
+    """A full disk behind a mapped file would kill the process with SIGBUS."""
+    from harness import measured
+
+    monkeypatch.setattr(measured, "IN_MEMORY", 0)
+    found = measured.Measured([{"f": torch.arange(8.0).reshape(4, 2)}], folder=tmp_path)
+    assert torch.equal(torch.as_tensor(found.points("f")), torch.arange(8.0).reshape(4, 2))
+    assert (tmp_path / "f.npy").stat().st_blocks > 0
+
+    def full(handle: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    again = measured.Measured([{"f": torch.zeros(4, 2)}], folder=tmp_path / "more")
+    with pytest.raises(OSError, match="No space left") as raised:
+        again.points("f")
+    assert str(raised.value.filename).endswith("f.npy")
+    assert not (tmp_path / "more" / "f.npy").exists()
