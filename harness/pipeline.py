@@ -203,6 +203,7 @@ def _mend_run(session: Session, prepared: Prepared, run: Run) -> None:
         scored = _scored_steps(session, run)
         for told in run.mend([step for step in session.budget.milestones() if step not in scored]):
             session.remark(f"{run.spec.name}: {told}", run.spec.arm, run.spec.train.seed)
+        run.prune(session.execution.keep)
     session.world.barrier()
 
 

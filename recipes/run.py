@@ -390,6 +390,10 @@ class Run:
             "run": self.spec.digest(),
         }
         checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)
+        self.prune(keep)
+
+    def prune(self, keep: int) -> None:
+        """Let go of what older checkpoints hold too much of; a process may have been killed before it did."""
         for step in self.steps()[:-keep]:
             try:
                 milestone = self.clock(step).get("milestone", True)
@@ -398,7 +402,7 @@ class Run:
             if milestone:
                 checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
             else:
-                shutil.rmtree(self.checkpoint(step))
+                checkpoint.remove_folder(self.checkpoint(step))
 
     def resume(self, trainer: Trainer, missing: Sequence[int]) -> None:
         """Bring a trainer to the last checkpoint before the first that is missing, if there is one.

@@ -119,6 +119,14 @@ def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: M
     _sync(folder.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is never seen half there."""
+    gone = folder.with_name(f".{folder.name}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _put(temporary: Path, folder: Path) -> None:
     """Give a finished folder its name; another of that name goes only when the new one is there."""
     before = folder.with_name(f".{folder.name}.before.tmp")

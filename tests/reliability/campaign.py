@@ -58,7 +58,7 @@ class Campaign:
 
     root: Path
     seed: int
-    arguments: tuple[str, ...] = ("--suite", "smoke")
+    arguments: tuple[str, ...]
     kills: int = 0
     chains: int = 0
     where: list[str] = field(default_factory=list)

@@ -23,7 +23,7 @@ def chosen_seed() -> int:
 def campaign(tmp_path: Path, kills: int, *more: str) -> None:
     seed = chosen_seed()
     print(f"REPA_BENCH_KILL_SEED={seed}")
-    made = Campaign(tmp_path, seed, ("--suite", "smoke", *more))
+    made = Campaign(tmp_path, seed, ("--suite", "smoke", "--save-every", "5", *more))
     made.go(kills)
     assert made.kills == kills
     print(f"{made.kills} kills in {made.chains} runs, nothing lost: {', '.join(made.where)}")
