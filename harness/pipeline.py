@@ -200,17 +200,30 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
 def _mend_run(session: Session, prepared: Prepared, run: Run) -> None:
     """Set aside damaged checkpoints that training or scoring still needs; all processes then see the same ones."""
     if session.world.main:
-        scored = _scored_steps(session, run)
-        for told in run.mend([step for step in session.budget.milestones() if step not in scored]):
+        for told in run.mend(_needed(session, prepared, run)):
             session.remark(f"{run.spec.name}: {told}", run.spec.arm, run.spec.train.seed)
         run.prune(session.execution.keep)
     session.world.barrier()
 
 
-def _scored_steps(session: Session, run: Run) -> set[int]:
-    """Checkpoints that exist and have a score: their weights are not needed again."""
-    digest, kept = run.spec.digest(), set(run.steps())
-    return {r.step for r in session.records.all() if isinstance(r, ScoreRecord) and r.run == digest} & kept
+def _needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
+    """Checkpoints that are missing, or that something still has to be measured of."""
+    milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
+    needed = [step for step in milestones if step not in kept]
+    if prepared.judge is not None:
+        cells = cells_of(session, prepared, run)
+        needed += [cell.step for cell in cells if score_key(cell, prepared, False) not in done]
+        if _tokenizer_key(session, prepared, run) not in (None, *done):
+            needed.append(milestones[-1])
+    return sorted(set(needed))
+
+
+def _tokenizer_key(session: Session, prepared: Prepared, run: Run) -> tuple[object, ...] | None:
+    """Of the record of the tokenizer that a run ends with, if it trains one."""
+    if not recipe(run.spec.recipe).trains_tokenizer:
+        return None
+    named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
+    return ("tokenizer", named, run.spec.digest(), session.budget.milestones()[-1])
 
 
 def _train(session: Session, prepared: Prepared, run: Run) -> None:
@@ -246,11 +259,9 @@ def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
 def score(session: Session, prepared: Prepared, run: Run) -> None:
     """Score what is not scored yet."""
     score_cells(session, prepared, cells_of(session, prepared, run), f"score {_title(session, run)}")
-    last, digest = session.budget.milestones()[-1], run.spec.digest()
-    named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
-    done = session.records.keys()
-    unmeasured = recipe(run.spec.recipe).trains_tokenizer and ("tokenizer", named, digest, last) not in done
-    if unmeasured and session.world.main:
+    key, last, done = _tokenizer_key(session, prepared, run), session.budget.milestones()[-1], session.records.keys()
+    if key is not None and key not in done and session.world.main:
+        named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
         _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
         session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
 

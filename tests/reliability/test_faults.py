@@ -75,16 +75,19 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.parametrize("lost", ["all", "one"])
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", [cut, flip, remove])
-def test_the_newest_good_checkpoint_is_used(small, tmp_path, damage, name):
-    """The last checkpoint is damaged, and its scores are gone: it is made again from the one before."""
+def test_the_newest_good_checkpoint_is_used(small, tmp_path, damage, name, lost):
+    """The last checkpoint is damaged, and some of its scores are gone: it is made again from the one before."""
     out, cache = tmp_path / "out", small[1]
     shutil.copytree(small[0], out)
     last = next(out.glob("runs/vanilla-*/checkpoints/0000024"))
     damage(last / name)
     lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
-    (out / "records.jsonl").write_text("".join(line for line in lines if json.loads(line).get("step") != 24))
+    gone = [line for line in lines if json.loads(line).get("step") == 24]
+    gone = gone if lost == "all" else gone[-1:]
+    (out / "records.jsonl").write_text("".join(line for line in lines if line not in gone))
     done = _main("run", "--suite", "smoke", "--recipes", "vanilla", "--out", out, "--cache", cache)
     assert done == 0
     rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
@@ -104,7 +107,9 @@ def test_the_newest_good_checkpoint_is_used(small, tmp_path, damage, name):
         return
     assert len(told) == 1
     assert "checkpoint 24 was set aside as 0000024.damaged" in told[0]["remarks"][0]
-    assert all("set aside" in r["remarks"][0] for r in rows if r["kind"] == "score" and r["step"] == 24)
+    anew = [r for r in rows if r["kind"] == "score" and r["step"] == 24 and r["remarks"]]
+    assert len(anew) == len(gone)
+    assert all("set aside" in r["remarks"][0] for r in anew)
     assert "set aside as 0000024.damaged" in (out / "report" / "index.html").read_text()
     assert (last.parent / "0000024.damaged").is_dir()
 
