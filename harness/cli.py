@@ -878,6 +878,8 @@ def _of_the_machine(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
         return f"{error.filename}: {error.strerror}. Mend that, or give another path."
+    if type(error).__name__ == "ValidationError":  # pydantic's; importing it here would make --help slow
+        return f"a value does not fit: {' '.join(str(error).split())[:300]}. Mend the file or option that it is from."
     words = ("out of memory", "can't allocate memory", "alloc_cpu", "bad_alloc")
     if isinstance(error, MemoryError) or any(w in str(error).lower() for w in words):
         return (

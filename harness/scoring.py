@@ -216,7 +216,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "reference": real.digest,
             "weights": job.network.content,
         },
-        "warnings": [*samples.warnings, *warnings],
+        "warnings": [*samples.warnings, *warnings, *shards.mended],
     }
 
 

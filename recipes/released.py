@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from recipes.core.checkpoint import write_text
@@ -201,8 +202,10 @@ def autoencoder_of(state: Any, *, where: str, norm_groups: int = 32) -> Autoenco
         renamed = autoencoder_from_compvis(tensors, len(spec.multipliers))
     except KeyError as error:
         raise UserError(f"{where} is not a KL autoencoder: {error} is missing or unknown; give another file.") from None
-    if any(spec.base_width * m % norm_groups for m in spec.multipliers):
-        raise UserError(f"{where}: its widths do not divide into {norm_groups} norm groups; say how many there are.")
+    except ValidationError:
+        raise UserError(
+            f"{where}: its widths do not divide into {norm_groups} norm groups; say how many there are."
+        ) from None
     vae = Autoencoder(spec)
     load_exactly(vae.kl, renamed, where=f"{where}: the autoencoder")
     return vae
@@ -313,7 +316,8 @@ def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:
     if any(width % widths[0] for width in widths):
         raise _unbuildable(where, "block_out_channels", widths)
     _check_blocks(down, full["up_block_types"], levels=len(widths), where=where)
-    return AutoencoderSpec(
+    return AutoencoderSpec.read_from(
+        where,
         latent_channels=full["latent_channels"],
         base_width=widths[0],
         multipliers=tuple(width // widths[0] for width in widths),
@@ -417,6 +421,8 @@ def discriminator_of(state: Any, *, where: str) -> PatchDiscriminator:
     if "main.0.weight" not in tensors:
         raise UserError(f"{where} is not a PatchGAN: 'main.0.weight' is not there; give a discriminator's file.")
     layers = sum(name.endswith("running_mean") for name in tensors)
-    network = PatchDiscriminator(DiscriminatorSpec(base_width=tensors["main.0.weight"].shape[0], layers=layers))
+    network = PatchDiscriminator(
+        DiscriminatorSpec.read_from(where, base_width=tensors["main.0.weight"].shape[0], layers=layers)
+    )
     load_exactly(network, tensors, where=f"{where}: the discriminator")
     return network

@@ -38,7 +38,8 @@ def sit_spec(
     _require(state, "y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight")
     hidden, channels, patch = state["x_embedder.proj.weight"].shape[:3]
     depth = count_of(state, r"blocks\.(\d+)\.")
-    return SiTSpec(
+    return SiTSpec.read_from(
+        "the checkpoint's SiT",
         latent_size=_patches_per_side(state["pos_embed"], hidden) * patch,
         channels=channels,
         num_classes=_classes(state["y_embedder.embedding_table.weight"], num_classes),

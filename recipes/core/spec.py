@@ -39,6 +39,14 @@ def _not_finite(value: Any, key: str = "") -> str | None:
     return next((name for name in found if name is not None), None)
 
 
+def _told(where: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    got = "" if first["type"] == "value_error" else f" (got {str(first['input'])[:80]!r})"
+    told = first["msg"].removeprefix("Value error, ")
+    return ": ".join(filter(None, (where, key, f"{told}{got}."))).replace("\n", " ")
+
+
 class Spec(BaseModel):
     """Base of every specification: immutable, no coercion, unknown keys refused."""
 
@@ -62,11 +70,19 @@ class Spec(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            got = "" if first["type"] == "value_error" else f" (got {str(first['input'])[:80]!r})"
-            told = first["msg"].removeprefix("Value error, ")
-            raise UserError(": ".join(filter(None, (where, key, f"{told}{got}."))).replace("\n", " ")) from None
+            raise UserError(_told(where, error)) from None
+
+    @classmethod
+    def read_from(cls, where: str, **fields: Any) -> Self:
+        """From values that were read out of somebody's file; `where` names it in the error.
+
+        Raises:
+            UserError: one sentence naming the first wrong key.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise UserError(_told(where, error)) from None
 
 
 class OptimizerSpec(Spec):

@@ -419,7 +419,7 @@ def test_a_real_process_out_of_memory(small, tmp_path):
     """The machine's own limit, not an error that a test raises."""
     import resource
 
-    limit = 3 * 2**30
+    limit = 8 * 2**30
     done = repa_bench(
         "plan", "--suite", "smoke", "--recipes", "vanilla", "--set", "batch_size=100000000", "--probe", "1",
         "--out", tmp_path, "--cache", small[1],
