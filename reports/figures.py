@@ -199,11 +199,7 @@ def alignment_figure(comparison: Comparison) -> Figure:
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element, the same bytes for the same figure; `name` keeps its ids apart in a page."""
-    with plt.rc_context({**RC, "svg.hashsalt": name}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
-    plt.close(figure)
-    text = buffer.getvalue()
+    text = drawn(figure, "svg", name).decode()
     return text[text.index("<svg") :]
 
 
