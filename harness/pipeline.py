@@ -244,7 +244,7 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
         clock = run.clock(milestones[-1])
         facts["train_seconds"] = clock["seconds"]
     if clock.get("skipped") and session.world.main:
-        session.remark(f"{run.spec.name}: {clock['skipped']} updates were not finite and left out", arm, seed)
+        session.reporter.say(f"{run.spec.name}: {_left_out(clock['skipped'])}", "yellow")
 
 
 def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
@@ -464,7 +464,11 @@ def _score_record(
 
 def _remarks(run: Run, step: int) -> list[str]:
     skipped = run.clock(step).get("skipped", 0)
-    return run.remarks() + ([f"{skipped} updates were not finite and left out"] if skipped else [])
+    return run.remarks() + ([_left_out(skipped)] if skipped else [])
+
+
+def _left_out(skipped: float) -> str:
+    return f"{skipped} update{'s were' if skipped > 1 else ' was'} not finite and left out"
 
 
 def score_imported(
