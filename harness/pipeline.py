@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,8 +243,8 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         clock = run.clock(milestones[-1])
         facts["train_seconds"] = clock["seconds"]
-    if clock.get("skipped") and session.world.main:
-        session.reporter.say(f"{run.spec.name}: {_left_out(clock['skipped'])}", "yellow")
+    if clock.get("left_out") and session.world.main:
+        session.reporter.say(f"{run.spec.name}: {_left_out(clock['left_out'])}", "yellow")
 
 
 def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
@@ -463,12 +463,13 @@ def _score_record(
 
 
 def _remarks(run: Run, step: int) -> list[str]:
-    skipped = run.clock(step).get("skipped", 0)
-    return run.remarks() + ([_left_out(skipped)] if skipped else [])
+    left_out = run.clock(step).get("left_out")
+    return run.remarks() + ([_left_out(left_out)] if left_out else [])
 
 
-def _left_out(skipped: float) -> str:
-    return f"{skipped} update{'s were' if skipped > 1 else ' was'} not finite and left out"
+def _left_out(counts: Mapping[str, int]) -> str:
+    told = ", ".join(f"{network} {count}" for network, count in counts.items())
+    return f"updates that were not finite and left out: {told}"
 
 
 def score_imported(

@@ -386,7 +386,7 @@ class Run:
             "seconds": trainer.clock.seconds,
             "device_seconds": trainer.clock.device_seconds,
             "milestone": trainer.step in milestones,
-            "skipped": trainer.position - trainer.step,
+            "left_out": {name: int(count) for name, count in sorted(trainer.skipped.items()) if count},
             "run": self.spec.digest(),
         }
         checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)

@@ -142,13 +142,13 @@ def test_stop_keeps_the_last_good_checkpoint_and_says_what_happened(tmp_path, mo
 def test_skip_leaves_the_update_out_counts_it_and_survives_a_restart(tmp_path, monkeypatch):
     run = run_poisoned(tmp_path, monkeypatch, {1, 3}, on_nan="skip", milestones=[2, 3])
     assert run.steps() == [2, 3]
-    assert [run.clock(step)["skipped"] for step in run.steps()] == [1, 2]
+    assert [run.clock(step)["left_out"] for step in run.steps()] == [{"sit": 1}, {"sit": 2}]
     assert [run.clock(step)["position"] for step in run.steps()] == [3, 5]
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[-1]["skipped_sit"] == 2
     train_run(run, make_inputs(), [2, 3, 6])  # and in the mode that stops, what was left out before is no news
-    assert run.clock(6)["skipped"] == 2
+    assert run.clock(6)["left_out"] == {"sit": 2}
     assert run.clock(6)["position"] == 8
 
 
