@@ -18,7 +18,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.options import MAX_SEED, Chosen, Laid, Place, Scored, expand_several, overrides, shared
+from harness.options import (
+    MAX_SEED,
+    Chosen,
+    Laid,
+    Place,
+    Scored,
+    expand_several,
+    overrides,
+    refuse_unwritable,
+    shared,
+    way_to_score,
+)
 from recipes.core.errors import Diverged, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +62,7 @@ PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 @contextmanager
-def _session(place: Place) -> Iterator[Session]:
+def _session(place: Place, *, writes: bool = True) -> Iterator[Session]:
     """Everything that a command works with; joins the other processes under torchrun."""
     from harness.pipeline import Session
     from harness.progress import Reporter
@@ -63,6 +74,10 @@ def _session(place: Place) -> Iterator[Session]:
     chosen = suite(place.suite, overrides(place.set_ or ()))
     changed = chosen.identity() != suite(place.suite).identity()
     folder = place.out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)
+    if writes:
+        refuse_unwritable("--out", folder)
+    if place.data is not None and not chosen.reads_data:
+        raise UserError(f"--data: suite {chosen.name} makes its own data and reads none of yours; leave it out.")
     steps = place.steps if isinstance(place, Chosen) else None
     every = place.score_every if isinstance(place, Chosen) else None
     budget = Budget(
@@ -87,7 +102,7 @@ def _session(place: Place) -> Iterator[Session]:
             chosen,
             budget,
             folder,
-            _store(place),
+            _store(place.cache),
             Reporter(quiet=not here.main),
             world=here,
             execution=execution,
@@ -197,16 +212,17 @@ def score(choices: Scored) -> None:
     from harness.pipeline import run_suite, score_imported
     from harness.protocol import find_protocol
 
-    if choices.samples is not None or choices.reference is not None:
+    if (way := way_to_score(choices)) in ("--samples", "--tokenizer with --reference"):
         _score_files(choices)
         return
     with _session(choices) as session:
-        if choices.run_folder is not None:
+        if way == "--run":
+            assert choices.run_folder is not None
             protocols = [find_protocol(choices.protocol)] if choices.protocol else session.suite.final_protocols
             more = evaluate.parse(choices.metrics, ())
             told = score_imported(session, choices.run_folder, choices.tokenizer, choices.step, protocols, more)
             if session.world.main:
-                _tell(choices, told, as_json=True)
+                print(json.dumps(told, indent=1))
             return
         run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
         if session.world.main:
@@ -224,6 +240,8 @@ def _score_files(choices: Scored) -> None:
             "--samples and --reference go together, or --tokenizer and --reference for what a tokenizer reconstructs: "
             "give both, or neither to score a suite."
         )
+    if choices.out is not None:
+        refuse_unwritable("--out", choices.out, folder=False)
     python = choices.adm_python or Path(sys.executable)
     if choices.adm_evaluator is not None:
         adm.refuse_absent(python, choices.adm_evaluator, reference)
@@ -231,7 +249,7 @@ def _score_files(choices: Scored) -> None:
         if samples is not None:
             found = scoring.score(open_samples(samples, flag="--samples"), reference, job)
         else:
-            network, content = open_tokenizer(_store(choices), choices.tokenizer or "")
+            network, content = open_tokenizer(_store(choices.cache), choices.tokenizer or "")
             found = scoring.score_tokenizer(reference, network, content, job)
         if found is None:  # another process tells
             return
@@ -241,10 +259,13 @@ def _score_files(choices: Scored) -> None:
     _tell(choices, found)
 
 
-def _store(place: Place) -> Store:
+def _store(cache: Path | None) -> Store:
     from harness.assets import Store, default_cache
 
-    return Store(place.cache or default_cache())
+    root = cache or default_cache()
+    if not root.is_dir():  # one that is there may be shared and not ours to write to
+        refuse_unwritable("--cache", root)
+    return Store(root)
 
 
 @contextmanager
@@ -256,7 +277,7 @@ def _job(choices: Scored) -> Iterator[Job]:
     from recipes.core.distributed import world
     from recipes.models.perceptual import load_perceptual
 
-    store, name = _store(choices), features.network_name(choices.features)
+    store, name = _store(choices.cache), features.network_name(choices.features)
     default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
     if choices.samples is None:
         has_lpips = catalogue.find(store, "vgg16") is not None
@@ -282,14 +303,14 @@ def _job(choices: Scored) -> Iterator[Job]:
         )
 
 
-def _tell(choices: Scored, found: dict[str, Any], *, as_json: bool = False) -> None:
+def _tell(choices: Scored, found: dict[str, Any]) -> None:
     """Print a result, and write it to --out."""
     from recipes.core.checkpoint import write_text
 
     text = json.dumps(found, indent=1)
     if choices.out is not None:
         write_text(choices.out, text + "\n")
-    if choices.as_json or as_json:
+    if choices.as_json:
         print(text)
         return
     for name, value in found.items():
@@ -315,7 +336,7 @@ def sample(
         str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed.")] = 0,
-    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
     generation_seed: Annotated[
         int, typer.Option("--generation-seed", min=0, max=MAX_SEED, help="Seed of labels and noise.")
@@ -336,6 +357,11 @@ def sample(
 
     if (recipe is None) == (run_folder is None):
         raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
+    if tokenizer is not None and run_folder is None:
+        raise UserError("--tokenizer goes with --run: an arm of a suite has its own. Leave it out.")
+    if images.suffix != ".png":
+        raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
+    refuse_unwritable("--images", images, folder=False)
     npz = images.with_suffix(".npz")
     with _session(place) as session:
         protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
@@ -594,6 +620,7 @@ def report(
             raise UserError(f"--format: there is no format '{name}'.{nearest(name, build.FORMATS)}")
     if not wanted:
         raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
+    refuse_unwritable("--out", out or runs[0] / "report")
     out_console.print(build.build(runs, out or runs[0] / "report", wanted), highlight=False, soft_wrap=True)
 
 
@@ -679,7 +706,7 @@ def plan(
     from harness.plan import make_plan
     from reports.plan import as_dict, print_plan
 
-    with _session(choices) as session:
+    with _session(choices, writes=False) as session:
         chosen = session.suite
         made = make_plan(
             chosen,
@@ -722,12 +749,11 @@ def fetch(
     Example: `repa-bench fetch inception`
     """
     from harness import catalogue
-    from harness.assets import Store, default_cache
     from harness.fetch import fetch as download
     from harness.fetch import is_hub_id
     from harness.suites import suite as find_suite
 
-    store = find_suite(suite).place(Store(cache or default_cache()))
+    store = find_suite(suite).place(_store(cache))
     if source is None or is_hub_id(source):
         found = download(store, name, hub=source)
     else:
@@ -747,11 +773,13 @@ def import_(
         typer.Argument(help="A fetched asset, a folder of REPA-E (args.json, checkpoints), or a .pt of REPA or SiT."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Where the run's folder goes.")],
-    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint of a folder. Default: the last.")] = None,
-    encoder_depth: Annotated[
-        int | None, typer.Option("--encoder-depth", help="The aligned block, where the file does not say it.")
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Which checkpoint of a folder. Default: the last.")
     ] = None,
-    heads: Annotated[int | None, typer.Option("--heads", help="For sizes that are none of the papers'.")] = None,
+    encoder_depth: Annotated[
+        int | None, typer.Option("--encoder-depth", min=1, help="The aligned block, where the file does not say it.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="For sizes that are none of the papers'.")] = None,
     cache: CacheOption = None,
 ) -> None:
     """Turn a released checkpoint into a run's folder, which sample and export-vae take. Never runs code from it.
@@ -759,11 +787,11 @@ def import_(
     Example: `repa-bench import sit-repae-sdvae --out runs/imported/sit-repae-sdvae`
     """
     from harness import catalogue
-    from harness.assets import Store, default_cache
     from recipes.imports import import_checkpoint
 
+    refuse_unwritable("--out", out)
     if not path.exists() and str(path) in catalogue.CATALOGUE:
-        path = catalogue.require(Store(cache or default_cache()), str(path)).path
+        path = catalogue.require(_store(cache), str(path)).path
     run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
     out_console.print(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}", highlight=False, soft_wrap=True)
 
@@ -773,7 +801,7 @@ def export_vae(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run of REPA-E, trained here or imported.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for NAME-hf/ (diffusers) and NAME.pt (released form).")],
     name: Annotated[str, typer.Option("--name", help="Of the files.")] = "tuned-vae",
-    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the last.")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None,
 ) -> None:
     """Write the tuned tokenizer of a run with the statistics of its latents, for diffusers and for the released code.
 
@@ -781,6 +809,9 @@ def export_vae(
     """
     from recipes.exports import export_autoencoder
 
+    refuse_unwritable("--out", out)
+    if Path(name).name != name:
+        raise UserError(f"--name {name}: a file's name is meant, without folders.")
     written = export_autoencoder(run_folder, out, name, step)
     out_console.print(f"{written}, and {out / f'{name}-hf'} for diffusers", highlight=False, soft_wrap=True)
     out_console.print(f"next: repa-bench fetch tuned-vae --from {written}", highlight=False, soft_wrap=True)
@@ -804,14 +835,17 @@ def doctor(
 
     Example: `repa-bench doctor --verify`, or `repa-bench doctor --metrics`
     """
-    from harness.assets import Store, default_cache
     from harness.doctor import examine
     from reports.plan import print_health
 
-    store = Store(cache or default_cache())
+    store = _store(cache)
     if metrics or known:
+        if verify:
+            raise UserError("--verify and --metrics are two examinations; ask for one after the other.")
         _crosscheck(store, images, device, known=known, as_json=as_json)
         return
+    if device != "auto":
+        raise UserError("--device goes with --metrics: nothing else is computed here. Leave it out.")
     health = examine(store, verify=verify)
     if as_json:
         print(json.dumps(health.as_dict(), indent=1))

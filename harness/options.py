@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -127,7 +128,9 @@ class Scored(Laid):
             help="An asset or a file: with --reference alone, measure what it reconstructs; with --run, the run's.",
         ),
     ] = None
-    step: Annotated[int | None, typer.Option("--step", help="With --run: which checkpoint. Default: the last.")] = None
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="With --run: which checkpoint. Default: the last.")
+    ] = None
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
     ] = None
@@ -141,6 +144,59 @@ class Scored(Laid):
     adm_python: Annotated[
         Path | None, typer.Option("--adm-python", help="The Python that has its TensorFlow. Default: this one.")
     ] = None
+
+
+_PLACE = {f.name for f in fields(Place)}
+_FILES = {"cache", "device", "out", "features", "weights", "metrics", "as_json", "reference"}
+#: What `score` can be asked for, by the flag that asks for it, and the options that then decide something.
+WAYS_TO_SCORE: Mapping[str, set[str]] = {
+    "--samples": {*_FILES, "samples", "adm_evaluator", "adm_python"},
+    "--tokenizer with --reference": {*_FILES, "tokenizer"},
+    "--run": {*_PLACE, "run_folder", "tokenizer", "step", "protocol", "metrics", "keep_samples", "as_json"},
+    "a suite": {*(f.name for f in fields(Laid)), "keep_samples"},
+}
+
+
+def way_to_score(choices: Scored) -> str:
+    """Which of `WAYS_TO_SCORE` is asked for.
+
+    Raises:
+        UserError: an option decides nothing there, so what it was meant to decide would silently be otherwise.
+    """
+    if choices.run_folder is not None:
+        way = "--run"
+    elif choices.samples is not None:
+        way = "--samples"
+    else:
+        way = "a suite" if choices.reference is None else "--tokenizer with --reference"
+    for field in fields(choices):
+        if field.name in WAYS_TO_SCORE[way] or getattr(choices, field.name) == field.default:
+            continue
+        elsewhere = [name for name, names in WAYS_TO_SCORE.items() if field.name in names]
+        raise UserError(
+            f"{flag_of(type(choices), field.name)} decides nothing when {way} is scored, only with "
+            f"{' or '.join(elsewhere)}: leave it out, or see `repa-bench score --help`."
+        )
+    return way
+
+
+def flag_of(kind: type[Place], name: str) -> str:
+    """How a field is written on the command line."""
+    option = get_type_hints(kind, include_extras=True)[name].__metadata__[0]
+    return str(next(flag for flag in (option.default, *(option.param_decls or ())) if str(flag).startswith("--")))
+
+
+def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
+    """Look, before hours of work, whether what is to be written can be.
+
+    Raises:
+        UserError: it is a file where a folder is meant or the other way round, or its place is not ours to write to.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"{flag} {path}: a {'folder' if folder else 'file'} is meant, and this is none.")
+    place = next(p for p in (path, *path.absolute().parents) if p.exists() or p == p.parent)
+    if place.is_dir() != (folder or place != path) or not os.access(place, os.W_OK):
+        raise UserError(f"{flag} {path}: {place} is not ours to write to. Give another path.")
 
 
 def shared(kind: type[Place]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

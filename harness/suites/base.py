@@ -192,6 +192,11 @@ class Suite(Protocol):
         ...
 
     @property
+    def reads_data(self) -> bool:
+        """Whether it wants ``--data``, and does not make its own."""
+        ...
+
+    @property
     def knows_labels(self) -> bool:
         """Whether the feature network's logits are the suite's classes."""
         ...

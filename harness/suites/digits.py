@@ -50,6 +50,7 @@ class DigitsSuite(Spec):
 
     chunk: ClassVar[int] = 256
     wants_gpu: ClassVar[bool] = False
+    reads_data: ClassVar[bool] = False
     knows_labels: ClassVar[bool] = True
 
     name: str = "digits"

@@ -132,6 +132,11 @@ class ImagenetSuite(Spec):
         """Whether ``--device auto`` looks for one."""
         return not self.stand_ins
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether it wants ``--data``, and does not make its own."""
+        return True
+
     def arm(self, name: str) -> PaperArm:
         """A configuration, its names checked.
 

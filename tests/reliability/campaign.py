@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ KILLED = Path(__file__).with_name("killed.py")
 VOLATILE = {"provenance", "train_seconds", "device_seconds", "sample_seconds", "check"}
 #: A run is killed at most so often before it is let to its end.
 CHAIN = 5
+#: What a run was at when it died, by the last file that it touched or was about to.
+STAGES = {
+    "/cache": "assets",
+    "/checkpoints/.": "writing a checkpoint",
+    "/runs": "training",
+    "/shards": "sampling",
+    "/samples": "pictures",
+    "/reconstructions": "pictures",
+    "/records": "records",
+    "/report": "report",
+}
 
 
 def state_of(out: Path) -> dict[str, Any]:
@@ -62,11 +74,13 @@ class Campaign:
     kills: int = 0
     chains: int = 0
     where: list[str] = field(default_factory=list)
+    """When each kill came, and what it interrupted."""
+    stages: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         began = time.perf_counter()
-        self.touches = self._run(self.root / "quiet", self.root / "cache-quiet", 0)[1]
+        self.touches = int(self._run(self.root / "quiet", self.root / "cache-quiet", 0)[1])
         self.seconds = time.perf_counter() - began
         self.expected = state_of(self.root / "quiet")
 
@@ -99,22 +113,24 @@ class Campaign:
         """Whether the process died by it, and was not faster."""
         if self.random.random() < 0.5:
             touch = self.random.randint(1, self.touches)
-            self.where.append(f"touch {touch}")
-            code, _ = self._run(out, cache, touch)
+            code, told = self._run(out, cache, touch)
+            at = f"touch {touch}"
         else:
             moment = self.random.uniform(0.1, 1.0) * self.seconds
-            self.where.append(f"second {moment:.1f}")
-            code, _ = self._run(out, cache, 0, moment)
+            code, told = self._run(out, cache, 0, moment)
+            at = f"second {moment:.1f}"
         if code == 0:
-            self.where.pop()
             return False
         assert code == -signal.SIGKILL, code
+        self.where.append(f"{at} ({told})")
+        self.stages[told] += 1
         self.kills += 1
         return True
 
-    def _run(self, out: Path, cache: Path, touch: int, moment: float | None = None) -> tuple[int, int]:
-        """Exit code, and how many files it touched if it lived."""
+    def _run(self, out: Path, cache: Path, touch: int, moment: float | None = None) -> tuple[int, str]:
+        """Exit code; how many files it touched if it lived, else what it was at."""
         counter = self.root / "touches"
+        counter.unlink(missing_ok=True)
         command = [sys.executable, KILLED, touch, counter, out, cache, "--", "run", *self.arguments]
         with subprocess.Popen(
             [*map(str, command), "--out", str(out), "--cache", str(cache)],
@@ -132,4 +148,8 @@ class Campaign:
                 process.send_signal(signal.SIGKILL)
                 _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-        return process.returncode, int(counter.read_text()) if process.returncode == 0 else 0
+        told = counter.read_text().split("\n")[0] if counter.exists() else ""
+        if process.returncode == 0:
+            return 0, told
+        path = told.removeprefix(str(self.root))
+        return process.returncode, next((stage for part, stage in STAGES.items() if part in path), "start")

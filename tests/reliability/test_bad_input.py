@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import shutil
@@ -26,7 +27,7 @@ from test_faults import _main
 
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
-from harness import records
+from harness import cli, records
 from harness.compare import load
 from harness.curves import read_csv
 from harness.samples import open_samples
@@ -87,6 +88,18 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["score", "--samples", "a", "--reference", "b", "--weights", "nowhere.pth"], "nowhere.pth"),
     (["score", *SMOKE, "--run", "nowhere"], "is not a run"),
     (["score", *SMOKE, "--run", "nowhere", "--protocol", "sit-sde25"], "Did you mean 'sit-sde250"),
+    (["score", *SMOKE, "--protocol", "sit-sde250"], "decides nothing"),
+    (["score", *SMOKE, "--metrics", "kid"], "--samples"),
+    (["score", *SMOKE, "--json"], "decides nothing"),
+    (["score", *SMOKE, "--run", "nowhere", "--features", "inception", "--steps", "3"], "--steps"),
+    (["score", "--samples", "a", "--reference", "b", "--seeds", "1"], "--seeds"),
+    (["score", "--samples", "a", "--reference", "b", "--out", "."], "a file is meant"),
+    (["score", "--tokenizer", "sd-vae"], "--reference"),
+    (["run", *SMOKE, "--data", "/data"], "makes its own data"),
+    (["sample", *SMOKE, "--recipe", "repa", "--images", "x.npz"], ".png"),
+    (["sample", *SMOKE, "--recipe", "repa", "--images", "x.png", "--tokenizer", "sd-vae"], "--run"),
+    (["doctor", "--device", "cpu"], "--metrics"),
+    (["doctor", "--verify", "--metrics"], "--verify"),
     (["sample", *SMOKE, "--images", "x.png"], "--recipe"),
     (["sample", *SMOKE, "--run", "nowhere", "--images", "x.png"], "is not a run"),
     (["sample", *SMOKE, "--recipe", "repa", "--images", "x.png", "--count", "0"], "--count"),
@@ -130,6 +143,68 @@ def test_a_mistake_on_the_command_line(arguments, told, tmp_path, capsys, monkey
     assert "Traceback" not in output.err
     left = [p for p in tmp_path.rglob("*") if p.is_file() and "cache" not in p.parts]
     assert not left
+
+
+#: What an option cannot be, where its type does not say it.
+NONSENSE = {
+    "--device": "tpu", "--suite": "digts", "--set": "x", "--recipes": "nothing", "--recipe": "nothing",
+    "--protocol": "nothing", "--out": "/dev/null/x", "--cache": "/dev/null/x", "--data": "/nowhere",
+    "--features": "nothing", "--metrics": "nothing", "--weights": "/nowhere", "--samples": "/nowhere",
+    "--reference": "/nowhere", "--run": "/nowhere", "--tokenizer": "/nowhere", "--adm-evaluator": "/nowhere",
+    "--adm-python": "/nowhere", "--images": "/dev/null/x.png", "--intervals": "1:0", "--on-nan": "ignore",
+    "--format": "docx", "--check": "/nowhere", "--curves": "/nowhere", "--baseline": "nothing", "--from": "/nowhere",
+    "--kind": "guessed", "--name": "a/b",
+}  # fmt: skip
+#: A search that finds nothing is no mistake, and a plan writes nothing.
+NO_MISTAKE = {("baselines", f) for f in ("--method", "--model", "--group", "--text")} | {("plan", "--out")}
+#: What else a command must be given.
+NEEDED = {
+    "sample": ["--recipe", "repa", "--images", "x.png"],
+    "fetch": ["inception"],
+    "import": ["sit-repae-sdvae", "--out", "x"],
+    "export-vae": ["/nowhere", "--out", "x"],
+    "report": [str(EXAMPLE)],
+    "speedup": [str(EXAMPLE)],
+}
+
+
+def without(arguments: list[str], flag: str) -> list[str]:
+    at = arguments.index(flag) if flag in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def nonsense() -> Iterator[list[str]]:
+    """For every option of every command, a call in which only that option is wrong."""
+    for command in cli.app.registered_commands:
+        name = command.name or command.callback.__name__
+        options = {}
+        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
+            option, kind = parameter.annotation.__metadata__[0], str(parameter.annotation.__origin__)
+            flags = [f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")]
+            if flags and "bool" not in kind:
+                options[flags[0]] = ["much", "-1"] if "int" in kind or "float" in kind else None
+        for flag, numbers in options.items():
+            if (name, flag) not in NO_MISTAKE:
+                suite = ["--suite", "smoke"] if "--suite" in options and flag != "--suite" else []
+                needed = [] if (name, flag) == ("speedup", "--curves") else without(NEEDED.get(name, []), flag)
+                needed = without(needed, "--recipe") if flag == "--run" else needed
+                needed = ["/nowhere", "/elsewhere"] if name == "compare" else needed
+                for value in numbers or [NONSENSE[flag]]:
+                    yield [name, *needed, *suite, flag, value]
+
+
+@pytest.mark.parametrize("arguments", list(nonsense()), ids=lambda a: " ".join((a[0], *a[-2:])))
+def test_every_option_refuses_what_it_cannot_be(arguments, tmp_path, capsys, monkeypatch):
+    """Before anything is prepared or trained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("REPA_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.pipeline.prepare", lambda *_: pytest.fail("too late"))
+    assert _main(*arguments) == 2
+    told = capsys.readouterr().err
+    assert arguments[-1] in told or arguments[-2] in told, told
+    assert "Traceback" not in told
+    assert not list(tmp_path.rglob("*"))
 
 
 # ---------------------------------------------------------------- mutations of what is right

@@ -27,6 +27,7 @@ def campaign(tmp_path: Path, kills: int, *more: str) -> None:
     made.go(kills)
     assert made.kills == kills
     print(f"{made.kills} kills in {made.chains} runs, nothing lost: {', '.join(made.where)}")
+    print(", ".join(f"{stage} {count}" for stage, count in made.stages.most_common()))
 
 
 def test_five_kills_lose_nothing(tmp_path):
