@@ -30,6 +30,7 @@ from harness.options import (
     shared,
     way_to_score,
 )
+from harness.signals import TERMINATED, requeued
 from recipes.core.errors import Diverged, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ app = typer.Typer(
 # Names and paths are text, whatever brackets are in them.
 out_console = Console(markup=False)
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 DIVERGED = 3
 # What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
 # some versions of Typer and a copy in others.
@@ -929,7 +930,8 @@ def main() -> None:
     _quiet_libraries()
     command = typer.main.get_command(app)
     try:
-        code = command.main(expand_several(sys.argv[1:]), prog_name="repa-bench", standalone_mode=False)
+        with requeued():
+            code = command.main(expand_several(sys.argv[1:]), prog_name="repa-bench", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: What a shell says of a process that SIGTERM ended; schedulers requeue it.
+TERMINATED = 143
+OVER = b"\nstopped by a signal; what was finished is kept, and the same command continues\n"
 AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
+
+
+@contextmanager
+def requeued() -> Iterator[None]:
+    """Outside training too, SIGTERM and SIGUSR1 let go of locks and end the process with `TERMINATED`."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        os.write(2, OVER)
+        sys.exit(TERMINATED)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

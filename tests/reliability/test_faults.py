@@ -381,6 +381,38 @@ def test_ctrl_c_once_saves_and_twice_aborts(small, tmp_path):
             assert any(out.glob("runs/*/checkpoints/*/optimizer.safetensors"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_s_signal_ends_with_the_code_that_requeues(number, small, tmp_path):
+    for at, cache in (("assets", tmp_path / "cache"), ("training", small[1])):
+        out = tmp_path / at
+        command = [
+            "run",
+            "--suite",
+            "smoke",
+            "--recipes",
+            "vanilla",
+            "--steps",
+            100000,
+            "--save-every",
+            50,
+            "--out",
+            out,
+            "--cache",
+            cache,
+        ]
+        with subprocess.Popen([*COMMAND, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            while not any(cache.glob("digits-data-*") if at == "assets" else out.glob("runs/*/log.jsonl")):
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 143, errors
+        assert "same command continues" in errors
+        assert "Traceback" not in errors
+        assert not list(tmp_path.rglob(".lock"))
+        assert any(out.glob("runs/*/checkpoints/*/optimizer.safetensors")) == (at == "training")
+
+
 def test_a_second_ctrl_c_is_not_held_back():
     from harness.signals import deferred
 
