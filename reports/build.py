@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
 from baselines.claims import ledger
@@ -184,12 +185,16 @@ def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     return "\n\n".join([head, *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
 
+def _inline(figure: Figure, name: str) -> Markup:
+    """A figure for a page; matplotlib has escaped the labels that it drew."""
+    return Markup(figures.svg(figure, name))  # nosec B704
+
+
 def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
-    # matplotlib escapes the labels that it draws
-    pictures = [(title(name), Markup(figures.svg(figure, name))) for name, figure in drawn.items()]  # nosec B704
-    swept = Markup(figures.svg(figures.guidance_figure(comparison), "guidance")) if comparison.searches else ""  # nosec B704
-    against = Markup(figures.svg(figures.alignment_figure(comparison), "alignment")) if comparison.alignments else ""  # nosec B704
+    pictures = [(title(name), _inline(figure, name)) for name, figure in drawn.items()]
+    swept = _inline(figures.guidance_figure(comparison), "guidance") if comparison.searches else ""
+    against = _inline(figures.alignment_figure(comparison), "alignment") if comparison.alignments else ""
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
