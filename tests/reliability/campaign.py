@@ -151,5 +151,7 @@ class Campaign:
         told = counter.read_text().split("\n")[0] if counter.exists() else ""
         if process.returncode == 0:
             return 0, told
+        if not told or told.isdigit():
+            return process.returncode, "leaving" if told else "starting"
         path = told.removeprefix(str(self.root))
-        return process.returncode, next((stage for part, stage in STAGES.items() if part in path), "start")
+        return process.returncode, next((stage for part, stage in STAGES.items() if part in path), "in between")
