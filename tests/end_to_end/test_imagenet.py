@@ -165,7 +165,9 @@ def test_samples_of_a_trained_and_of_an_imported_checkpoint_are_equal(paper):
 
 
 def test_a_runs_folder_is_scored_with_more_metrics(paper):
-    told = paper.ok("score", *SUITE, "--run", paper.run("repa"), "--tokenizer", "sd-vae", "--metrics", "kid,clean_fid")
+    asked = ("--run", paper.run("repa"), "--tokenizer", "sd-vae", "--metrics", "kid,clean_fid")
+    told = paper.ok("score", *SUITE, *asked, "--out", paper.root / "scored")
+    assert list(paper.root.glob("scored/samples/**/*.png"))
     found = json.loads(told.stdout)["smoke-sde4@1"]
     ours = next(r for r in records(paper, "score") if r["arm"] == "repa" and r["protocol"]["name"] == "smoke-sde4")[
         "metrics"
