@@ -26,9 +26,10 @@ from harness.options import (
     Scored,
     expand_several,
     overrides,
+    refuse_idle,
+    refuse_idle_to_score,
     refuse_unwritable,
     shared,
-    way_to_score,
 )
 from harness.signals import TERMINATED, requeued
 from recipes.core.errors import Diverged, Stopped, UserError, nearest
@@ -213,12 +214,12 @@ def score(choices: Scored) -> None:
     from harness.pipeline import run_suite, score_imported
     from harness.protocol import find_protocol
 
-    if (way := way_to_score(choices)) in ("--samples", "--tokenizer with --reference"):
+    refuse_idle_to_score(choices)
+    if choices.samples is not None or choices.reference is not None:
         _score_files(choices)
         return
     with _session(choices) as session:
-        if way == "--run":
-            assert choices.run_folder is not None
+        if choices.run_folder is not None:
             protocols = [find_protocol(choices.protocol)] if choices.protocol else session.suite.final_protocols
             more = evaluate.parse(choices.metrics, ())
             told = score_imported(session, choices.run_folder, choices.tokenizer, choices.step, protocols, more)
@@ -358,8 +359,10 @@ def sample(
 
     if (recipe is None) == (run_folder is None):
         raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
-    if tokenizer is not None and run_folder is None:
-        raise UserError("--tokenizer goes with --run: an arm of a suite has its own. Leave it out.")
+    if run_folder is None:
+        refuse_idle({"--tokenizer": tokenizer is not None}, "--run")
+    else:
+        refuse_idle({"--seed": seed != 0}, "--recipe")
     if images.suffix != ".png":
         raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
     refuse_unwritable("--images", images, folder=False)
@@ -469,6 +472,7 @@ def analyse(
             session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
 
 
+FORMATS = "html,md,tex,csv,svg,png,pdf"
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
 
 
@@ -600,7 +604,7 @@ def report(
         typer.Option(
             "--format", help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas between."
         ),
-    ] = "html,md,tex,csv,svg,png,pdf",
+    ] = FORMATS,
     check: Annotated[
         Path | None, typer.Option("--check", help="Write nothing: exit 1 if this report is not what the records give.")
     ] = None,
@@ -612,6 +616,7 @@ def report(
     from reports import build
 
     if check is not None:
+        refuse_idle({"--out": out is not None, "--format": formats != FORMATS}, "a report that is written")
         for line in (found := build.check(runs, check)):
             print(f"{check}: {line}")
         raise typer.Exit(1 if found else 0)
@@ -621,8 +626,9 @@ def report(
             raise UserError(f"--format: there is no format '{name}'.{nearest(name, build.FORMATS)}")
     if not wanted:
         raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
-    refuse_unwritable("--out", out or runs[0] / "report")
-    out_console.print(build.build(runs, out or runs[0] / "report", wanted), highlight=False, soft_wrap=True)
+    place = out or runs[0] / "report"
+    refuse_unwritable("--out", place)
+    out_console.print(build.build(runs, place, wanted), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -818,13 +824,16 @@ def export_vae(
     out_console.print(f"next: repa-bench fetch tuned-vae --from {written}", highlight=False, soft_wrap=True)
 
 
+CROSSCHECKED = 48
+
+
 @app.command()
 def doctor(
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte again and compare the hashes.")] = False,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Instead: score a mini set by us, torch-fidelity and clean-fid.")
     ] = False,
-    images: Annotated[int, typer.Option("--images", min=20, help="With --metrics: of each set.")] = 48,
+    images: Annotated[int, typer.Option("--images", min=20, help="With --metrics: of each set.")] = CROSSCHECKED,
     known: Annotated[
         bool, typer.Option("--known", help="The same, and ADM's own samples, whose numbers its README prints.")
     ] = False,
@@ -841,12 +850,10 @@ def doctor(
 
     store = _store(cache)
     if metrics or known:
-        if verify:
-            raise UserError("--verify and --metrics are two examinations; ask for one after the other.")
+        refuse_idle({"--verify": verify}, "no other examination")
         _crosscheck(store, images, device, known=known, as_json=as_json)
         return
-    if device != "auto":
-        raise UserError("--device goes with --metrics: nothing else is computed here. Leave it out.")
+    refuse_idle({"--device": device != "auto", "--images": images != CROSSCHECKED}, "--metrics")
     health = examine(store, verify=verify)
     if as_json:
         print(json.dumps(health.as_dict(), indent=1))

@@ -157,11 +157,26 @@ WAYS_TO_SCORE: Mapping[str, set[str]] = {
 }
 
 
-def way_to_score(choices: Scored) -> str:
-    """Which of `WAYS_TO_SCORE` is asked for.
+def refuse_idle(given: Mapping[str, bool], where: str) -> None:
+    """An option that decides nothing here is no option: what it was meant to decide would silently be otherwise.
+
+    Args:
+        given: by flag, whether it was.
+        where: what it goes with.
 
     Raises:
-        UserError: an option decides nothing there, so what it was meant to decide would silently be otherwise.
+        UserError: one was.
+    """
+    for flag, was in given.items():
+        if was:
+            raise UserError(f"{flag} decides nothing here; it goes with {where}. Leave it out.")
+
+
+def refuse_idle_to_score(choices: Scored) -> None:
+    """`refuse_idle`, of what `score` was not asked for.
+
+    Raises:
+        UserError: see there.
     """
     if choices.run_folder is not None:
         way = "--run"
@@ -169,21 +184,17 @@ def way_to_score(choices: Scored) -> str:
         way = "--samples"
     else:
         way = "a suite" if choices.reference is None else "--tokenizer with --reference"
+    hints = get_type_hints(Scored, include_extras=True)
     for field in fields(choices):
-        if field.name in WAYS_TO_SCORE[way] or getattr(choices, field.name) == field.default:
-            continue
-        elsewhere = [name for name, names in WAYS_TO_SCORE.items() if field.name in names]
-        raise UserError(
-            f"{flag_of(type(choices), field.name)} decides nothing when {way} is scored, only with "
-            f"{' or '.join(elsewhere)}: leave it out, or see `repa-bench score --help`."
-        )
-    return way
+        if field.name not in WAYS_TO_SCORE[way] and getattr(choices, field.name) != field.default:
+            elsewhere = [name for name, names in WAYS_TO_SCORE.items() if field.name in names]
+            refuse_idle({str(flag_of(hints[field.name])): True}, " or ".join(elsewhere))
 
 
-def flag_of(kind: type[Place], name: str) -> str:
-    """How a field is written on the command line."""
-    option = get_type_hints(kind, include_extras=True)[name].__metadata__[0]
-    return str(next(flag for flag in (option.default, *(option.param_decls or ())) if str(flag).startswith("--")))
+def flag_of(annotation: Any) -> str | None:
+    """How an annotated parameter is written on the command line; None if it has no name there."""
+    option = annotation.__metadata__[0]
+    return next((f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")), None)
 
 
 def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
@@ -194,8 +205,8 @@ def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
     """
     if path.exists() and path.is_dir() != folder:
         raise UserError(f"{flag} {path}: a {'folder' if folder else 'file'} is meant, and this is none.")
-    place = next(p for p in (path, *path.absolute().parents) if p.exists() or p == p.parent)
-    if place.is_dir() != (folder or place != path) or not os.access(place, os.W_OK):
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not (place == path or place.is_dir()) or not os.access(place, os.W_OK):
         raise UserError(f"{flag} {path}: {place} is not ours to write to. Give another path.")
 
 

@@ -243,7 +243,7 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         clock = run.clock(milestones[-1])
         facts["train_seconds"] = clock["seconds"]
-    if clock.get("left_out") and session.world.main:
+    if clock.get("left_out"):
         session.reporter.say(f"{run.spec.name}: {_left_out(clock['left_out'])}", "yellow")
 
 

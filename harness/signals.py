@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,6 +17,17 @@ AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
 
 
 @contextmanager
+def _received(numbers: Iterable[int], receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `receive` have these signals for a while."""
+    before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def requeued() -> Iterator[None]:
     """Outside training too, SIGTERM and SIGUSR1 let go of locks and end the process with `TERMINATED`."""
 
@@ -24,12 +35,8 @@ def requeued() -> Iterator[None]:
         os.write(2, OVER)
         sys.exit(TERMINATED)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with _received((signal.SIGTERM, signal.SIGUSR1), receive):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -54,11 +61,7 @@ def deferred() -> Iterator[Callable[[], int]]:
         noticed = noticed or (came[0] if came else 0)
         return noticed
 
-    before = {number: signal.signal(number, receive) for number in NUMBERS}
-    try:
+    with _received(NUMBERS, receive):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came and not noticed:
         signal.raise_signal(came[0])

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,8 @@ class Campaign:
     arguments: tuple[str, ...]
     kills: int = 0
     chains: int = 0
-    where: list[str] = field(default_factory=list)
+    where: list[tuple[str, str]] = field(default_factory=list)
     """When each kill came, and what it interrupted."""
-    stages: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -113,22 +111,21 @@ class Campaign:
         """Whether the process died by it, and was not faster."""
         if self.random.random() < 0.5:
             touch = self.random.randint(1, self.touches)
-            code, told = self._run(out, cache, touch)
+            code, touched = self._run(out, cache, touch)
             at = f"touch {touch}"
         else:
             moment = self.random.uniform(0.1, 1.0) * self.seconds
-            code, told = self._run(out, cache, 0, moment)
+            code, touched = self._run(out, cache, 0, moment)
             at = f"second {moment:.1f}"
         if code == 0:
             return False
         assert code == -signal.SIGKILL, code
-        self.where.append(f"{at} ({told})")
-        self.stages[told] += 1
+        self.where.append((at, self._stage(touched)))
         self.kills += 1
         return True
 
     def _run(self, out: Path, cache: Path, touch: int, moment: float | None = None) -> tuple[int, str]:
-        """Exit code; how many files it touched if it lived, else what it was at."""
+        """Exit code; how many files it touched if it came to its end, else the last of them."""
         counter = self.root / "touches"
         counter.unlink(missing_ok=True)
         command = [sys.executable, KILLED, touch, counter, out, cache, "--", "run", *self.arguments]
@@ -148,10 +145,10 @@ class Campaign:
                 process.send_signal(signal.SIGKILL)
                 _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-        told = counter.read_text().split("\n")[0] if counter.exists() else ""
-        if process.returncode == 0:
-            return 0, told
-        if not told or told.isdigit():
-            return process.returncode, "leaving" if told else "starting"
-        path = told.removeprefix(str(self.root))
-        return process.returncode, next((stage for part, stage in STAGES.items() if part in path), "in between")
+        return process.returncode, counter.read_text().split("\n")[0] if counter.exists() else ""
+
+    def _stage(self, touched: str) -> str:
+        if not touched or touched.isdigit():
+            return "leaving" if touched else "starting"
+        path = touched.removeprefix(str(self.root))
+        return next((stage for part, stage in STAGES.items() if part in path), "in between")

@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from baselines.published import FOLDER, PublishedError, load_file
 from harness import cli, records
 from harness.compare import load
 from harness.curves import read_csv
+from harness.options import flag_of
 from harness.samples import open_samples
 from harness.scoring import read_adm_reference
 from harness.suites import SUITES, suite
@@ -98,6 +100,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", *SMOKE, "--data", "/data"], "makes its own data"),
     (["sample", *SMOKE, "--recipe", "repa", "--images", "x.npz"], ".png"),
     (["sample", *SMOKE, "--recipe", "repa", "--images", "x.png", "--tokenizer", "sd-vae"], "--run"),
+    (["sample", *SMOKE, "--run", "nowhere", "--images", "x.png", "--seed", "3"], "--recipe"),
+    (["doctor", "--images", "64"], "--metrics"),
+    (["report", str(EXAMPLE), "--check", "nowhere", "--out", "x"], "--out"),
     (["doctor", "--device", "cpu"], "--metrics"),
     (["doctor", "--verify", "--metrics"], "--verify"),
     (["sample", *SMOKE, "--images", "x.png"], "--recipe"),
@@ -157,6 +162,8 @@ NONSENSE = {
 }  # fmt: skip
 #: A search that finds nothing is no mistake, and a plan writes nothing.
 NO_MISTAKE = {("baselines", f) for f in ("--method", "--model", "--group", "--text")} | {("plan", "--out")}
+#: Where a suite would be the mistake.
+NO_SUITE = ("--suite", "--samples", "--reference")
 #: What else a command must be given.
 NEEDED = {
     "sample": ["--recipe", "repa", "--images", "x.png"],
@@ -179,16 +186,14 @@ def nonsense() -> Iterator[list[str]]:
         name = command.name or command.callback.__name__
         options = {}
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
-            option, kind = parameter.annotation.__metadata__[0], str(parameter.annotation.__origin__)
-            flags = [f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")]
-            if flags and "bool" not in kind:
-                options[flags[0]] = ["much", "-1"] if "int" in kind or "float" in kind else None
+            flag, kind = flag_of(parameter.annotation), str(parameter.annotation.__origin__)
+            if flag and "bool" not in kind:
+                options[flag] = ["much", "-1"] if "int" in kind or "float" in kind else None
         for flag, numbers in options.items():
             if (name, flag) not in NO_MISTAKE:
-                suite = ["--suite", "smoke"] if "--suite" in options and flag != "--suite" else []
+                suite = ["--suite", "smoke"] if "--suite" in options and flag not in NO_SUITE else []
                 needed = [] if (name, flag) == ("speedup", "--curves") else without(NEEDED.get(name, []), flag)
                 needed = without(needed, "--recipe") if flag == "--run" else needed
-                needed = ["/nowhere", "/elsewhere"] if name == "compare" else needed
                 for value in numbers or [NONSENSE[flag]]:
                     yield [name, *needed, *suite, flag, value]
 
@@ -282,7 +287,10 @@ FLAT = [".".join(map(str, p)) for p in places(SPECS["smoke"]) if p and not any(i
 def test_an_overridden_suite_can_be_built_or_is_a_sentence(key, value):
     """Values that the types allow but that do not fit together are told before anything is made."""
     with or_a_sentence():
-        suite("smoke", {key: value})
+        found: Any = json.loads(suite("smoke", {key: value}).model_dump_json())
+        for part in key.split("."):
+            found = found[part]
+        assert found == value or value == {}  # which is filled up with defaults
 
 
 @cache
@@ -352,7 +360,8 @@ def test_a_changed_published_row_or_claim_is_one_or_a_sentence(data, tmp_path_fa
     changed = tmp_path_factory.mktemp("yaml") / path.name
     changed.write_text(yaml.safe_dump(content, allow_unicode=True))
     with or_a_sentence(PublishedError, naming=str(changed)):
-        (ledger.load_claims if path == ledger.FILE else load_file)(changed)
+        found = (ledger.load_claims if path == ledger.FILE else load_file)(changed)
+        assert all(row.source for row in found)
     shutil.rmtree(changed.parent)
 
 
@@ -393,6 +402,15 @@ def _image_zip(folder: Path) -> Path:
     return path
 
 
+def _latent_zip(folder: Path) -> Path:
+    array, path = io.BytesIO(), folder / "a.zip"
+    np.save(array, np.ones((8, 2, 2), np.float32))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("00000/img-mean-std-00000000.npy", array.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": [["00000/img-mean-std-00000000.npy", 3]]}))
+    return path
+
+
 def _csv(folder: Path) -> Path:
     with (folder / "a.csv").open("w") as file:
         csv.writer(file).writerows([["recipe", "seed", "generation_seed", "step", "fid"], ["vanilla", 0, 0, 8, 3.5]])
@@ -406,7 +424,12 @@ def _read_samples(path: Path) -> object:
 
 def _read_images(path: Path) -> object:
     images = open_images(path)
-    return [images.read(k) for k in range(len(images))] if hasattr(images, "read") else list(range(len(images)))
+    return np.stack([images.pixels(k) for k in range(len(images))])
+
+
+def _read_latents(path: Path) -> object:
+    latents = open_latents(path)
+    return torch.stack(latents.take(torch.arange(len(latents))))
 
 
 def _read_zip(path: Path) -> object:
@@ -414,17 +437,40 @@ def _read_zip(path: Path) -> object:
     return [files.read(k) for k in range(len(files.names))], labels_of(files, ["00000/img00000000.png"])
 
 
+def _are_images(found: Any) -> bool:
+    return found.dtype == torch.uint8 and found.ndim == 4 and found.shape[1] == 3
+
+
+def _are_images_and_labels(found: Any) -> bool:
+    files, labels = found
+    return all(isinstance(file, bytes) for file in files) and labels.dtype == torch.int64
+
+
+def _are_finite(found: Any) -> bool:
+    return all(math.isfinite(row.fid) and row.fid >= 0 for row in found)
+
+
+def _is_a_reference(found: Any) -> bool:
+    return all(bool(m.mean.isfinite().all() & m.covariance.isfinite().all()) for m in found.moments.values())
+
+
+def _is_plain(found: Any) -> bool:
+    """Tensors and numbers by name, and nothing that could do something."""
+    return all(type(name) is str and type(value) in (torch.Tensor, int) for name, value in found.items())
+
+
+#: How a file is made, how it is read, and what then is true of it however it was broken.
 LOADERS = {
-    "samples": (_npz, _read_samples),
-    "samples, compressed": (_npz_deflated, _read_samples),
-    "reference": (_npz, read_adm_reference),
-    "safetensors": (_tensors, load_state),
-    "pickle": (_pickle, load_state),
-    "old pickle": (_old_pickle, load_state),
-    "images": (_image_zip, _read_images),
-    "zip": (_image_zip, _read_zip),
-    "latents": (_image_zip, open_latents),
-    "curves": (_csv, read_csv),
+    "samples": (_npz, _read_samples, _are_images),
+    "samples, compressed": (_npz_deflated, _read_samples, _are_images),
+    "reference": (_npz, read_adm_reference, _is_a_reference),
+    "safetensors": (_tensors, load_state, _is_plain),
+    "pickle": (_pickle, load_state, _is_plain),
+    "old pickle": (_old_pickle, load_state, _is_plain),
+    "images": (_image_zip, _read_images, lambda found: found.dtype == np.uint8 and found.ndim == 4),
+    "zip": (_image_zip, _read_zip, _are_images_and_labels),
+    "latents": (_latent_zip, _read_latents, lambda found: found.dtype == torch.float32 and found.ndim == 5),
+    "curves": (_csv, read_csv, _are_finite),
 }
 
 
@@ -433,7 +479,7 @@ LOADERS = {
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_broken_file_is_read_or_a_sentence(name, data, tmp_path_factory):
-    make, read = LOADERS[name]
+    make, read, sound = LOADERS[name]
     folder = tmp_path_factory.mktemp("broken")
     path = make(folder)
     content = bytearray(path.read_bytes())
@@ -450,8 +496,14 @@ def test_a_broken_file_is_read_or_a_sentence(name, data, tmp_path_factory):
             content[where : where + 8] = b"\0" * len(content[where : where + 8])
     path.write_bytes(bytes(content))
     with or_a_sentence():
-        read(path)
+        assert sound(read(path))
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_whole_file_is_read(name, tmp_path):
+    make, read, sound = LOADERS[name]
+    assert sound(read(make(tmp_path)))
 
 
 def test_folders_with_nothing_in_them(tmp_path):

@@ -385,22 +385,9 @@ def test_ctrl_c_once_saves_and_twice_aborts(small, tmp_path):
 def test_a_scheduler_s_signal_ends_with_the_code_that_requeues(number, small, tmp_path):
     for at, cache in (("assets", tmp_path / "cache"), ("training", small[1])):
         out = tmp_path / at
-        command = [
-            "run",
-            "--suite",
-            "smoke",
-            "--recipes",
-            "vanilla",
-            "--steps",
-            100000,
-            "--save-every",
-            50,
-            "--out",
-            out,
-            "--cache",
-            cache,
-        ]
-        with subprocess.Popen([*COMMAND, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        command = ["run", "--suite", "smoke", "--recipes", "vanilla", "--steps", "100000", "--save-every", "50"]
+        command += ["--out", str(out), "--cache", str(cache)]
+        with subprocess.Popen([*COMMAND, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             while not any(cache.glob("digits-data-*") if at == "assets" else out.glob("runs/*/log.jsonl")):
                 assert process.poll() is None
                 time.sleep(0.05)
