@@ -27,6 +27,18 @@ class Place(_Strict):
     place: str
 
 
+class Needs(_Strict):
+    """What a run has to bring before it can decide a claim; with less the claim stays open."""
+
+    suite: str
+    protocol: str
+    """Under which it has to be scored."""
+    steps: int
+    """Of the baseline of a speedup, and of every recipe otherwise."""
+    seeds: int = Field(default=2, ge=2)
+    """Of training, for each recipe."""
+
+
 class SpeedupRule(_Strict):
     """The recipe reaches the baseline's last FID so many times sooner."""
 
@@ -38,17 +50,16 @@ class SpeedupRule(_Strict):
 
 
 class ValueRule(_Strict):
-    """A metric is at most so much at a step, up to the spread of two single training seeds."""
+    """A metric is at most so much, up to the spread of two single training seeds."""
 
     kind: Literal["value"]
     recipe: str
     metric: str
-    step: int
     at_most: float
 
 
 class OrderRule(_Strict):
-    """At the last step that all have, each recipe's FID is below the next one's."""
+    """At equal steps, each recipe's FID is below the next one's."""
 
     kind: Literal["order"]
     recipes: tuple[str, ...] = Field(min_length=2)
@@ -102,8 +113,7 @@ class Claim(_Strict):
     id: str
     text: str
     source: Place
-    protocol: str
-    """Under which a run has to be scored."""
+    needs: Needs
     rule: Rule = Field(discriminator="kind")
     published: tuple[Evidence, ...]
     accepted: Mapping[str, str]

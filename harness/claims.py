@@ -4,19 +4,20 @@
   nothing: most of it comes from the claim's own authors.
 - proxy suite: the effect is ``seen in the proxy``, ``not seen in the proxy``, or ``inconclusive``. A proxy says nothing
   about a number.
-- measured at scale: ``confirmed``, ``refuted``, or ``inconclusive``. Needs the claim's protocol and two training seeds.
+- measured at scale: ``confirmed``, ``refuted``, or ``inconclusive``. Needs the suite, protocol, steps and seeds that
+  the claim states.
+
+Whatever compares recipes does so by the rule of `harness.inference`, at 95 %: each claim is a question of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
-
-from scipy.special import stdtrit
 
 from baselines.claims import (
     Claim,
@@ -29,16 +30,20 @@ from baselines.claims import (
 )
 from baselines.published import PublishedError, Row, curve, load_all
 from harness.compare import Comparison
-from harness.curves import compare
-from harness.speedup import LEVEL, PRIOR_CV, speedup
+from harness.curves import RecipeSpeedup
+from harness.inference import Interval, mean_interval
+from harness.records import TokenizerRecord
+from harness.speedup import speedup
+from harness.suites.noise import NOISE
 
 Level = Literal["published points", "proxy suite", "measured at scale"]
+Answer = Literal["yes", "no", "open"]
 #: A claimed number may be missed by as much as two single training seeds differ, or, of one checkpoint, two generation
 #: seeds, which move FID 3.2 times less (arXiv 2606.20536).
-TOLERANCE = math.exp(1.96 * math.sqrt(2) * PRIOR_CV) - 1
-SAMPLING_TOLERANCE = math.exp(1.96 * math.sqrt(2) * PRIOR_CV / 3.2) - 1
-#: Suites that stand for the paper's, and the paper's own. Others, such as the smoke suites, are no evidence.
-PROXIES, SCALE = ("digits",), ("imagenet256",)
+TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1))
+SAMPLING_TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1) / 3.2)
+#: Suites that stand for the papers'. Others that no claim names, such as the smoke suites, are no evidence.
+PROXIES = ("digits",)
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
 WORDS: dict[Level, dict[str, str]] = {
@@ -85,7 +90,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Finding:
-    answer: Literal["yes", "no", "open"]
+    answer: Answer
     numbers: str
     sources: tuple[str, ...]
 
@@ -99,16 +104,19 @@ def judge(claims: Iterable[Claim], comparisons: Sequence[Comparison] = ()) -> li
     out = []
     for claim in claims:
         names = [evidence.name for evidence in claim.published]
-        if unknown := sorted(set(claim.accepted) - set(names) - set(PROXIES) - set(SCALE)):
+        if unknown := sorted(set(claim.accepted) - {*names, *PROXIES, claim.needs.suite}):
             raise PublishedError(
                 f"claim {claim.id} accepts a verdict of '{unknown[0]}', which is none of its evidence."
             )
         out += [_judgement(claim, "published points", e.name, _from_published(claim, e)) for e in claim.published]
         for comparison in comparisons:
             suite = comparison.scores[0].suite
-            level: Level = "measured at scale" if suite in SCALE else "proxy suite"
-            if suite in (*PROXIES, *SCALE) and (found := _from_runs(claim, comparison, level)) is not None:
-                out.append(_judgement(claim, level, suite, found))
+            if suite == claim.needs.suite and (found := _at_scale(claim, comparison)) is not None:
+                out.append(_judgement(claim, "measured at scale", suite, found))
+            # a proxy says nothing of a number
+            shown = None if isinstance(claim.rule, ValueRule) else _finding(claim, comparison)
+            if suite in PROXIES and shown is not None:
+                out.append(_judgement(claim, "proxy suite", suite, shown))
     return out
 
 
@@ -173,134 +181,145 @@ def _published_speedup(rule: SpeedupRule, evidence: Evidence) -> _Finding:
     return _Finding("open" if inside else "no", numbers, (base.ref, f"{evidence.group} of {evidence.method}"))
 
 
-def _from_runs(claim: Claim, comparison: Comparison, level: Level) -> _Finding | None:
-    """What runs say; nothing where they do not bear on the claim."""
-    if level == "proxy suite":
-        return None if isinstance(claim.rule, ValueRule) else _finding(claim, comparison, level)
-    scored = tuple(r for r in comparison.scores if r.protocol.name == claim.protocol)
-    if scored:
-        return _finding(claim, replace(comparison, scores=scored), level)
-    if isinstance(claim.rule, ValueRule) or (other := _finding(claim, comparison, level)) is None:
+def _at_scale(claim: Claim, comparison: Comparison) -> _Finding | None:
+    """What runs of the claim's own suite say, up to the step that it is about; nothing where they do not bear on it."""
+    needs = claim.needs
+    within = replace(comparison, scores=tuple(r for r in comparison.scores if r.step <= needs.steps))
+    scored = replace(within, scores=tuple(r for r in within.scores if r.protocol.name == needs.protocol))
+    if scored.scores:
+        return _finding(claim, scored)
+    if not within.scores or isinstance(claim.rule, ValueRule) or (other := _finding(claim, within)) is None:
         return None
-    used = comparison.protocol(comparison.curve_digest).protocol.name
-    return replace(other, answer="open", numbers=f"{other.numbers}; scored under {used}, not {claim.protocol}")
+    used = within.protocol(within.curve_digest).protocol.name
+    return replace(other, answer="open", numbers=f"{other.numbers}; scored under {used}, not {needs.protocol}")
 
 
-def _finding(claim: Claim, comparison: Comparison, level: Level) -> _Finding | None:
+def _finding(claim: Claim, comparison: Comparison) -> _Finding | None:
     rule = claim.rule
     if isinstance(rule, SpeedupRule):
-        return _measured_speedup(rule, comparison, level)
+        return _measured_speedup(rule, claim, comparison)
     if isinstance(rule, ValueRule):
-        return _measured_value(rule, comparison)
+        return _measured_value(rule, claim, comparison)
     if isinstance(rule, OrderRule):
-        return _order(rule.recipes, comparison)
+        return _order(rule.recipes, claim, comparison)
     if isinstance(rule, CollapseRule):
-        return _collapse(rule, comparison)
-    return _kept(rule, comparison)
+        return _collapse(rule, claim, comparison)
+    return _kept(rule, claim, comparison)
 
 
-def _measured_speedup(rule: SpeedupRule, comparison: Comparison, level: Level) -> _Finding | None:
-    if not {rule.recipe, rule.baseline} <= set(comparison.arms):
+def _lacking(claim: Claim, comparison: Comparison, steps: float, seeds: int) -> str:
+    """What is missing before runs can decide a claim, in words; nothing if they can. A proxy needs two seeds."""
+    out = ""
+    if comparison.scores[0].suite == claim.needs.suite and steps < claim.needs.steps:
+        out += f"; ends at step {steps:,.0f}, the claim is about {claim.needs.steps:,}"
+    if seeds < claim.needs.seeds:
+        out += f"; {seeds} training seed(s), it takes {claim.needs.seeds}"
+    return out
+
+
+def _against(comparison: Comparison, baseline: str, recipe: str, currency: str) -> tuple[RecipeSpeedup, float] | None:
+    """One recipe against another in a currency, and the step of the comparison; nothing if one is missing."""
+    if not {baseline, recipe} <= set(comparison.arms):
         return None
-    observations = [o for o in comparison.observations() if o.recipe in (rule.recipe, rule.baseline)]
-    found = next(s for s in compare(observations, rule.baseline) if s.currency == rule.currency).estimate
-    low, high = found.interval
+    found = comparison.against(baseline, arms=[recipe])
+    ours = next((s for s in found if s.recipe == recipe and s.currency == currency), None)
+    return None if ours is None else (ours, found.step)
+
+
+def _measured_speedup(rule: SpeedupRule, claim: Claim, comparison: Comparison) -> _Finding | None:
+    if (against := _against(comparison, rule.baseline, rule.recipe, rule.currency)) is None:
+        return None
+    found, (low, high) = against[0].estimate, against[0].estimate.interval
     shown = "–" if found.point.loglog is None else f"{found.point.loglog:.2f}"
     numbers = f"{found.point.bound_text or shown}, 95 % {_end(low)} to {_end(high)}, {found.seeds} seed(s)"
     runs = comparison.runs(rule.recipe, rule.baseline)
-    if level == "proxy suite":
-        answers: dict[str, Literal["yes", "no", "open"]] = {"better": "yes", "worse": "no", "inconclusive": "open"}
-        return _Finding(answers[found.verdict], numbers, runs)
-    if found.seeds == 1:
-        return _Finding("open", numbers, runs)
+    if lacks := _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds)):
+        return _Finding("open", numbers + lacks, runs)
+    if comparison.scores[0].suite != claim.needs.suite:
+        return _Finding(_answer(found.verdict), numbers, runs)
     if low is not None and low >= rule.at_least:
         return _Finding("yes", numbers, runs)
     return _Finding("no" if high is not None and high < rule.at_least else "open", numbers, runs)
+
+
+def _answer(verdict: str | None) -> Answer:
+    answers: dict[str | None, Answer] = {"better": "yes", "worse": "no"}
+    return answers.get(verdict, "open")
 
 
 def _end(value: float | None) -> str:
     return "open" if value is None else f"{value:.2f}"
 
 
-def _measured_value(rule: ValueRule, comparison: Comparison) -> _Finding | None:
-    found = [r for r in comparison.scores if (r.arm, r.step) == (rule.recipe, rule.step)]
+def _at_most(ends: Interval | None, limit: float) -> Answer:
+    """Whether the mean of what an interval is of lies at or below a limit."""
+    if ends is None or ends[0] is None or ends[1] is None:
+        return "open"
+    return "yes" if ends[1] <= limit else "no" if ends[0] > limit else "open"
+
+
+def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _Finding | None:
+    """Of one value for each training seed, the mean over generation seeds."""
+    found = [r for r in comparison.scores if (r.arm, r.step) == (rule.recipe, claim.needs.steps)]
     if not found:
         return None
-    values = [float(getattr(r.metrics, rule.metric)) for r in found]
-    limit = rule.at_most * (1 + TOLERANCE)
-    numbers = f"{fmean(values):.3f} over {len(values)} score(s), for {rule.at_most:g}"
-    if len({r.seed for r in found}) == 1:
-        return _Finding("open", numbers + ", single seed", comparison.runs(rule.recipe))
-    return _Finding("yes" if fmean(values) <= limit else "no", numbers, comparison.runs(rule.recipe))
+    by: dict[int, list[float]] = {}
+    for r in found:
+        by.setdefault(r.seed, []).append(math.log(float(getattr(r.metrics, rule.metric))))
+    logs = [fmean(values) for values in by.values()]
+    numbers = f"{math.exp(fmean(logs)):.3f} over {len(logs)} training seed(s), for {rule.at_most:g}"
+    if lacks := _lacking(claim, comparison, claim.needs.steps, len(logs)):
+        return _Finding("open", numbers + lacks, comparison.runs(rule.recipe))
+    answer = _at_most(mean_interval(logs), math.log(rule.at_most * (1 + TOLERANCE)))
+    return _Finding(answer, numbers, comparison.runs(rule.recipe))
 
 
-def _final(comparison: Comparison, arms: Sequence[str]) -> dict[str, dict[int, float]] | None:
-    """FID of each arm by training seed at the last step that all have; nothing if an arm is missing."""
-    if not set(arms) <= set(comparison.arms):
-        return None
-    curves = {
-        arm: {s: {r.step: r.metrics.fid for r in comparison.curve(arm, s)} for s in comparison.seeds(arm)}
-        for arm in arms
-    }
-    shared = set.intersection(*(set(steps) for by in curves.values() for steps in by.values()))
-    if not shared:
-        return None
-    return {arm: {s: steps[max(shared)] for s, steps in by.items()} for arm, by in curves.items()}
-
-
-def _order(arms: Sequence[str], comparison: Comparison) -> _Finding | None:
-    final = _final(comparison, arms)
-    if final is None:
-        return None
-    means = [fmean(final[arm].values()) for arm in arms]
-    numbers = ", ".join(f"{arm} {mean:.2f}" for arm, mean in zip(arms, means, strict=True))
-    answers = [_below(final[a], final[b]) for a, b in pairwise(arms)]
-    seeds = min(len(by) for by in final.values())
-    answer: Literal["yes", "no", "open"] = (
-        "no" if "no" in answers else "open" if "open" in answers or seeds == 1 else "yes"
-    )
-    return _Finding(answer, f"{numbers}; {seeds} seed(s)", comparison.runs(*arms))
-
-
-def _below(a: dict[int, float], b: dict[int, float]) -> Literal["yes", "no", "open"]:
-    """Whether a is below b: by a paired t interval of the log ratio over the training seeds that both have."""
-    ratios = [math.log(a[s] / b[s]) for s in sorted(set(a) & set(b))]
-    if len(ratios) < 2:
-        return "open"
-    half = float(stdtrit(len(ratios) - 1, (1 + LEVEL) / 2)) * stdev(ratios) / math.sqrt(len(ratios))
-    if fmean(ratios) + half < 0:
-        return "yes"
-    return "no" if fmean(ratios) - half > 0 else "open"
-
-
-def _tokenizers(comparison: Comparison, arm: str, of: Callable[[object], float]) -> tuple[list[float], list[float]]:
-    """Before any joint training, and after that of an arm, by seed."""
-    before = [of(t) for t in comparison.tokenizers if t.arm is None]
-    last = {t.seed: t for t in sorted(comparison.tokenizers, key=lambda t: t.step or 0) if t.arm == arm}
-    return before, [of(t) for t in last.values()]
-
-
-def _collapse(rule: CollapseRule, comparison: Comparison) -> _Finding | None:
-    arm = next((name for name in rule.recipes if name in comparison.arms), None)
-    if arm is None or (order := _order((rule.baseline, arm), comparison)) is None:
-        return None
-    shares = []
-    for name in ("latent_variance", "effective_rank"):
-        before, after = _tokenizers(comparison, arm, lambda t, name=name: float(getattr(t, name)))  # type: ignore[misc]
-        if not before or not after:
+def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
+    """Each against the next by FID at equal steps."""
+    answers: list[Answer] = []
+    lacks, told = "", [f"{arms[0]} "]
+    for recipe, baseline in pairwise(arms):
+        if (against := _against(comparison, baseline, recipe, "iterations")) is None:
             return None
-        shares.append(fmean(after) / fmean(before))
+        found = against[0].estimate
+        answers.append(_answer(found.verdict))
+        lacks = lacks or _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds))
+        told.append(f"{baseline} {found.point.target:.2f} (p {found.p:.2g})" if found.p is not None else baseline)
+    numbers = " < ".join(told) + lacks
+    answer: Answer = "open" if lacks else "no" if "no" in answers else "open" if "open" in answers else "yes"
+    return _Finding(answer, numbers, comparison.runs(*arms))
+
+
+def _tokenizers(comparison: Comparison, arm: str, name: str) -> list[float]:
+    """Log of a measure after joint training over that before, by training seed."""
+    before = [float(getattr(t, name)) for t in comparison.tokenizers if t.arm is None]
+    last: dict[int | None, TokenizerRecord] = {}
+    for t in sorted(comparison.tokenizers, key=lambda t: t.step or 0):
+        if t.arm == arm:
+            last[t.seed] = t
+    return [math.log(float(getattr(t, name)) / fmean(before)) for t in last.values()] if before else []
+
+
+def _collapse(rule: CollapseRule, claim: Claim, comparison: Comparison) -> _Finding | None:
+    arm = next((name for name in rule.recipes if name in comparison.arms), None)
+    if arm is None or (order := _order((rule.baseline, arm), claim, comparison)) is None:
+        return None
+    logs = [_tokenizers(comparison, arm, name) for name in ("latent_variance", "effective_rank")]
+    if not all(logs):
+        return None
+    shares = [math.exp(fmean(each)) for each in logs]
     numbers = f"variance {shares[0]:.0%}, effective rank {shares[1]:.0%} of before; {order.numbers}"
-    collapsed = min(shares) < COLLAPSED
-    answer = order.answer if collapsed else "no"
+    collapsed = [_at_most(mean_interval(each), math.log(COLLAPSED)) for each in logs]
+    answer: Answer = order.answer if "yes" in collapsed else "open" if "open" in collapsed else "no"
     return _Finding(answer, numbers, order.sources)
 
 
-def _kept(rule: KeptRule, comparison: Comparison) -> _Finding | None:
-    before, after = _tokenizers(comparison, rule.recipe, lambda t: float(getattr(t, rule.metric)))
-    if not before or not after:
+def _kept(rule: KeptRule, claim: Claim, comparison: Comparison) -> _Finding | None:
+    logs = _tokenizers(comparison, rule.recipe, rule.metric)
+    if not logs:
         return None
-    ratio = fmean(after) / fmean(before)
-    numbers = f"{fmean(before):.3f} before, {fmean(after):.3f} after, {len(after)} seed(s)"
-    answer: Literal["yes", "no", "open"] = "yes" if ratio <= 1 + rule.tolerance else "no"
-    return _Finding("open" if len(after) == 1 else answer, numbers, comparison.runs(rule.recipe))
+    steps = max(r.step for r in comparison.scores)
+    numbers = f"{math.exp(fmean(logs)):.0%} of before, {len(logs)} seed(s)"
+    if lacks := _lacking(claim, comparison, steps, len(logs)):
+        return _Finding("open", numbers + lacks, comparison.runs(rule.recipe))
+    return _Finding(_at_most(mean_interval(logs), math.log1p(rule.tolerance)), numbers, comparison.runs(rule.recipe))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from harness.cli_printing import out_console, print_tables
+from harness.cli_results import results
 from harness.options import (
     MAX_SEED,
     Chosen,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from harness.replay import Comparison
     from harness.scoring import Job
     from harness.suites.base import Suite
-    from reports.tables import Table as ReportTable
 
 # Heavy imports (torch, diffusers, matplotlib) stay inside the commands, so that --help and a mistyped option answer
 # at once.
@@ -53,8 +53,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-# Names and paths are text, whatever brackets are in them.
-out_console = Console(markup=False)
+app.add_typer(results)
 
 INTERRUPTED = 130
 DIVERGED = 3
@@ -149,7 +148,7 @@ def run(choices: Laid) -> None:
     Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
     """
     from harness.pipeline import run_suite
-    from reports.build import build
+    from reports.build import Wanted, build
 
     with _session(choices) as session:
         arms, seeds = _arms(session.suite, choices.recipes), _seeds(choices.seeds)
@@ -160,7 +159,7 @@ def run(choices: Laid) -> None:
         run_suite(session, arms, seeds)
         if session.world.main:
             _print_summary([session.folder])
-            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
 
 @app.command()
@@ -419,7 +418,7 @@ def guidance(
     from harness import pipeline
     from harness.guidance import Sweep, parse_interval, sweep_arm
     from harness.protocol import find_protocol
-    from reports.build import build
+    from reports.build import Wanted, build
     from reports.summary import summarize
 
     with _session(choices) as session:
@@ -441,8 +440,8 @@ def guidance(
                 pipeline.checkpoint_of(run, step)
             sweep_arm(session, prepared, runs, sweep, step)
         if session.world.main:
-            _print_tables(summarize([session.folder]).guidance_tables())
-            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
+            print_tables(summarize([session.folder]).guidance_tables())
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
 
 @app.command()
@@ -456,7 +455,7 @@ def analyse(
     Example: `repa-bench analyse --suite digits --recipes vanilla repa repa_e`
     """
     from harness import alignment, pipeline
-    from reports.build import build
+    from reports.build import Wanted, build
     from reports.summary import summarize
 
     with _session(choices) as session:
@@ -468,167 +467,8 @@ def analyse(
             pipeline.checkpoint_of(run, None)
         if session.world.main:
             alignment.analyse(session, prepared, runs, reference, count)
-            _print_tables(summarize([session.folder]).alignment_tables())
-            session.reporter.say(f"report: {build([session.folder], session.folder / 'report')}")
-
-
-FORMATS = "html,md,tex,csv,svg,png,pdf"
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
-
-
-@app.command()
-def speedup(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
-    curves: Annotated[
-        Path | None,
-        typer.Option("--curves", help="Instead: a CSV with recipe, seed, generation_seed, step, fid; images, ..."),
-    ] = None,
-    baseline: Annotated[str, typer.Option("--baseline", help="The recipe whose last FID is the target.")] = "vanilla",
-    ep_fid: Annotated[
-        float | None, typer.Option("--ep-fid", min=0.0, help="Also epochs to this unguided FID (EP_FID@k).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """How much sooner each recipe reaches the baseline's last FID, in every currency, and how sure that is.
-
-    Example: `repa-bench speedup runs/digits`, or `repa-bench speedup --curves curves.csv --baseline SiT --json`
-    """
-    from harness.curves import read_csv
-    from reports.summary import CurveSummary, summarize_runs
-
-    if (curves is None) == (not runs):
-        raise UserError("name what to compare: results folders, or --curves FILE.csv.")
-    if curves is not None:
-        found = CurveSummary(read_csv(curves), baseline, ep_fid)
-    else:
-        found = summarize_runs(runs or [], baseline, ep_fid)
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=1))
-    else:
-        _print_tables(found.text_tables())
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Two results folders paired by recipe and training seed: did a change move FID?
-
-    Example: `repa-bench compare runs/before runs/after`
-    """
-    from harness.pairing import compare_folders
-    from reports.tables import pairs_table
-
-    found = compare_folders(first, second)
-    if as_json:
-        print(json.dumps({"pairs": [pair.as_dict() for pair in found]}, indent=1))
-    else:
-        _print_tables([pairs_table(found, str(first), str(second))])
-
-
-@app.command()
-def claims(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 if an accepted verdict has changed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """What published points, and runs of yours, say of each claim of the paper; never in stronger words than that.
-
-    Example: `repa-bench claims runs/digits`, or `repa-bench claims --check`
-    """
-    from baselines.claims import ledger
-    from baselines.published import PublishedError
-    from harness.claims import judge
-    from harness.compare import load
-    from reports.tables import claims_table
-
-    try:
-        found = judge(ledger(), [load([folder]) for folder in runs or ()])
-    except PublishedError as error:
-        raise UserError(str(error)) from None
-    changed = [f"{j.claim.id}, {j.evidence}: {j.verdict}, accepted was {j.accepted}" for j in found if j.changed]
-    if as_json:
-        print(json.dumps({"judgements": [j.as_dict() for j in found], "changed": changed}, indent=1))
-    else:
-        _print_tables([claims_table(found)])
-        for line in changed:
-            out_console.print(f"changed: {line}", style="red", highlight=False)
-    if check and changed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def baselines(
-    method: Annotated[str | None, typer.Option("--method", help="Part of the method's name.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Part of the model's name.")] = None,
-    group: Annotated[str | None, typer.Option("--group", help="Part of the table's name.")] = None,
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="printed, digitised, reproduced (by others) or requoted.")
-    ] = None,
-    guided: Annotated[
-        bool | None, typer.Option("--guided/--unguided", help="With or without classifier-free guidance.")
-    ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="Anywhere in the row.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """List what others published, each row with its source; reruns of one baseline show how far it spreads.
-
-    Example: `repa-bench baselines --model SiT-B/2 --method REPA --kind reproduced`
-    """
-    from typing import get_args
-
-    from baselines.published import Kind, load_all, select
-    from reports.tables import published_table
-
-    kinds = get_args(Kind)
-    chosen: Any = kind
-    if kind is not None and kind not in kinds:
-        raise UserError(f"--kind: there is no kind '{kind}'.{nearest(kind, kinds)}")
-    found = list(select(load_all(), method=method, model=model, group=group, kind=chosen, guided=guided, text=text))
-    if as_json:
-        print(json.dumps({"rows": [row.model_dump(mode="json") for row in found]}, indent=1))
-    elif not found:
-        out_console.print("no published row matches; `repa-bench baselines` lists all")
-    else:
-        _print_tables([published_table(found)])
-
-
-@app.command()
-def report(
-    runs: RunsArgument,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: report/ in the first folder.")] = None,
-    formats: Annotated[
-        str,
-        typer.Option(
-            "--format", help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas between."
-        ),
-    ] = FORMATS,
-    check: Annotated[
-        Path | None, typer.Option("--check", help="Write nothing: exit 1 if this report is not what the records give.")
-    ] = None,
-) -> None:
-    """Write index.html, report.md, tables.tex, results.csv and figures/ from the records of some results folders.
-
-    Example: `repa-bench report runs/digits --format html,tex`
-    """
-    from reports import build
-
-    if check is not None:
-        refuse_idle({"--out": out is not None, "--format": formats != FORMATS}, "a report that is written")
-        for line in (found := build.check(runs, check)):
-            print(f"{check}: {line}")
-        raise typer.Exit(1 if found else 0)
-    wanted = [name.strip() for name in formats.split(",") if name.strip()]
-    for name in wanted:
-        if name not in build.FORMATS:
-            raise UserError(f"--format: there is no format '{name}'.{nearest(name, build.FORMATS)}")
-    if not wanted:
-        raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
-    place = out or runs[0] / "report"
-    refuse_unwritable("--out", place)
-    out_console.print(build.build(runs, place, wanted), highlight=False, soft_wrap=True)
+            print_tables(summarize([session.folder]).alignment_tables())
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
 
 @app.command()
@@ -700,21 +540,32 @@ def list_() -> None:
 def plan(
     choices: Laid,
     devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
-    tflops: Annotated[float, typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one of them.")] = 200.0,
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured for 2 s."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead.")
     ] = None,
+    detect: Annotated[
+        float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a comparison will cost: images, FLOPs, GPU-hours, memory, disk, and what is missing.
+    """Say what a comparison will cost (images, FLOPs, GPU-hours, memory, disk), what is missing, and which speedup its
+    seeds can show.
 
-    Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`
+    Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`, or `repa-bench plan --detect 1.2`
     """
+    if detect is not None and not 1 < detect < 1000:
+        raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
     from harness.plan import make_plan
     from reports.plan import as_dict, print_plan
 
     with _session(choices, writes=False) as session:
         chosen = session.suite
+        if tflops is None and seconds is None and not chosen.wants_gpu:
+            seconds = 2.0
         made = make_plan(
             chosen,
             session.budget,
@@ -724,8 +575,9 @@ def plan(
             execution=session.execution,
             world=session.world,
             devices=devices,
-            tflops=tflops,
+            tflops=tflops or 200.0,
             seconds=seconds,
+            detect=detect,
         )
     if as_json:
         print(json.dumps(as_dict(made), indent=1))
@@ -889,17 +741,7 @@ def _crosscheck(store: Store, images: int, device: str, *, known: bool, as_json:
 def _print_summary(runs: Sequence[Path]) -> None:
     from reports.summary import summarize
 
-    _print_tables(summarize(runs).text_tables())
-
-
-def _print_tables(tables: Sequence[ReportTable]) -> None:
-    for table in tables:
-        shown = Table(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
-        for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if number == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        out_console.print(shown)
+    print_tables(summarize(runs).text_tables())
 
 
 def _quiet_libraries() -> None:

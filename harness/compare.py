@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
 
 from harness import records
-from harness.curves import WITH_TOKENIZER, Observation, compare
+from harness.curves import CURRENCIES, WITH_TOKENIZER, Observation, Selection, Speedups, compare
 from harness.protocol import Protocol, difference
-from harness.records import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
-from harness.speedup import Estimate, Spread, spread
+from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.seed_notes import TO_THE_END
+from harness.speedup import Spread, spread
+from harness.step_times import Pace, pace_of
+from harness.suites.noise import NOISE
 from recipes.core.errors import UserError
 
 BASELINE = "vanilla"
-#: What a budget is counted in.
-CURRENCIES: dict[str, Callable[[ScoreRecord], float]] = {
-    "iterations": lambda r: float(r.step),
-    "images": lambda r: float(r.images),
-    "flops": lambda r: float(r.flops),
-    "device_seconds": lambda r: r.device_seconds,
-}
-
-
-@dataclass(frozen=True)
-class ArmSpeedup:
-    """One arm against the baseline in one currency."""
-
-    arm: str
-    label: str
-    currency: str
-    estimate: Estimate
+Keyed = TypeVar("Keyed", TokenizerRecord, AlignmentRecord)
 
 
 @dataclass(frozen=True)
@@ -75,12 +65,22 @@ class Comparison:
     alignments: tuple[AlignmentRecord, ...]
     roots: dict[str, Path]
     """Folder of each picture that a record names."""
+    trainings: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Which training weights are of, by run and their hash, where one specification was trained more than once."""
+    baseline: str = BASELINE
+    others: tuple[Observation, ...] = ()
+    """Curves that are not ours, from a table."""
 
     @cached_property
     def arms(self) -> dict[str, str]:
         """Arm to label, the baseline first, then in the order of appearance."""
         seen = {r.arm: r.label for r in self.scores}
-        return {arm: seen[arm] for arm in sorted(seen, key=lambda arm: arm != BASELINE)}
+        return {arm: seen[arm] for arm in sorted(seen, key=lambda arm: arm != self.baseline)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of every arm, and of every curve that is not ours."""
+        return self.arms | {o.recipe: o.recipe for o in self.others}
 
     @cached_property
     def curve_digest(self) -> str:
@@ -123,20 +123,29 @@ class Comparison:
         """Every scored step of the curves."""
         return sorted({r.step for r in self.scores if r.protocol_digest == self.curve_digest})
 
+    def fids(self, arm: str, step: int) -> dict[int, float]:
+        """FID of an arm at a step by training seed; the geometric mean of several trainings of one."""
+        by = {s: [math.log(r.metrics.fid) for r in self.curve(arm, s) if r.step == step] for s in self.seeds(arm)}
+        return {seed: math.exp(fmean(logs)) for seed, logs in by.items() if logs}
+
     def fid_at(self, arm: str, step: int) -> Spread | None:
         """FID of an arm at a step over its seeds."""
-        values = [r.metrics.fid for s in self.seeds(arm) for r in self.curve(arm, s) if r.step == step]
+        values = list(self.fids(arm, step).values())
         return spread(values) if values else None
 
+    def complete(self, arm: str) -> tuple[list[int], list[int]]:
+        """The training seeds of an arm that got to its end, by the curve protocol, and those that did not."""
+        ends = {seed: curve[-1].step for seed in self.seeds(arm) if (curve := self.curve(arm, seed))}
+        whole = [seed for seed, end in ends.items() if end >= TO_THE_END * max(ends.values())]
+        return whole, [seed for seed in ends if seed not in whole]
+
     def last(self, arm: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
-        """The last checkpoint of each seed under a protocol."""
-        chosen: dict[int, ScoreRecord] = {}
-        for r in self.scores:
-            if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed) and (
-                r.seed not in chosen or r.step > chosen[r.seed].step
-            ):
-                chosen[r.seed] = r
-        return [chosen[seed] for seed in sorted(chosen)]
+        """The last step that a seed was scored at under a protocol: a record for each seed that was."""
+        found = [
+            r for r in self.scores if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed)
+        ]
+        end = max((r.step for r in found), default=0)
+        return sorted((r for r in found if r.step == end), key=lambda r: r.seed)
 
     def generation_noise(self) -> Spread | None:
         """|difference of FID| between two generation seeds of one checkpoint."""
@@ -167,37 +176,81 @@ class Comparison:
         tried = sorted(((p, spread(fids)) for p, fids in by.items()), key=lambda pair: _guidance_order(pair[0]))
         chosen = min(tried, key=lambda pair: pair[1].mean)[0]
         seen, trained = {r.generation_seed for r in searches}, {r.seed for r in searches}
+        step = max(r.step for r in searches)
 
         def reported(setting: Protocol) -> Spread | None:
             fids = [
                 r.metrics.fid
                 for r in self.scores
-                if (r.arm == arm and r.seed in trained and r.generation_seed not in seen)
+                if (r.arm == arm and r.seed in trained and r.generation_seed not in seen and r.step == step)
                 and _same_setting(r.protocol, setting)
             ]
             return spread(fids) if fids else None
 
         return GuidanceChoice(arm, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
 
+    def training(self, r: ScoreRecord) -> str:
+        """What tells trainings of one specification apart."""
+        return self.trainings.get((r.run, r.weights_hash), r.run)
+
+    @cached_property
+    def paces(self) -> dict[str, Pace]:
+        """How long a step of each run takes, by `training`; contention left out."""
+        runs: dict[str, list[ScoreRecord]] = {}
+        for r in self.scores:
+            runs.setdefault(self.training(r), []).append(r)
+        return {run: pace_of(found) for run, found in runs.items()}
+
+    def budget(self, r: ScoreRecord, currency: str) -> float:
+        """What a checkpoint cost; device-seconds by the pace of its run."""
+        if currency == "device_seconds":
+            return r.step * self.paces[self.training(r)].device_seconds
+        return float({"iterations": r.step, "images": r.images, "flops": r.flops}[currency])
+
     def observations(self) -> list[Observation]:
         """The curves' points, for every arm, training seed and generation seed."""
         pretraining = sum(s.seconds for s in self.stages if s.stage == "prepare tokenizer")
         out = []
-        for r in self.scores:
+        for r in sorted(self.scores, key=lambda r: list(self.arms).index(r.arm)):
             if r.protocol_digest != self.curve_digest:
                 continue
-            budgets = {currency: budget(r) for currency, budget in CURRENCIES.items()}
+            budgets = {currency: self.budget(r, currency) for currency in CURRENCIES}
             if pretraining:  # unknown where the tokenizer was found in the cache
-                budgets["device_seconds" + WITH_TOKENIZER] = r.device_seconds + pretraining
-            out.append(Observation(r.arm, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets))
+                budgets["device_seconds" + WITH_TOKENIZER] = budgets["device_seconds"] + pretraining
+            out.append(Observation(r.arm, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets, self.training(r)))
         return out
 
-    def speedups(self, baseline: str = BASELINE) -> list[ArmSpeedup]:
-        """Every other arm against the baseline, in every currency."""
-        if baseline not in self.arms:
-            return []
-        found = compare(sorted(self.observations(), key=lambda o: list(self.arms).index(o.recipe)), baseline)
-        return [ArmSpeedup(s.recipe, self.arms[s.recipe], s.currency, s.estimate) for s in found]
+    def against(self, baseline: str, target: float | None = None, arms: Sequence[str] = ()) -> Speedups:
+        """Every other arm, or some, against one, in every currency.
+
+        Raises:
+            UserError: see `harness.curves.compare`.
+        """
+        observations = [o for o in self.observations() if not arms or o.recipe in (*arms, baseline)]
+        found = compare(
+            [*observations, *self.others],
+            baseline,
+            target=target,
+            noise=NOISE.get(self.scores[0].suite),
+            unjudged={o.recipe for o in self.others},
+            labels=self.labels,
+        )
+        return replace(found, notes=(*found.notes, *self._disturbed({o.recipe for o in observations})))
+
+    def _disturbed(self, arms: Collection[str]) -> list[str]:
+        """Where a run had not the machine to itself, in words."""
+        runs = {self.training(r): r for r in self.scores if r.arm in arms}
+        return [
+            f"{self.arms[r.arm]}, seed {r.seed}: steps {begin:,} to {end:,} took {times:.1f} times the median step; "
+            "the median counts"
+            for name, r in runs.items()
+            for begin, end, times in self.paces[name].disturbed
+        ]
+
+    @cached_property
+    def speedups(self) -> Speedups | None:
+        """Every other arm against the baseline; nothing where that was not run."""
+        return self.against(self.baseline) if self.baseline in self.arms else None
 
 
 def _guidance_order(p: Protocol) -> tuple[bool, float, float, float]:
@@ -212,51 +265,91 @@ def _same_setting(result: Protocol, tried: Protocol) -> bool:
     return result.model_copy(update=free) == tried.model_copy(update=free)
 
 
-def load(folders: Sequence[Path]) -> Comparison:
+def load(
+    folders: Sequence[Path],
+    selection: Selection | None = None,
+    *,
+    baseline: str = BASELINE,
+    others: Sequence[Observation] = (),
+) -> Comparison:
     """Read the records of some results folders.
 
+    Args:
+        folders: made here or elsewhere.
+        selection: which recipes, seeds and steps; everything by default.
+        baseline: what the others are compared with.
+        others: curves that are not ours.
+
     Raises:
-        UserError: a folder without scores, or folders whose numbers must not stand in one table.
+        UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
+            not there.
     """
-    scores: list[ScoreRecord] = []
-    tokenizers: list[TokenizerRecord] = []
-    floors: list[FloorRecord] = []
-    alignments: list[AlignmentRecord] = []
-    stages: list[StageRecord] = []
-    searches: list[ScoreRecord] = []
-    roots: dict[str, Path] = {}
-    for folder in folders:
-        found = list(records.read(folder / records.FILE))
-        if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
-            raise UserError(f"{folder} holds no scores ({records.FILE}); run `repa-bench run --out {folder}` first.")
-        for r in found:
-            if isinstance(r, ScoreRecord) and r.search:
-                searches.append(r)
-            elif isinstance(r, ScoreRecord):
-                scores.append(r)
-                roots.setdefault(r.grid, folder)
-            elif isinstance(r, TokenizerRecord):
-                tokenizers.append(r)
-                roots.setdefault(r.grid, folder)
-                roots.setdefault(r.components or r.grid, folder)
-            elif isinstance(r, FloorRecord):
-                floors.append(r)
-            elif isinstance(r, AlignmentRecord):
-                alignments.append(r)
-            else:
-                stages.append(r)
-    _refuse_mixtures(scores)
-    unique = {r.key(): r for r in scores}
+    found = [(folder, record) for folder in folders for record in _read(folder)]
+    scored = [(folder, r) for folder, r in found if isinstance(r, ScoreRecord) and not r.search]
+    _refuse_mixtures([r for _, r in scored])
+    selection = selection or Selection()
+    selection.refuse_absent(*zip(*((r.arm, r.seed, r.step) for _, r in scored), strict=True))
+
+    def holds(arm: str | None, seed: int | None, step: int | None) -> bool:
+        return arm is None or selection.holds(arm, seed or 0, step or 0, baseline)
+
+    def once(kind: type[Keyed]) -> tuple[Keyed, ...]:
+        of_kind = [r for _, r in found if isinstance(r, kind) and holds(r.arm, r.seed, r.step)]
+        return tuple({r.key(): r for r in of_kind}.values())
+
+    kept = [(folder, r) for folder, r in scored if holds(r.arm, r.seed, r.step)]
+    scores = tuple({(r.key(), r.weights_hash): r for _, r in kept}.values())
+    if not scores:
+        raise UserError("--recipes, --seeds and --until leave no score; name others.")
+    arms = {r.arm for r in scores}
+    searches = {
+        r.key(): r for _, r in found if isinstance(r, ScoreRecord) and r.search and holds(r.arm, r.seed, r.step)
+    }
     return Comparison(
         tuple(folders),
-        tuple(unique.values()),
-        tuple({r.key(): r for r in tokenizers}.values()),
-        tuple({r.key(): r for r in floors}.values()),
-        tuple(stages),
-        tuple({r.key(): r for r in searches}.values()),
-        tuple({r.key(): r for r in alignments if r.arm in {s.arm for s in scores}}.values()),
-        roots,
+        scores,
+        once(TokenizerRecord),
+        tuple({r.key(): r for _, r in found if isinstance(r, FloorRecord)}.values()),
+        tuple(r for _, r in found if isinstance(r, StageRecord)),
+        tuple(searches.values()),
+        tuple(r for r in once(AlignmentRecord) if r.arm in arms),
+        _roots(found),
+        _trainings(kept),
+        baseline,
+        tuple(others),
     )
+
+
+def _read(folder: Path) -> list[AnyRecord]:
+    found = list(records.read(folder / records.FILE))
+    if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
+        raise UserError(f"{folder} holds no scores ({records.FILE}); run `repa-bench run --out {folder}` first.")
+    return found
+
+
+def _roots(found: Sequence[tuple[Path, AnyRecord]]) -> dict[str, Path]:
+    """Folder of each picture: the first that names it."""
+    roots: dict[str, Path] = {}
+    for folder, r in found:
+        if isinstance(r, TokenizerRecord):
+            roots.setdefault(r.components or r.grid, folder)
+        if isinstance(r, TokenizerRecord) or (isinstance(r, ScoreRecord) and not r.search):
+            roots.setdefault(r.grid, folder)
+    return roots
+
+
+def _trainings(kept: Sequence[tuple[Path, ScoreRecord]]) -> dict[tuple[str, str], str]:
+    """Runs that several folders hold with other weights at the same step were trained more than once."""
+    weights: dict[tuple[str, int], dict[str, Path]] = {}
+    for folder, r in kept:
+        weights.setdefault((r.run, r.step), {}).setdefault(r.weights_hash, folder)
+    several = {run for (run, _), found in weights.items() if len(found) > 1}
+    return {
+        (run, content): f"{run} in {folder}"
+        for (run, _), found in weights.items()
+        if run in several
+        for content, folder in found.items()
+    }
 
 
 def _refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:

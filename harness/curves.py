@@ -1,21 +1,22 @@
-"""Curves of FID against budget, from our records or from a table of anybody's, and what they say of speedups."""
+"""Curves of FID against budget, ours or anybody's, and what they say of speedups over training seeds."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from harness.speedup import Estimate, Panel, Point, average, crossing, estimate
+import numpy as np
+
+from harness.estimate import Estimate, estimate
+from harness.inference import SeedNoise, holm, verdict
+from harness.seed_notes import TO_THE_END, seed_notes
+from harness.speedup import Panel, Point, at_steps, average, crossing
 from recipes.core.errors import UserError, nearest
 
 #: Columns of a table that count a budget, and the currency that each is.
 BUDGETS = {"step": "iterations", "images": "images", "flops": "flops", "device_seconds": "device_seconds"}
-#: Columns with what training the tokenizer beforehand cost, in the same currencies.
-PRETRAINING = {f"tokenizer_{name}": name for name in BUDGETS if name != "step"}
 CURRENCIES = tuple(BUDGETS.values())
 #: What a currency is called where people read it.
 TITLES = {
@@ -24,18 +25,15 @@ TITLES = {
     "flops": "FLOPs",
     "device_seconds": "device-seconds",
 }
+WITH_TOKENIZER = "+tokenizer"
 #: Images of ImageNet-1K's train set: an epoch.
 EPOCH = 1_281_167
-REQUIRED = ("recipe", "seed", "generation_seed", "step", "fid")
 
 
 def title(currency: str) -> str:
     """Of a currency, with or without tokenizer pre-training."""
     plain = currency.removesuffix(WITH_TOKENIZER)
     return TITLES[plain] + (", tokenizer counted" if plain != currency else "")
-
-
-WITH_TOKENIZER = "+tokenizer"
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,54 @@ class Observation:
     fid: float
     budgets: dict[str, float] = field(default_factory=dict)
     """By currency."""
+    training: str = ""
+    """Which of several trainings under one seed number."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of some curves is compared; everything by default."""
+
+    recipes: tuple[str, ...] = ()
+    """And the baseline, always."""
+    seeds: tuple[int, ...] = ()
+    until: int | None = None
+    """The last step that counts."""
+
+    def holds(self, recipe: str, seed: int, step: int, baseline: str) -> bool:
+        """Whether a checkpoint is in it."""
+        return (
+            (not self.recipes or recipe in (*self.recipes, baseline))
+            and (not self.seeds or seed in self.seeds)
+            and (self.until is None or step <= self.until)
+        )
+
+    def refuse_absent(self, recipes: Iterable[str], seeds: Iterable[int], steps: Iterable[int]) -> None:
+        """Nothing is left out in silence because of a mistyped name.
+
+        Raises:
+            UserError: it names what is not there.
+        """
+        known, have, first = sorted(set(recipes)), sorted(set(seeds)), min(steps)
+        for recipe in self.recipes:
+            if recipe not in known:
+                raise UserError(f"--recipes: there is no recipe '{recipe}'.{nearest(recipe, known)}")
+        for seed in self.seeds:
+            if seed not in have:
+                raise UserError(f"--seeds: there is no training seed {seed}; there are {', '.join(map(str, have))}.")
+        if self.until is not None and self.until < first:
+            raise UserError(f"--until {self.until}: the first scored step is {first}.")
+
+
+def select(observations: Sequence[Observation], selection: Selection, baseline: str) -> list[Observation]:
+    """Those that are in the selection.
+
+    Raises:
+        UserError: it names what is not there.
+    """
+    fields = zip(*((o.recipe, o.seed, o.step) for o in observations), strict=True)
+    selection.refuse_absent(*fields)
+    return [o for o in observations if selection.holds(o.recipe, o.seed, o.step, baseline)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +105,8 @@ class RecipeSpeedup:
     recipe: str
     currency: str
     estimate: Estimate
+    family: int
+    """Recipes whose verdicts are corrected together."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: a number where there is one, a bound where there is only that."""
@@ -74,85 +122,32 @@ class RecipeSpeedup:
             "bound": p.bound_text,
             "sustained": p.sustained,
             "verdict": e.verdict,
+            "p": e.p,
+            "p_family": e.p_family,
+            "family": self.family,
             "seeds": e.seeds,
+            "baseline_seeds": e.baseline_seeds,
             "evidence": e.evidence,
             "by_seed": {str(seed): asdict(s) for seed, s in e.by_seed.items()},
         }
 
 
-def read_csv(path: Path) -> list[Observation]:
-    """A table with the columns recipe, seed, generation_seed, step, fid, and optionally images, flops,
-    device_seconds, tokenizer_images, tokenizer_flops, tokenizer_device_seconds.
+@dataclass(frozen=True)
+class Speedups:
+    """Every recipe against one baseline."""
 
-    Raises:
-        UserError: a column is missing or unknown, or a cell is no number; the line is named.
-    """
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            _check_header(path, header)
-            found = [_observation(path, reader.line_num, row, header) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--curves {path} cannot be read as CSV ({error}).") from None
-    if not found:
-        raise UserError(f"--curves {path} has no row below its header.")
-    _refuse_twice(path, found)
-    return found
+    baseline: str
+    step: float
+    """Of the baseline, at which the comparison is made."""
+    target: float
+    """FID of the baseline there: geometric mean over its training seeds."""
+    found: tuple[RecipeSpeedup, ...]
+    notes: tuple[str, ...]
+    """What a reader should know of the seeds, a sentence each."""
 
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    known = (*REQUIRED, *(b for b in BUDGETS if b != "step"), *PRETRAINING)
-    for name in REQUIRED:
-        if name not in header:
-            raise UserError(f"--curves {path}: there is no column '{name}'; the columns are {', '.join(known)}.")
-    for name in header:
-        if name not in known:
-            raise UserError(f"--curves {path}: unknown column '{name}'.{nearest(name, known)}")
-
-
-def _observation(path: Path, line: int, row: dict[str, str], header: Sequence[str]) -> Observation:
-    def number(name: str, *, whole: bool = False, positive: bool = True) -> float:
-        text = (row.get(name) or "").strip()
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or (positive and value <= 0) or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a positive number"
-            raise UserError(f"--curves {path}, line {line}: {name} is '{text}', not {kind}.")
-        return value
-
-    budgets = {BUDGETS[name]: number(name) for name in BUDGETS if name in header}
-    for column, name in PRETRAINING.items():
-        if column in header:
-            if name not in header:
-                raise UserError(f"--curves {path}: {column} needs the column {name} beside it.")
-            budgets[BUDGETS[name] + WITH_TOKENIZER] = budgets[BUDGETS[name]] + number(column, positive=False)
-    recipe = (row.get("recipe") or "").strip()
-    if not recipe:
-        raise UserError(f"--curves {path}, line {line}: recipe is empty.")
-    return Observation(
-        recipe,
-        int(number("seed", whole=True, positive=False)),
-        int(number("generation_seed", whole=True, positive=False)),
-        int(number("step", whole=True)),
-        number("fid"),
-        budgets,
-    )
-
-
-def _refuse_twice(path: Path, found: Sequence[Observation]) -> None:
-    seen = set()
-    for o in found:
-        key = (o.recipe, o.seed, o.generation_seed, o.step)
-        if key in seen:
-            raise UserError(
-                f"--curves {path}: recipe {o.recipe}, seed {o.seed}, generation seed {o.generation_seed}, "
-                f"step {o.step} stands twice."
-            )
-        seen.add(key)
+    def __iter__(self) -> Iterator[RecipeSpeedup]:
+        """Over every recipe and currency."""
+        return iter(self.found)
 
 
 def currencies(observations: Iterable[Observation]) -> list[str]:
@@ -163,7 +158,11 @@ def currencies(observations: Iterable[Observation]) -> list[str]:
 
 
 def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Panel:
-    """The curves of a recipe: one for each training seed, over the generation seeds that all its steps have."""
+    """The curves of a recipe: one for each training seed, over the generation seeds that all its steps have.
+
+    Raises:
+        UserError: a budget that does not grow from one step to the next.
+    """
     by: dict[int, dict[int, list[Observation]]] = {}
     for o in observations:
         if o.recipe == recipe:
@@ -173,33 +172,125 @@ def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Pa
 
 def _one_curve(steps: dict[int, list[Observation]], currency: str) -> list[Point]:
     everywhere = set.intersection(*({o.generation_seed for o in group} for group in steps.values()))
-    points = []
+    points: list[Point] = []
     for step, group in sorted(steps.items()):
         used = [o for o in group if not everywhere or o.generation_seed in everywhere]
         fid = math.exp(sum(math.log(o.fid) for o in used) / len(used))
         points.append(Point(step, sum(o.budgets[currency] for o in used) / len(used), fid))
+        if len(points) > 1 and points[-1].budget <= points[-2].budget:
+            raise UserError(
+                f"{group[0].recipe}, seed {group[0].seed}: {title(currency)} do not grow from step {points[-2].step:,} "
+                f"({points[-2].budget:g}) to step {step:,} ({points[-1].budget:g}): a clock that began anew? Give what "
+                "training cost from its beginning."
+            )
     return points
 
 
-def compare(observations: Sequence[Observation], baseline: str) -> list[RecipeSpeedup]:
+def compare(
+    observations: Sequence[Observation],
+    baseline: str,
+    *,
+    target: float | None = None,
+    noise: SeedNoise | None = None,
+    unjudged: Collection[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> Speedups:
     """Every other recipe against the baseline, in every currency.
 
+    Args:
+        observations: of all recipes.
+        baseline: its FID at the last step that its training seeds reach is the target; seeds that stopped before are
+            left out and named.
+        target: another FID, which the baseline's average curve comes down through.
+        noise: how far training seeds spread on the suite, if it is known: for recipes with a single one.
+        unjudged: recipes that get no verdict, since it is not known under which protocol they were scored.
+        labels: what recipes are called in notes.
+
     Raises:
-        UserError: there is no such recipe, or training seeds of one that have no step in common.
+        UserError: there is no such recipe or no such target.
     """
     recipes = list(dict.fromkeys(o.recipe for o in observations))
     if baseline not in recipes:
         raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, recipes)}")
-    out = []
+    by = {recipe: [o for o in observations if o.recipe == recipe] for recipe in recipes}
+    base = _Seeds.of(by[baseline])
+    end = base.end
+    at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
+    found, notes = [], base.notes((labels or {}).get(baseline, baseline), end, noise)
     for recipe in recipes:
         if recipe == baseline:
             continue
-        for currency in currencies(observations):
+        other = _Seeds.of(by[recipe], end)
+        notes += other.notes((labels or {}).get(recipe, recipe), end, noise)
+        for currency in currencies([*by[baseline], *by[recipe]]):
             try:
-                found = estimate(panel(observations, baseline, currency), panel(observations, recipe, currency))
-            except ValueError as error:
-                raise UserError(f"{recipe} and {baseline} cannot be compared: {error}.") from None
-            out.append(RecipeSpeedup(recipe, currency, found))
+                one = estimate(base.panel(currency), other.panel(currency), step=at, noise=noise)
+            except ValueError as error:  # one recipe's clocks take nothing from the others
+                notes.append(f"{(labels or {}).get(recipe, recipe)}: not compared in {title(currency)}, since {error}")
+                continue
+            judged = one if recipe not in unjudged else replace(one, p=None)
+            found.append(RecipeSpeedup(recipe, currency, judged, 0))
+    fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
+    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """The training seeds of one recipe."""
+
+    observations: Sequence[Observation]
+    kept: Panel
+    """In iterations: those that got to the end."""
+    left_out: Mapping[int, int]
+    """Last steps of the others."""
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], needed: float = math.inf) -> _Seeds:
+        """Those that got to the end, or to the step that is needed."""
+        curves = panel(observations, observations[0].recipe, "iterations")
+        last = {seed: curve[-1].step for seed, curve in curves.items()}
+        wanted = TO_THE_END * min(max(last.values()), needed)
+        kept = {seed: curve for seed, curve in curves.items() if last[seed] >= wanted}
+        while max(curve[0].step for curve in kept.values()) > min(last[seed] for seed in kept):
+            del kept[min(kept, key=lambda seed: last[seed])]  # one that ends where another begins
+        return cls(observations, kept, {seed: step for seed, step in last.items() if seed not in kept})
+
+    @property
+    def end(self) -> float:
+        """The last step that all of them reach."""
+        return float(min(curve[-1].step for curve in self.kept.values()))
+
+    def panel(self, currency: str) -> Panel:
+        """Their curves in another currency."""
+        curves = panel(self.observations, self.observations[0].recipe, currency)
+        return {seed: curve for seed, curve in curves.items() if seed in self.kept}
+
+    def notes(self, name: str, end: float, noise: SeedNoise | None) -> list[str]:
+        """What a reader should know of them."""
+        trainings = {seed: len({o.training for o in self.observations if o.seed == seed}) for seed in self.kept}
+        return [f"{name}: {note}" for note in seed_notes(self.kept, self.left_out, trainings, end, noise)]
+
+
+def _step_of(baseline: str, curves: Sequence[Sequence[Point]], target: float) -> float:
+    mean = average(curves)
+    found = crossing(mean, target)
+    if found is None or found.loglog is None:
+        raise UserError(
+            f"--target {target:g}: {baseline} does not come down through it; its FID goes from {mean[0][1]:.4g} at "
+            f"step {mean[0][0]:,.0f} to {mean[-1][1]:.4g} at step {mean[-1][0]:,.0f}. Give one between."
+        )
+    return found.loglog
+
+
+def _families(found: Sequence[RecipeSpeedup]) -> list[RecipeSpeedup]:
+    """Verdicts: in each currency, all recipes with two training seeds or more are one family."""
+    out = []
+    for s in found:
+        family = [f for f in found if f.currency == s.currency and f.estimate.p is not None]
+        corrected = dict(zip((f.recipe for f in family), holm([f.estimate.p or 0.0 for f in family]), strict=True))
+        p = corrected.get(s.recipe)
+        judged = None if p is None else verdict(s.estimate.interval, p)
+        out.append(replace(s, family=len(family), estimate=replace(s.estimate, p_family=p, verdict=judged)))
     return out
 
 
@@ -218,7 +309,8 @@ def epochs_to(observations: Sequence[Observation], target: float) -> dict[str, d
         raise UserError("--ep-fid counts epochs: the curves need a column 'images'.")
     out: dict[str, dict[str, float | None]] = {}
     for recipe in dict.fromkeys(o.recipe for o in observations):
-        found = crossing(average(list(panel(observations, recipe, "images").values())), target)
+        seeds = _Seeds.of([o for o in observations if o.recipe == recipe])
+        found = crossing(average(list(seeds.panel("images").values())), target)
         out[recipe] = {
             "first_checkpoint": None if found is None else found.at / EPOCH,
             "loglog": None if found is None or found.loglog is None else found.loglog / EPOCH,
@@ -226,12 +318,15 @@ def epochs_to(observations: Sequence[Observation], target: float) -> dict[str, d
     return out
 
 
-def as_dict(observations: Sequence[Observation], baseline: str, ep_fid: float | None = None) -> dict[str, Any]:
+def as_dict(found: Speedups) -> dict[str, Any]:
     """Everything, for JSON: by recipe and currency."""
     speedups: dict[str, dict[str, Any]] = {}
-    for s in compare(observations, baseline):
+    for s in found.found:
         speedups.setdefault(s.recipe, {})[s.currency] = s.as_dict()
-    out: dict[str, Any] = {"baseline": baseline, "speedups": speedups}
-    if ep_fid is not None:
-        out["ep_fid"] = {"target_fid": ep_fid, "epochs": epochs_to(observations, ep_fid)}
-    return out
+    return {
+        "baseline": found.baseline,
+        "target_fid": found.target,
+        "target_step": found.step,
+        "speedups": speedups,
+        "notes": list(found.notes),
+    }

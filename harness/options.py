@@ -210,7 +210,7 @@ def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
         raise UserError(f"{flag} {path}: {place} is not ours to write to. Give another path.")
 
 
-def shared(kind: type[Place]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def shared(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command, whose first parameter takes a `kind`, all of its options."""
     hints = get_type_hints(kind, include_extras=True)
 

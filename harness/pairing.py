@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy.special import stdtrit
-
-from harness.compare import Comparison, load
+from harness.compare import load
+from harness.inference import SeedNoise, Verdict, holm, mean_interval, mean_p, verdict
 from harness.protocol import difference
-from harness.speedup import LEVEL, PRIOR_CV, Verdict
+from harness.suites.noise import NOISE
 from recipes.core.errors import UserError
 
 
@@ -28,15 +27,18 @@ class Pair:
     second: float
     ratio: float
     """Second over first; below 1 is better."""
-    interval: tuple[float, float]
-    """95 %, of the ratio: Student's t over training seeds, or, of a single seed, the literature's prior."""
+    interval: tuple[float, float] | None
+    """95 %, of the ratio, of this pair alone: Student's t over training seeds; of a single seed, from the suite's
+    spread, where that is known."""
     seeds: int
-    verdict: Verdict
-    """Of the second folder; a single seed is inconclusive."""
+    p: float | None = None
+    """Two-sided, of this pair alone; a single seed has none."""
+    verdict: Verdict | None = None
+    """Of the second folder, with all pairs counted (Holm)."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**self.__dict__, "interval": list(self.interval)}
+        return {**self.__dict__, "interval": self.interval and list(self.interval)}
 
 
 def compare_folders(first: Path, second: Path) -> list[Pair]:
@@ -52,39 +54,42 @@ def compare_folders(first: Path, second: Path) -> list[Pair]:
         raise UserError(
             f"{first} and {second} are scored under different protocols ({told}): their FIDs do not compare."
         )
+    noise = NOISE.get(ours.suite)
     out = [
         pair
         for arm, label in a.arms.items()
         if arm in b.arms
         for step in a.steps()
-        if (pair := _pair(a, b, arm, label, step)) is not None
+        if (pair := _pair(a.fids(arm, step), b.fids(arm, step), arm, label, step, noise)) is not None
     ]
     if not out:
         raise UserError(f"{first} and {second} have no recipe, training seed and step in common.")
-    return out
+    judged = [pair for pair in out if pair.p is not None]
+    corrected = dict(zip(map(id, judged), holm([pair.p or 0.0 for pair in judged]), strict=True))
+    return [
+        replace(pair, verdict=_verdict(pair, corrected[id(pair)])) if id(pair) in corrected else pair for pair in out
+    ]
 
 
-def _fids(comparison: Comparison, arm: str, step: int) -> dict[int, float]:
-    return {s: r.metrics.fid for s in comparison.seeds(arm) for r in comparison.curve(arm, s) if r.step == step}
+def _verdict(pair: Pair, p: float) -> Verdict:
+    assert pair.interval is not None
+    low, high = pair.interval
+    return verdict((1 / high, 1 / low), p)  # less is better
 
 
-def _pair(a: Comparison, b: Comparison, arm: str, label: str, step: int) -> Pair | None:
-    ours, theirs = _fids(a, arm, step), _fids(b, arm, step)
+def _pair(
+    ours: dict[int, float], theirs: dict[int, float], arm: str, label: str, step: int, noise: SeedNoise | None
+) -> Pair | None:
+    """One recipe at one step, by its FIDs in both folders, each by training seed."""
     shared = sorted(set(ours) & set(theirs))
     if not shared:
         return None
-    logs = [math.log(theirs[s] / ours[s]) for s in shared]
-    centre, n = fmean(logs), len(logs)
-    if n == 1:
-        half = float(stdtrit(1e6, (1 + LEVEL) / 2)) * math.sqrt(2) * PRIOR_CV
-    else:
-        half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(logs) / math.sqrt(n)
-    low, high = math.exp(centre - half), math.exp(centre + half)
-    verdict: Verdict = "inconclusive"
-    if n > 1 and high < 1:
-        verdict = "better"
-    elif n > 1 and low > 1:
-        verdict = "worse"
-    means = (math.exp(fmean(math.log(x[s]) for s in shared)) for x in (ours, theirs))
-    first, second = means
-    return Pair(arm, label, step, first, second, math.exp(centre), (low, high), n, verdict)
+    logs = [math.log(theirs[seed] / ours[seed]) for seed in shared]
+    ends, centre = mean_interval(logs), fmean(logs)
+    if ends is None and noise is not None:
+        half = noise.half(1, 1)
+        ends = centre - half, centre + half
+    p = mean_p(logs) if len(logs) > 1 else None
+    first, second = (math.exp(fmean(math.log(x[seed]) for seed in shared)) for x in (ours, theirs))
+    interval = None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
+    return Pair(arm, label, step, first, second, math.exp(centre), interval, len(logs), p)

@@ -10,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import catalogue
 from harness.assets import Store
+from harness.inference import SeedNoise, detectable, seeds_to_detect
 from harness.probe import Probe, probe
 from harness.suites.base import Budget, Suite
+from harness.suites.noise import NOISE
 from recipes.core.distributed import World
+from recipes.core.errors import UserError
 from recipes.core.latents import disk_estimate
 from recipes.core.spec import Execution
 from recipes.models.sit import SiT
@@ -59,6 +62,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Shows:
+    """What training seeds can show, by the rule of `harness.inference` and the suite's own spread over seeds."""
+
+    noise: SeedNoise
+    recipes: int
+    """Compared with one baseline."""
+    smallest: float | None
+    """Speedup that the planned seeds show with `CHANCE`; None where nothing is large enough."""
+    factor: float | None
+    """Speedup that was asked for."""
+    seeds: int | None
+    """That show it with `CHANCE`."""
+    device_hours: float | None
+    """That they cost."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `repa-bench plan` tells."""
 
@@ -69,6 +89,8 @@ class Plan:
     """Asset to the command that brings it."""
     throughput: str
     """Where the hours come from."""
+    shows: Shows | None
+    """None where the suite's spread over seeds is not known."""
 
 
 def make_plan(
@@ -83,6 +105,7 @@ def make_plan(
     devices: int,
     tflops: float,
     seconds: float | None,
+    detect: float | None = None,
 ) -> Plan:
     """Count what every cell costs.
 
@@ -97,6 +120,10 @@ def make_plan(
         devices: that training would be spread over.
         tflops: sustained TFLOP/s of one device, if it is not measured.
         seconds: measure each arm for so long instead.
+        detect: a speedup that is to be shown.
+
+    Raises:
+        UserError: a speedup is to be shown on a suite whose spread over seeds is not known.
     """
     cells, limit = [], world
     for arm in arms:
@@ -108,7 +135,19 @@ def make_plan(
         if seconds
         else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
     )
-    return Plan(tuple(cells), _disk(suite, arms, store, cells), _missing(suite, arms, store), throughput)
+    shows = _shows(suite, cells, seeds, detect)
+    return Plan(tuple(cells), _disk(suite, arms, store, cells), _missing(suite, arms, store), throughput, shows)
+
+
+def _shows(suite: Suite, cells: Sequence[Cell], seeds: int, detect: float | None) -> Shows | None:
+    noise, recipes = NOISE.get(suite.name), max(1, len(cells) - 1)
+    if noise is None:
+        if detect is not None:
+            raise UserError(f"--detect: how far FID spreads over training seeds on suite {suite.name} is not known.")
+        return None
+    needed = None if detect is None else seeds_to_detect(detect, noise, recipes)
+    hours = None if needed is None else sum(cell.device_hours for cell in cells) * needed / seeds
+    return Shows(noise, recipes, detectable(seeds, noise, recipes), detect, needed, hours)
 
 
 def _cell(

@@ -8,7 +8,7 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -95,6 +95,10 @@ class ScoreRecord(_Base):
     """Wall-clock seconds of training, evaluation and checkpoints left out."""
     device_seconds: Positive
     """The same, times the devices that were at work."""
+    step_seconds: Positive | None = None
+    """Of one training step, robust against what else the machine did."""
+    step_seconds_from: str | None = None
+    """How it was measured."""
     protocol: Protocol
     protocol_digest: str
     generation_seed: Seed
@@ -389,6 +393,20 @@ class RecordFile:
                 kept = [f"{line}\n" for line, where in lines if where not in damaged]
                 write_text(self.path, "".join(kept))
         return [f"{where} was damaged and is now in {DAMAGED_FILE}" for _, where in bad]
+
+    def take(self, wanted: Callable[[AnyRecord], bool]) -> list[str]:
+        """Take records out of the file; returns their lines.
+
+        Raises:
+            DamagedError: a line that is not what was written.
+            UserError: a line that is not a record of this schema.
+        """
+        if not self.path.exists():
+            return []
+        with self._locked():
+            lines = [(line, wanted(parse(line, where))) for line, where in _lines(self.path)]
+            write_text(self.path, "".join(f"{line}\n" for line, gone in lines if not gone))
+        return [line for line, gone in lines if gone]
 
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:

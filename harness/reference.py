@@ -38,7 +38,7 @@ def summarize(folder: Path) -> dict[str, Any]:
             }
     first = comparison.scores[0]
     # Curves of the smoke suite cross at a flat angle: a speedup moves by far more than an FID does.
-    speedups = {s.arm: value_of(s.estimate.point) for s in comparison.speedups() if s.currency == "iterations"}
+    speedups = {s.recipe: value_of(s.estimate.point) for s in comparison.speedups or () if s.currency == "iterations"}
     return {"suite": first.suite, "suite_digest": first.suite_digest, "runs": runs, "speedup": speedups}
 
 

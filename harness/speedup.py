@@ -1,21 +1,8 @@
-"""How much sooner one recipe reaches another's end, in what currency, and how sure that is.
+"""How much sooner one curve of FID reaches another's, and the average of several: arithmetic without a verdict.
 
-Target: the baseline's FID at its last checkpoint. Speedup: the baseline's budget there over the other's budget where it
-reaches the target. A target that is not reached gives a bound, never a number.
-
-The rules below were fixed before any comparison was made with them:
-
-- Curves of several training seeds are averaged (geometric mean of FID at equal steps; generation seeds of one training
-  seed first), and the speedup is that of the average curves.
-- A curve that is not monotone crosses at the first checkpoint from which it stays at or below the target, up to the
-  last one that reaches it. Whether worse checkpoints follow that one is said (`sustained`).
-- Interval, n >= 2 training seeds: 95 %, from a paired bootstrap over training seeds. The standard error of the log
-  speedup over resamples, times sqrt(n / (n - 1)), times Student's t with n - 1 degrees of freedom: the percentiles of a
-  bootstrap of three values never leave their range, and cover far less than they claim.
-- Interval, n = 1: the literature's prior. Another training seed moves FID with a coefficient of variation of 1.3 %
-  (arXiv 2606.20536), here as a factor on each whole curve.
-- Verdict: ``better`` if the interval lies above 1, ``worse`` if below, else ``inconclusive``. A single seed is always
-  inconclusive.
+A curve that is not monotone crosses a target at the first checkpoint from which it stays at or below it, up to the last
+one that reaches it. Whether worse checkpoints follow that one is said (`sustained`). A target that is not reached gives
+a bound, never a number. How sure a speedup is: `harness.inference`.
 """
 
 from __future__ import annotations
@@ -23,20 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean, stdev
-from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
+from numpy.typing import NDArray
 
 #: (budget, FID), budgets rising.
 Curve = Sequence[tuple[float, float]]
-#: Coefficient of variation of FID over training seeds: "The FID Lottery", arXiv 2606.20536.
-PRIOR_CV = 0.013
-LEVEL = 0.95
-RESAMPLES = 2000
-Verdict = Literal["better", "worse", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -153,75 +133,22 @@ class Point:
 Panel = Mapping[int, Sequence[Point]]
 
 
+def at_steps(curve: Sequence[Point], steps: Sequence[float]) -> NDArray[np.float64]:
+    """Log budget and log FID, (2, k), at k steps between the ends; linear in the log of the step."""
+    rows = np.log([(point.step, point.budget, point.fid) for point in curve]).T
+    where = np.log(steps)
+    return np.stack([np.interp(where, rows[0], row) for row in rows[1:]])
+
+
 def average(curves: Sequence[Sequence[Point]]) -> list[tuple[float, float]]:
-    """The average of curves at the steps that all of them have: mean budget, geometric mean of FID."""
-    by_step = [{point.step: point for point in curve} for curve in curves]
-    steps = sorted(set.intersection(*(set(curve) for curve in by_step)))
-    return [
-        (
-            fmean(curve[step].budget for curve in by_step),
-            math.exp(fmean(math.log(curve[step].fid) for curve in by_step)),
-        )
-        for step in steps
-    ]
+    """Geometric means of budget and FID over training seeds, at every step of one that lies between all ends.
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A speedup over training seeds."""
-
-    point: Speedup
-    """Of the average curves."""
-    interval: tuple[float | None, float | None]
-    """95 %; none at an open end."""
-    by_seed: dict[int, Speedup]
-    """Of each training seed that both have, against its own baseline."""
-    seeds: int
-    paired: bool
-    """Whether both have the same training seeds."""
-    verdict: Verdict
-
-    @property
-    def evidence(self) -> str:
-        """What the interval is made of."""
-        if self.seeds == 1:
-            return f"single seed; interval from the prior that FID varies by {PRIOR_CV:.1%} over training seeds"
-        return f"{'paired ' if self.paired else ''}bootstrap over {self.seeds} training seeds"
-
-
-def estimate(baseline: Panel, other: Panel) -> Estimate:
-    """Speedup, interval and verdict of one recipe against the baseline, in the budgets' currency.
-
-    Raises:
-        ValueError: a panel without seeds, or without a step that all of its seeds have.
+    Where a seed has no checkpoint at a step of another's, it is interpolated.
     """
-    if not baseline or not other:
-        raise ValueError("a speedup needs at least one training seed of both recipes")
-    shared = sorted(set(baseline) & set(other))
-    paired = bool(shared)
-    ours = [baseline[seed] for seed in (shared or sorted(baseline))]
-    theirs = [other[seed] for seed in (shared or sorted(other))]
-    base, curve = average(ours), average(theirs)
-    point = speedup(base, curve)
-    seeds = min(len(ours), len(theirs))
-    if seeds == 1:
-        interval = _prior_interval(base, curve)
-        verdict: Verdict = "inconclusive"
-    else:
-        logs = _resampled(ours, theirs, paired)
-        interval = _bootstrap_interval(point, logs, seeds)
-        verdict = _verdict(interval, logs, point)
-    by_seed = {seed: speedup(average([baseline[seed]]), average([other[seed]])) for seed in shared}
-    return Estimate(point, interval, by_seed, seeds, paired, verdict)
-
-
-def _prior_interval(base: Curve, curve: Curve) -> tuple[float | None, float | None]:
-    """The speedup at targets that are off by as much as two single seeds may differ."""
-    spread = float(stdtrit(1e6, (1 + LEVEL) / 2)) * math.sqrt(2) * PRIOR_CV
-    budget, target = base[-1]
-    ends = [speedup([(budget, target * math.exp(sign * spread))], curve) for sign in (-1, 1)]
-    low, high = (value_of(end) for end in ends)  # a lower target is reached later
-    return (low if ends[0].bound is None else None, high if ends[1].low is None or ends[1].loglog else None)
+    low, high = max(curve[0].step for curve in curves), min(curve[-1].step for curve in curves)
+    steps = sorted({point.step for curve in curves for point in curve if low <= point.step <= high})
+    means = np.exp(np.mean([at_steps(curve, steps) for curve in curves], axis=0))
+    return list(zip(*means.tolist(), strict=True))
 
 
 def value_of(found: Speedup) -> float:
@@ -231,55 +158,6 @@ def value_of(found: Speedup) -> float:
     value = found.bound if found.bound is not None else found.low
     assert value is not None
     return value
-
-
-@lru_cache(maxsize=8)
-def _choices(seeds: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    return np.random.default_rng(20250410).integers(0, seeds, (count, seeds))
-
-
-@dataclass(frozen=True)
-class _Resampled:
-    logs: list[float]
-    """Log speedups, or of their bounds."""
-    unreached: float
-    """Share of resamples that do not reach the target."""
-    at_once: float
-    """Share that is below it at the first checkpoint."""
-
-
-def _resampled(ours: Sequence[Sequence[Point]], theirs: Sequence[Sequence[Point]], paired: bool) -> _Resampled:
-    mine = _choices(len(ours), RESAMPLES)
-    yours = mine if paired else _choices(len(theirs), RESAMPLES + 1)[1:]
-    logs, unreached, at_once = [], 0, 0
-    seen: dict[tuple[tuple[int, ...], tuple[int, ...]], Speedup] = {}
-    for a, b in zip(mine, yours, strict=True):
-        key = (tuple(sorted(a.tolist())), tuple(sorted(b.tolist())))
-        if key not in seen:
-            seen[key] = speedup(average([ours[k] for k in key[0]]), average([theirs[k] for k in key[1]]))
-        found = seen[key]
-        unreached += found.bound is not None
-        at_once += found.bound is None and found.loglog is None
-        logs.append(math.log(value_of(found)))
-    return _Resampled(logs, unreached / len(logs), at_once / len(logs))
-
-
-def _bootstrap_interval(point: Speedup, drawn: _Resampled, seeds: int) -> tuple[float | None, float | None]:
-    tail = (1 - LEVEL) / 2
-    width = float(stdtrit(seeds - 1, 1 - tail)) * stdev(drawn.logs) * math.sqrt(seeds / (seeds - 1))
-    centre = math.log(value_of(point))
-    low = None if drawn.unreached > tail else math.exp(centre - width)
-    high = None if drawn.at_once > tail else math.exp(centre + width)
-    return low, high
-
-
-def _verdict(interval: tuple[float | None, float | None], drawn: _Resampled, point: Speedup) -> Verdict:
-    low, high = interval
-    if low is not None and low > 1:
-        return "better"
-    # Not reached within a budget no larger than the baseline's: slower, if hardly a resample says otherwise.
-    never = point.bound is not None and point.bound <= 1 and drawn.unreached >= LEVEL
-    return "worse" if never or (high is not None and high < 1 and low is not None) else "inconclusive"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from PIL import Image
 from baselines.claims import ledger
 from harness.claims import judge
 from harness.compare import BASELINE, Comparison, load
-from harness.curves import title
+from harness.curves import Observation, Selection, title
 from harness.records import Provenance, ScoreRecord
 from recipes.core.checkpoint import write_bytes
-from recipes.core.errors import UserError
+from recipes.core.errors import UserError, nearest
 from reports import figures, tables
+from reports.speedup_tables import headline, interval, speedup_table
 
 GRID_SIDE_IMAGES = 10
 #: Currencies of the first sentences.
@@ -58,8 +60,8 @@ def _picture(comparison: Comparison, grid: str, rows: int | None = None) -> str 
 
 
 def _sample_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """For the first shared seed: samples of every arm at a third of the budget and at its end."""
-    shared = set.intersection(*(set(comparison.seeds(arm)) for arm in comparison.arms))
+    """For the first seed that every arm brought to its end: samples at a third of the budget and at its end."""
+    shared = set.intersection(*(set(comparison.complete(arm)[0]) for arm in comparison.arms))
     if not shared:
         return []
     seed, steps = min(shared), comparison.steps()
@@ -93,15 +95,19 @@ def _reconstructions(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _answer(comparison: Comparison) -> list[str]:
     """One sentence for each arm against the baseline, in every currency."""
-    found = comparison.speedups()
+    found, labels = comparison.speedups, comparison.labels
+    if found is None:
+        return []
     sentences = []
-    for arm in dict.fromkeys(s.arm for s in found):
-        by = {s.currency: s for s in found if s.arm == arm}
-        steps = by["iterations"].estimate
-        parts = [f"{tables.headline(by[c].estimate)} in {title(c)}" for c in SHOWN if c in by]
+    for arm in dict.fromkeys(s.recipe for s in found):
+        by = {s.currency: s.estimate for s in found if s.recipe == arm}
+        steps = by["iterations"]
+        parts = [f"{headline(by[c])} in {title(c)}" for c in SHOWN if c in by]
+        judged = f": {steps.verdict}" if steps.verdict else ", no verdict"
         sentences.append(
-            f"{by['iterations'].label} to vanilla's last FID: {', '.join(parts)} of training (below 1 is slower); in "
-            f"iterations 95 % {tables.interval(steps)}, {tables.seeds_text(steps.seeds)}: {steps.verdict}."
+            f"{labels[arm]} to the FID of {labels[found.baseline]} at step {found.step:,.0f}: {', '.join(parts)} of "
+            f"training (below 1 is slower); in iterations 95 % {interval(steps)}, {tables.seeds_text(steps.seeds)}"
+            f"{judged}."
         )
     return sentences
 
@@ -143,9 +149,7 @@ def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
 
 def _tables(comparison: Comparison) -> dict[str, tables.Table]:
     return {
-        "speedup": tables.speedup_table(
-            comparison.speedups(), runs={arm: comparison.runs(BASELINE, arm) for arm in comparison.arms}
-        ),
+        "speedup": _speedups(comparison),
         "fid": tables.fid_table(comparison),
         "metrics": tables.metrics_table(comparison),
         "guidance": tables.guidance_table(comparison),
@@ -157,6 +161,13 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
         "stages": tables.stage_table(comparison),
         "runs": tables.runs_table(comparison),
     }
+
+
+def _speedups(comparison: Comparison) -> tables.Table:
+    if comparison.speedups is None:
+        return tables.Table("Speedups", (), ())
+    runs = {arm: comparison.runs(comparison.baseline, arm) for arm in comparison.arms}
+    return speedup_table(comparison.speedups, comparison.labels, runs)
 
 
 def _markdown(comparison: Comparison, made: dict[str, tables.Table]) -> str:
@@ -225,13 +236,36 @@ FILES = {"html": "index.html", "md": "report.md", "tex": "tables.tex", "csv": "r
 FORMATS = (*FILES, *figures.FORMATS)
 
 
-def render(folders: Sequence[Path], formats: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class Wanted:
+    """What a report is of."""
+
+    folders: Sequence[Path]
+    """Results folders, made here or elsewhere."""
+    selection: Selection | None = None
+    baseline: str = BASELINE
+    others: Sequence[Observation] = ()
+    """Curves that are not ours."""
+
+    def load(self) -> Comparison:
+        """What their records say.
+
+        Raises:
+            UserError: see `harness.compare.load`; or there is no such baseline.
+        """
+        found = load(self.folders, self.selection, baseline=self.baseline, others=self.others)
+        if self.baseline != BASELINE and self.baseline not in found.arms:
+            raise UserError(f"--baseline: there is no recipe '{self.baseline}'.{nearest(self.baseline, found.arms)}")
+        return found
+
+
+def render(wanted: Wanted, formats: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:
     """The files of a report by name. The same records give the same bytes.
 
     Raises:
-        UserError: see `harness.compare.load`.
+        UserError: see `Wanted.load`.
     """
-    comparison = load(folders)
+    comparison = wanted.load()
     made = _tables(comparison)
     makers: dict[str, Callable[[], str]] = {
         "html": lambda: _page(comparison, made),
@@ -242,16 +276,16 @@ def render(folders: Sequence[Path], formats: Sequence[str] = tuple(FORMATS)) -> 
     files = {FILES[name]: makers[name]().encode() for name in formats if name in FILES}
     for name, maker in figures.named(comparison).items():
         # the Markdown shows one
-        wanted = [e for e in figures.FORMATS if e in formats or ((e, name) == ("png", "fid") and "md" in formats)]
-        files |= {f"{FIGURES}/{name}.{e}": figures.drawn(maker(), e, name) for e in wanted}
+        kinds = [e for e in figures.FORMATS if e in formats or ((e, name) == ("png", "fid") and "md" in formats)]
+        files |= {f"{FIGURES}/{name}.{e}": figures.drawn(maker(), e, name) for e in kinds}
     return files
 
 
-def build(folders: Sequence[Path], out: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
-    """Write the report of some results folders.
+def build(wanted: Wanted, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> Path:
+    """Write a report.
 
     Args:
-        folders: results folders, made here or elsewhere.
+        wanted: what it is of.
         out: where the files go.
         formats: of `FORMATS`.
 
@@ -259,16 +293,16 @@ def build(folders: Sequence[Path], out: Path, formats: Sequence[str] = tuple(FOR
         The path of index.html, or of the first file.
 
     Raises:
-        UserError: see `harness.compare.load`.
+        UserError: see `Wanted.load`.
     """
-    files = render(folders, formats)
+    files = render(wanted, formats)
     for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out / name, content)
     return out / next(iter(files))
 
 
-def check(folders: Sequence[Path], committed: Path) -> list[str]:
+def check(wanted: Wanted, committed: Path) -> list[str]:
     """Files of a committed report that the records no longer give, in words.
 
     Pictures are compared by their presence: other releases of matplotlib draw the same figure in other bytes.
@@ -281,7 +315,7 @@ def check(folders: Sequence[Path], committed: Path) -> list[str]:
     if not present:
         raise UserError(f"--check {committed}: there is no report ({', '.join(FILES.values())}, {FIGURES}/).")
     out = []
-    for name, content in render(folders, present).items():
+    for name, content in render(wanted, present).items():
         path = committed / name
         if not path.exists():
             out.append(f"{name} is missing")

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from baselines.published import curve
-from harness.compare import BASELINE, CURRENCIES, Comparison
+from harness.compare import Comparison
+from harness.curves import currencies, panel
 from harness.records import ScoreRecord
-from harness.speedup import spread
+from harness.speedup import average, spread
 
 STYLES = [
     ("#555555", "o", "-"),
@@ -66,30 +67,34 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
         lowest = at
 
 
-def _draw_arm(
-    axes: Axes, comparison: Comparison, arm: str, budget: Callable[[ScoreRecord], float]
-) -> tuple[float, float, str]:
-    """Draw a curve; where it ends, and its colour."""
+def _draw_arm(axes: Axes, comparison: Comparison, arm: str, currency: str) -> tuple[float, float, str]:
+    """Draw a curve, and thinly those of training seeds that did not get to its end; where it ends, and its colour."""
     colour, marker, dash = style(comparison, arm)
-    curves = [comparison.curve(arm, seed) for seed in comparison.seeds(arm)]
-    steps = sorted(set.intersection(*({r.step for r in curve} for curve in curves)))
-    points = [[r for curve in curves for r in curve if r.step == step] for step in steps]
-    x = [spread([budget(r) for r in group]).mean for group in points]
+    whole, short_ones = comparison.complete(arm)
+    curves = {seed: comparison.curve(arm, seed) for seed in (*whole, *short_ones)}
+    for seed in short_ones:
+        x, y = [comparison.budget(r, currency) for r in curves[seed]], [r.metrics.fid for r in curves[seed]]
+        axes.plot(x, y, color=colour, linestyle=dash, linewidth=0.8)
+    groups: dict[int, list[ScoreRecord]] = {}
+    for r in (r for seed in whole for r in curves[seed]):
+        groups.setdefault(r.step, []).append(r)
+    points = [group for _, group in sorted(groups.items()) if {r.seed for r in group} == set(whole)]
+    x = [spread([comparison.budget(r, currency) for r in group]).mean for group in points]
     fids = [[r.metrics.fid for r in group] for group in points]
     mean = [spread(group).mean for group in fids]
-    axes.plot(
-        x,
-        mean,
-        color=colour,
-        marker=marker,
-        linestyle=dash,
-        linewidth=2,
-        markersize=6,
-        label=short(comparison.arms[arm]),
-    )
-    if len(curves) > 1:
+    look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "linewidth": 2, "markersize": 6}
+    axes.plot(x, mean, label=short(comparison.arms[arm]), **look)
+    if len(whole) > 1:
         axes.fill_between(x, [min(g) for g in fids], [max(g) for g in fids], color=colour, alpha=0.15, linewidth=0)
     return x[-1], mean[-1], colour
+
+
+def _draw_others(axes: Axes, comparison: Comparison, currency: str) -> None:
+    """Curves that are not ours: grey, without a fill, and called so."""
+    for number, recipe in enumerate(dict.fromkeys(o.recipe for o in comparison.others)):
+        curves = panel(comparison.others, recipe, currency)
+        x, y = zip(*average(list(curves.values())), strict=True)
+        axes.plot(x, y, color="#999999", marker="xP*+"[number % 4], linewidth=1, label=short(recipe, 60))
 
 
 #: Currency to the words on its axis.
@@ -111,21 +116,19 @@ def _draw_published(axes: Axes, comparison: Comparison) -> None:
             axes.plot(x, y, marker, color=colour, fillstyle="none", markersize=5, alpha=0.7, label=label)
 
 
-def fid_figure(comparison: Comparison, currencies: Sequence[str] = BRIEF) -> Figure:
+def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
     """FID against budget, a panel for each currency; band = least to greatest over training seeds."""
     with plt.rc_context(RC):
-        size = (5.4 * len(currencies), 4.2)
-        figure, panels = plt.subplots(
-            1, len(currencies), figsize=size, sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes, name in zip(panels[0], currencies, strict=True):
-            _label_ends(axes, [_draw_arm(axes, comparison, arm, CURRENCIES[name]) for arm in comparison.arms])
+        size = (5.4 * len(shown), 4.2)
+        figure, panels = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for axes, name in zip(panels[0], shown, strict=True):
+            _label_ends(axes, [_draw_arm(axes, comparison, arm, name) for arm in comparison.arms])
+            if comparison.others and name in currencies(comparison.others):
+                _draw_others(axes, comparison, name)
             if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
                 _draw_published(axes, comparison)
-            if BASELINE in comparison.arms:
-                last = comparison.last(BASELINE, comparison.curve_digest)
-                target = spread([r.metrics.fid for r in last]).mean
-                axes.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 3)))
+            if comparison.speedups is not None:
+                axes.axhline(comparison.speedups.target, color="#555555", linewidth=1, linestyle=(0, (2, 3)))
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.doctor import Health
+from harness.inference import CHANCE, MOST
 from harness.plan import Plan
 
 
@@ -68,12 +69,39 @@ def print_plan(plan: Plan, suite: str, notice: str, console: Console) -> None:
     console.print(f"  {total} on {devices} device{'s' * (devices > 1)}", highlight=False)
     console.print(f"  throughput {plan.throughput}", highlight=False)
     console.print("  states: weights, gradients, moments, averages; activations come on top", highlight=False)
+    for line in _shows(plan, plan.cells[0].seeds if plan.cells else 1):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     for what, count in plan.disk.items():
         console.print(f"  disk: {what}: {size(count)}", highlight=False)
     if plan.missing:
         console.print("  missing:", highlight=False)
     for name, mend in plan.missing.items():
         console.print(f"    {name}: {mend}", highlight=False, soft_wrap=True)
+
+
+def _shows(plan: Plan, seeds: int) -> list[str]:
+    """Which speedups training seeds can show."""
+    if plan.shows is None:
+        return ["power: how far FID spreads over training seeds here is not known"]
+    s, noise = plan.shows, plan.shows.noise
+    family = f"{CHANCE:.0%} power, {s.recipes} recipe{'s' * (s.recipes > 1)} against one baseline"
+    if seeds == 1:
+        lines = ["power: a single training seed has no verdict"]
+    else:
+        found = "no speedup" if s.smallest is None else f"a speedup of {s.smallest:.2f}x or more"
+        lines = [f"power: {seeds} training seeds show {found} ({family})"]
+    if s.factor is not None and s.seeds is not None and s.device_hours is not None:
+        some = f"{s.seeds} training seeds" if s.seeds < MOST else f"{MOST} training seeds or more"
+        lines.append(f"to show {s.factor:g}x: {some}, {_hours(s.device_hours)} ({family})")
+    return [
+        *lines,
+        f"  from a spread of FID over seeds of {noise.cv:.1%} and a slope of {noise.slope:g} at the baseline's end "
+        f"({noise.source})",
+    ]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} device-hours" if hours >= 0.1 else f"{3600 * hours:.1g} device-seconds"
 
 
 def print_health(health: Health, console: Console) -> None:

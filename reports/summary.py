@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.compare import BASELINE, ArmSpeedup, Comparison, load
-from harness.curves import Observation, as_dict, compare, epochs_to
-from reports.tables import Table, alignment_table, cost_table, epochs_table, fid_table, guidance_table, speedup_table
+from harness.compare import Comparison, load
+from harness.curves import Observation, Selection, Speedups, as_dict, compare, epochs_to, select
+from harness.inference import SeedNoise
+from reports.speedup_tables import epochs_table, speedup_table
+from reports.tables import Table, alignment_table, cost_table, fid_table, guidance_table
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Summary:
     def text_tables(self) -> list[Table]:
         """What `run` prints."""
         tables = [fid_table(self.comparison)]
-        if found := self.comparison.speedups():
-            tables.append(speedup_table(found))
+        if (found := self.comparison.speedups) is not None and found.found:
+            tables.append(speedup_table(found, self.comparison.labels))
         return [*tables, cost_table(self.comparison)]
 
     def guidance_tables(self) -> list[Table]:
@@ -36,32 +38,28 @@ class Summary:
 
 @dataclass(frozen=True)
 class CurveSummary:
-    """Curves of FID, ours or anybody's, told briefly."""
+    """Speedups of some curves, ours or anybody's, told briefly."""
 
-    observations: Sequence[Observation]
-    baseline: str = BASELINE
+    found: Speedups
+    labels: Mapping[str, str]
+    """Of recipes, for people."""
     ep_fid: float | None = None
+    epochs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """To that FID."""
     about: tuple[tuple[str, str], ...] = ()
     """What else the JSON says: suite and notice of our records."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Of recipes, for people."""
-
-    def label(self, recipe: str) -> str:
-        """Of a recipe."""
-        return self.labels.get(recipe, recipe)
 
     def as_dict(self) -> dict[str, Any]:
         """Every speedup, by recipe and currency."""
-        return dict(self.about) | as_dict(self.observations, self.baseline, self.ep_fid)
+        out = dict(self.about) | as_dict(self.found)
+        return out if self.ep_fid is None else out | {"ep_fid": {"target_fid": self.ep_fid, "epochs": self.epochs}}
 
     def text_tables(self) -> list[Table]:
         """What `speedup` prints."""
-        found = compare(self.observations, self.baseline)
-        arms = [ArmSpeedup(s.recipe, self.label(s.recipe), s.currency, s.estimate) for s in found]
-        tables = [speedup_table(arms, self.label(self.baseline))]
+        tables = [speedup_table(self.found, self.labels)]
         if self.ep_fid is not None:
-            epochs = epochs_to(self.observations, self.ep_fid)
-            tables.append(epochs_table({self.label(name): found for name, found in epochs.items()}, self.ep_fid))
+            epochs = {self.labels.get(name, name): found for name, found in self.epochs.items()}
+            tables.append(epochs_table(epochs, self.ep_fid))
         return tables
 
 
@@ -74,13 +72,40 @@ def summarize(folders: Sequence[Path]) -> Summary:
     return Summary(load(folders))
 
 
-def summarize_runs(folders: Sequence[Path], baseline: str, ep_fid: float | None) -> CurveSummary:
+def summarize_curves(
+    observations: Sequence[Observation],
+    baseline: str,
+    selection: Selection,
+    *,
+    target: float | None = None,
+    ep_fid: float | None = None,
+    noise: SeedNoise | None = None,
+) -> CurveSummary:
+    """Curves of a table.
+
+    Raises:
+        UserError: see `harness.curves.compare` and `harness.curves.select`.
+    """
+    chosen = select(observations, selection, baseline)
+    found = compare(chosen, baseline, target=target, noise=noise)
+    return CurveSummary(found, {}, ep_fid, {} if ep_fid is None else epochs_to(chosen, ep_fid))
+
+
+def summarize_runs(
+    folders: Sequence[Path],
+    baseline: str,
+    selection: Selection,
+    *,
+    target: float | None = None,
+    ep_fid: float | None = None,
+) -> CurveSummary:
     """The curves of results folders.
 
     Raises:
-        UserError: see `harness.compare.load`.
+        UserError: see `harness.compare.load` and `harness.curves.compare`.
     """
-    comparison = load(folders)
+    comparison = load(folders, selection, baseline=baseline)
     first = comparison.scores[0]
     about = (("suite", first.suite), ("notice", first.notice))
-    return CurveSummary(comparison.observations(), baseline, ep_fid, about, comparison.arms)
+    epochs = {} if ep_fid is None else epochs_to(comparison.observations(), ep_fid)
+    return CurveSummary(comparison.against(baseline, target), comparison.arms, ep_fid, epochs, about)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from baselines.published import Row
 from harness.claims import Judgement
-from harness.compare import ArmSpeedup, Comparison
-from harness.curves import title
+from harness.compare import Comparison
+from harness.curves import panel
 from harness.pairing import Pair
 from harness.records import REMARK, AlignmentRecord, ScoreRecord, TokenizerRecord
-from harness.speedup import Estimate, Spread, spread
+from harness.run_folders import Entry
+from harness.speedup import Spread, spread
 
 
 @dataclass(frozen=True)
@@ -107,91 +108,35 @@ def seeds_text(count: int) -> str:
     return "single seed" if count == 1 else f"{count} seeds"
 
 
-def times(value: float | None) -> str:
-    """A speedup."""
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def bracket(e: Estimate) -> str:
-    """From the first checkpoint at or below the target to the last above it; needs no interpolation."""
-    if e.point.low is None:
-        return "–"
-    return f"{e.point.low:.2f} to {e.point.high:.2f}" if e.point.high is not None else f"at least {e.point.low:.2f}"
-
-
-def interval(e: Estimate) -> str:
-    """95 %; an end that nothing bounds is open."""
-    low, high = e.interval
-    if low is None and high is None:
-        return "–"
-    if low is None:
-        return f"below {high:.2f}"
-    return f"{low:.2f} to {high:.2f}" if high is not None else f"above {low:.2f}"
-
-
-def headline(e: Estimate) -> str:
-    """The log-log figure, or the bound, never a number made up."""
-    if e.point.loglog is not None:
-        return times(e.point.loglog)
-    return f"{e.point.bound_text}×" + (" (not reached)" if e.point.bound is not None else "")
-
-
-def speedup_table(
-    found: Sequence[ArmSpeedup], baseline: str = "vanilla", runs: Mapping[str, tuple[str, ...]] | None = None
-) -> Table:
-    """How much sooner each arm reaches the baseline's last FID, in each currency; `runs` by arm, where there are."""
-    images, steps = ([headline(s.estimate) for s in found if s.currency == c] for c in ("images", "iterations"))
-    rows, traces = [], []
-    for s in found:
-        if s.currency == "images" and images == steps:  # equal batches: they say the same
-            continue
-        e = s.estimate
-        traces.append((runs or {}).get(s.arm, ()))
-        rows.append((s.label, title(s.currency), headline(e), interval(e), e.verdict, bracket(e)))
-    evidence = "; ".join(dict.fromkeys(s.estimate.evidence for s in found))
-    dips = [s.label for s in found if not s.estimate.point.sustained and s.estimate.point.bound is None]
-    note = (
-        f"Budget of {baseline} at its last checkpoint over the budget at which the recipe reaches the FID that "
-        f"{baseline} has there, of curves averaged over training seeds, by log-log interpolation. The bracket needs "
-        "none: from the first checkpoint at or below the target to the last above it. "
-        f"Interval, 95 %: {evidence}. Verdict, by a rule fixed beforehand: better if the interval lies above 1, worse "
-        "if below; a single seed is inconclusive."
-    )
-    if dips:
-        note += f" Not sustained, worse checkpoints follow: {', '.join(dict.fromkeys(dips))}."
-    columns = ("recipe", "counted in", "speedup", "95 % interval", "verdict", "bracket")
-    return Table("Speedup to the baseline's last FID", columns, tuple(rows), note, tuple(traces))
-
-
-def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float) -> Table:
-    """EP_FID@k of every recipe."""
-    rows = [
-        (recipe, *("not reached" if value is None else f"{value:.2f}" for value in found.values()))
-        for recipe, found in epochs.items()
-    ]
-    return Table(
-        f"Epochs to an unguided FID of {target:g}",
-        ("recipe", "first checkpoint", "log-log"),
-        tuple(rows),
-        "EP_FID@k (arXiv 2605.18324), in epochs of 1,281,167 images; of curves averaged over training seeds.",
-    )
-
-
 def fid_table(comparison: Comparison) -> Table:
-    """FID of every arm at every scored step."""
+    """FID of every arm at every scored step, and of the curves that are not ours."""
     steps = comparison.steps()
     protocol = comparison.protocol(comparison.curve_digest).protocol
-    rows = tuple(
-        (label, *(number(comparison.fid_at(arm, step)) for step in steps)) for arm, label in comparison.arms.items()
-    )
+    rows = [
+        (label, *(_fid_cell(comparison.fids(arm, step), len(comparison.seeds(arm))) for step in steps))
+        for arm, label in comparison.arms.items()
+    ]
+    for recipe in dict.fromkeys(o.recipe for o in comparison.others):
+        curves = panel(comparison.others, recipe, "iterations")
+        at = [{seed: p.fid for seed, curve in curves.items() for p in curve if p.step == step} for step in steps]
+        rows.append((recipe, *(_fid_cell(fids, len(curves)) for fids in at)))
     return Table(
         f"FID by iterations ({protocol.label})",
         ("recipe", *(f"{step:,}" for step in steps)),
-        rows,
+        tuple(rows),
         f"{protocol.samples:,} samples, {protocol.weights} weights, {protocol.nfe} NFE, {protocol.labels} labels, "
-        f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better.",
+        f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better."
+        + " Rows that are not ours may be under any protocol."
+        * bool(comparison.others),
         tuple(comparison.runs(arm) for arm in comparison.arms),
     )
+
+
+def _fid_cell(fids: Mapping[int, float], seeds: int) -> str:
+    """Mean and sd over training seeds; how many, where some have no score at this step."""
+    if not fids:
+        return "–"
+    return number(spread(list(fids.values()))) + (f" ({seeds_text(len(fids))})" if len(fids) < seeds else "")
 
 
 def _over(records: Sequence[ScoreRecord] | Sequence[TokenizerRecord], name: str) -> Spread | None:
@@ -218,7 +163,7 @@ def metrics_table(comparison: Comparison) -> Table:
                 (
                     label,
                     last[0].protocol.label,
-                    f"{last[0].step:,}",
+                    f"{last[0].step:,}" + f" ({seeds_text(len(last))})" * (len(last) < len(comparison.seeds(arm))),
                     number(_over(last, "fid")),
                     number(_over(last, "sfid")),
                     number(_over(last, "inception_score")),
@@ -324,10 +269,9 @@ def tokenizer_table(comparison: Comparison) -> Table:
     groups |= {(arm, None): f"after {label}" for arm, label in comparison.arms.items()}
     for (arm, which), name in groups.items():
         found = [t for t in comparison.tokenizers if t.arm == arm and which in (None, t.name)]
-        last = {t.seed: t for t in sorted(found, key=lambda t: t.step or 0)}
-        if not last:
+        group = [t for t in found if t.step == max(other.step or 0 for other in found) or t.arm is None]
+        if not group:
             continue
-        group = list(last.values())
         runs.append(_runs(group))
         shown = {"rfid": 3, "psnr": 2, "ssim": 3, "lpips": 3, "latent_variance": 2, "spatial_variance": 2}
         shown |= {"total_variation": 1, "effective_rank": 1}
@@ -480,8 +424,8 @@ def pairs_table(pairs: Sequence[Pair], first: str, second: str) -> Table:
             f"{p.first:.3f}",
             f"{p.second:.3f}",
             f"{100 * (p.ratio - 1):+.2f} %",
-            f"{100 * (p.interval[0] - 1):+.2f} to {100 * (p.interval[1] - 1):+.2f} %",
-            p.verdict,
+            "–" if p.interval is None else f"{100 * (p.interval[0] - 1):+.2f} to {100 * (p.interval[1] - 1):+.2f} %",
+            p.verdict or "none",
         )
         for p in pairs
     )
@@ -489,7 +433,25 @@ def pairs_table(pairs: Sequence[Pair], first: str, second: str) -> Table:
         f"FID of A = {first} and B = {second}",
         ("recipe", "step", "FID of A", "FID of B", "B against A", "95 % interval", "B is"),
         rows,
-        f"Paired by training seed ({', '.join(sorted({seeds_text(p.seeds) for p in pairs}))}); Student's t over seeds. "
-        "Of a single seed the interval is the literature's prior for two trainings that differ in their seed, and the "
-        "verdict is always inconclusive.",
+        f"Paired by training seed ({', '.join(sorted({seeds_text(p.seeds) for p in pairs}))}); interval by Student's t "
+        "over seeds, of each row alone; verdict with the chance of any false one in the table held at 5 % (Holm). A "
+        "single seed has none, and its interval is the suite's own spread over seeds, where that is known.",
     )
+
+
+def run_folders_table(entries: Sequence[Entry], folder: str) -> Table:
+    """What a results folder holds."""
+    rows = tuple(
+        (
+            e.name,
+            e.label,
+            str(e.seed),
+            f"{e.step:,}",
+            f"{len(e.scored)} steps to {e.scored[-1]:,}" if e.scored else "–",
+            f"{e.size / 2**20:,.1f}",
+            "; ".join(e.remarks) or "–",
+        )
+        for e in entries
+    )
+    columns = ("run", "recipe", "training seed", "trained to", "scored at", "MiB", "remarks")
+    return Table(f"Runs in {folder}", columns, rows, "`repa-bench runs remove FOLDER RUN` takes one away.")

@@ -17,6 +17,7 @@ from harness.cli import main
 from harness.compare import Comparison
 from harness.protocol import PROTOCOLS, find_protocol
 from harness.records import Metrics, Provenance, ScoreRecord, TokenizerRecord
+from harness.suites import SUITES
 from harness.suites.imagenet import imagenet256
 
 PROVENANCE = Provenance(
@@ -74,7 +75,8 @@ def test_no_accepted_verdict_has_changed():
 def test_the_ledger_names_what_there_is():
     arms = set(imagenet256().arms) | {"naive_e2e"}
     for claim in ledger():
-        assert claim.protocol in PROTOCOLS, claim.id
+        assert claim.needs.protocol in PROTOCOLS, claim.id
+        assert claim.needs.suite in SUITES, claim.id
         rule = claim.rule.model_dump()
         named = {rule.get("recipe"), rule.get("baseline"), *rule.get("recipes", ())} - {None}
         assert named <= arms, claim.id
@@ -123,29 +125,49 @@ def test_collapse_and_reconstruction():
     assert (found["naive-collapse"], found["reconstruction-kept"]) == ("not seen in the proxy", "not seen in the proxy")
 
 
-def at_scale(finals: dict[str, float], seeds: int) -> list[ScoreRecord]:
-    return curves(finals, seeds, suite="imagenet256", protocol="repa-e-v1")
+AT_SCALE = {"suite": "imagenet256", "protocol": "repa-e-v1"}
+LONG = 4_000_000
+
+
+def fast(seeds: int, *, end: int = LONG, reach: float = 5.5) -> list[ScoreRecord]:
+    """REPA's end at `end`, and REPA-E there between 100,000 and 200,000 steps."""
+    return [
+        *(score("repa", s, end, 5.9 * (1 + 0.003 * s), **AT_SCALE) for s in range(seeds)),
+        *(
+            score("repa_e", s, step, fid * (1 + 0.003 * s), **AT_SCALE)
+            for s in range(seeds)
+            for step, fid in ((100_000, 12.0), (200_000, reach), (400_000, 4.0))
+        ),
+    ]
 
 
 def test_scale_confirms_refutes_or_leaves_open():
-    assert verdicts(*at_scale({"repa": 100.0, "repa_e": 5.0}, 3))["faster-than-repa"] == "inconclusive"  # only a bound
-    slow = verdicts(*at_scale({"repa": 8.0, "repa_e": 6.0}, 3))
-    assert slow["faster-than-repa"] == "refuted"  # faster, but not 17 times
-    assert slow.keys() >= {"faster-than-repa"}
-    fast = [
-        *(score("repa", s, 4000, 5.9 * (1 + 0.003 * s), suite="imagenet256", protocol="repa-e-v1") for s in range(3)),
-        *(
-            score("repa_e", s, step, fid * (1 + 0.003 * s), suite="imagenet256", protocol="repa-e-v1")
-            for s in range(3)
-            for step, fid in ((100, 12.0), (200, 5.5), (400, 4.0))
-        ),
-    ]
-    assert verdicts(*fast)["faster-than-repa"] == "confirmed"
-    assert verdicts(*(r for r in fast if r.seed == 0))["faster-than-repa"] == "inconclusive"
+    assert verdicts(*fast(3))["faster-than-repa"] == "confirmed"
+    assert verdicts(*fast(3, reach=9.0))["faster-than-repa"] == "refuted"  # faster, but not 17 times
+    assert verdicts(*fast(1))["faster-than-repa"] == "inconclusive"
+
+
+def test_a_claim_stays_open_without_what_it_needs():
+    found = {j.claim.id: j for j in judge(ledger(), [comparison(*fast(3, end=LONG // 2))])}["faster-than-repa"]
+    by_level = {
+        j.level: j for j in judge(ledger(), [comparison(*fast(3, end=LONG // 2))]) if j.claim.id == found.claim.id
+    }
+    scale = by_level["measured at scale"]
+    assert scale.verdict == "inconclusive"
+    assert "ends at step 2,000,000, the claim is about 4,000,000" in scale.numbers
+    # Steps beyond the claim's do not change what it is about.
+    more = [*fast(3), *(score("repa", s, 2 * LONG, 2.0, **AT_SCALE) for s in range(3))]
+    assert verdicts(*more)["faster-than-repa"] == "confirmed"
 
 
 @pytest.mark.parametrize(
-    ("fids", "word"), [((1.25, 1.28), "confirmed"), ((1.33, 1.36), "refuted"), ((1.2,), "inconclusive")]
+    ("fids", "word"),
+    [
+        ((1.25, 1.26, 1.25), "confirmed"),
+        ((1.35, 1.36, 1.36), "refuted"),
+        ((1.2, 1.36), "inconclusive"),
+        ((1.2,), "inconclusive"),
+    ],
 )
 def test_a_number_at_scale(fids, word):
     name = "repa-e-v1-cfg-e2e-vavae"

@@ -11,6 +11,7 @@ from test_claims import score
 
 from harness.pairing import compare_folders
 from harness.records import RecordFile
+from harness.suites.noise import NOISE
 from recipes.core.errors import UserError
 
 
@@ -35,12 +36,12 @@ def test_pairs_cancel_what_seeds_share(tmp_path):
     assert json.dumps([p.as_dict() for p in found])
 
 
-def test_noise_is_inconclusive_and_so_is_a_single_seed(tmp_path):
+def test_noise_is_inconclusive_and_a_single_seed_has_no_verdict(tmp_path):
     a = folder(tmp_path / "a", 1.0, 4)
     assert {p.verdict for p in compare_folders(a, folder(tmp_path / "noisy", 0.99, 4, noise=0.05))} == {"inconclusive"}
     (p, _) = compare_folders(a, folder(tmp_path / "one", 0.5, 1))
-    assert (p.seeds, p.verdict) == (1, "inconclusive")
-    assert p.interval[1] / p.ratio == pytest.approx(math.exp(1.96 * math.sqrt(2) * 0.013), rel=1e-4)
+    assert (p.seeds, p.verdict) == (1, None)
+    assert p.interval[1] / p.ratio == pytest.approx(math.exp(NOISE["digits"].half(1, 1)))
 
 
 def test_what_does_not_compare_is_a_sentence(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from harness.speedup import Estimate, Panel, Point, average, crossing, estimate, speedup, spread
+from harness.speedup import Point, at_steps, average, crossing, speedup, spread
 
 BASELINE = [(100.0, 20.0), (200.0, 10.0), (400.0, 8.0)]
 
@@ -118,100 +118,21 @@ def test_spread():
     assert (spread([1.0, 3.0]).mean, spread([1.0, 3.0]).sd) == (2.0, pytest.approx(math.sqrt(2)))
 
 
-# --- over seeds -------------------------------------------------------------------------------------------------------
+def curve(*points: tuple[int, float, float]) -> list[Point]:
+    return [Point(*point) for point in points]
 
 
-def panel(curve: list[tuple[float, float]], factors: list[float]) -> Panel:
-    return {s: [Point(int(b), b, fid * f) for b, fid in curve] for s, f in enumerate(factors)}
+def test_averages_are_geometric_and_interpolated_where_a_seed_has_no_checkpoint():
+    one, two = curve((1, 10, 8.0), (4, 40, 2.0)), curve((1, 10, 2.0), (2, 20, 2.0), (8, 80, 0.5))
+    # At step 2 the first seed is half way, in logs, from 8 to 2; at step 4 the second from 2 to 0.5.
+    assert average([one, two]) == [
+        (pytest.approx(10), pytest.approx(4.0)),
+        (pytest.approx(20), pytest.approx(math.sqrt(4 * 2))),
+        (pytest.approx(40), pytest.approx(math.sqrt(2 * 1))),
+    ]
 
 
-FAST = [(50.0, 20.0), (100.0, 10.0), (200.0, 8.0)]
-
-
-def test_averages_are_of_the_steps_that_all_have():
-    curves = [[Point(1, 1, 4.0), Point(2, 2, 2.0)], [Point(1, 3, 9.0), Point(3, 3, 1.0)]]
-    assert average(curves) == [(2.0, pytest.approx(6.0))]
-    with pytest.raises(ValueError, match="at least one checkpoint"):
-        estimate({0: curves[0], 1: curves[0]}, {0: [Point(7, 7, 1.0)], 1: [Point(8, 8, 1.0)]})
-
-
-def test_seeds_that_agree_are_better_and_swapped_worse():
-    base, fast = panel(BASELINE, [1.0, 1.01, 0.99]), panel(FAST, [1.0, 1.01, 0.99])
-    found = estimate(base, fast)
-    assert found.point.loglog == pytest.approx(2.0)
-    assert found.interval == pytest.approx((2.0, 2.0))  # paired: both move together
-    assert (found.verdict, found.seeds, found.paired) == ("better", 3, True)
-    assert set(found.by_seed) == {0, 1, 2}
-    slow = [(200.0, 20.0), (400.0, 10.0), (800.0, 8.0)]
-    assert estimate(base, panel(slow, [1.0, 1.01, 0.99])).verdict == "worse"
-
-
-def test_seeds_that_disagree_are_inconclusive():
-    base = panel(BASELINE, [1.0, 1.2, 0.85])
-    found = estimate(base, panel([(100.0, 19.0), (200.0, 9.5), (400.0, 7.6)], [0.85, 1.0, 1.2]))
-    low, high = found.interval
-    assert low is None or low < 1
-    assert high is None or high > 1
-    assert found.verdict == "inconclusive"
-
-
-def test_the_bootstrap_by_hand():
-    """Two seeds: resamples are (a, a), (a, b), (b, b); the standard error of the log is |d| / sqrt 8 over sqrt 1/2."""
-    factor = {0: 1.0, 1: 1.1}
-    base = {s: [Point(100, 100.0, 16.0), Point(400, 400.0, 8.0)] for s in factor}
-    fast = {s: [Point(100, 100.0, 16.0 * f), Point(400, 400.0, 4.0 * f)] for s, f in factor.items()}
-    found = estimate(base, fast)
-    # log-log: budget = 100 * 4^share with share = log(16 f / 8) / log 4, so log speedup moves by -log f
-    logs = [math.log(found.by_seed[s].loglog) for s in factor]
-    assert logs[1] - logs[0] == pytest.approx(-math.log(1.1))
-    standard_error = abs(logs[1] - logs[0]) / 2  # s / sqrt n, with s = |d| / sqrt 2 and n = 2
-    width = 12.706 * standard_error
-    centre = math.log(found.point.loglog)
-    assert found.interval == pytest.approx((math.exp(centre - width), math.exp(centre + width)), rel=0.05)
-
-
-def single(curve: list[tuple[float, float]]) -> Estimate:
-    return estimate(panel(BASELINE, [1.0]), panel(curve, [1.0]))
-
-
-def test_a_single_seed_is_said_and_has_the_priors_interval():
-    """+-1.96 sqrt 2 1.3 % of the target, through the curve: FID falls as budget^-2 here, so half of that in budget."""
-    found = single([(100.0, 16.0), (200.0, 4.0), (400.0, 2.0)])
-    half = 1.96 * math.sqrt(2) * 0.013 / 2
-    centre = 400 / (100 * math.sqrt(2))
-    assert found.interval == pytest.approx((centre * math.exp(-half), centre * math.exp(half)), rel=1e-4)
-    assert found.verdict == "inconclusive"
-    assert found.evidence.startswith("single seed")
-
-
-def test_open_ends():
-    assert single([(100.0, 30.0), (800.0, 9.0)]).interval == (None, 0.5)  # not reached
-    assert single([(100.0, 5.0)]).interval == (4.0, None)  # there at once
-    low, high = single([(100.0, 30.0), (800.0, 7.95)]).interval  # reached, by less than two seeds may differ
-    assert low is None
-    target = 8.0 * math.exp(1.96 * math.sqrt(2) * 0.013)
-    assert high == pytest.approx(4 / 8 ** (math.log(30 / target) / math.log(30 / 7.95)), rel=1e-3)
-
-
-def test_never_reached_on_an_equal_budget_is_worse():
-    base = panel(BASELINE, [1.0, 1.01, 0.99])
-    assert estimate(base, panel([(100.0, 30.0), (400.0, 12.0)], [1.0, 1.01, 0.99])).verdict == "worse"
-    assert estimate(base, panel([(100.0, 30.0), (200.0, 12.0)], [1.0, 1.01, 0.99])).verdict == "inconclusive"
-
-
-def test_other_seeds_are_not_paired():
-    base, fast = panel(BASELINE, [1.0, 1.01]), panel(FAST, [1.0, 1.01])
-    found = estimate(base, {seed + 10: curve for seed, curve in fast.items()})
-    assert not found.paired
-    assert found.evidence == "bootstrap over 2 training seeds"
-    assert found.by_seed == {}
-
-
-@given(factors=st.lists(st.floats(0.9, 1.1), min_size=2, max_size=4))
-def test_an_interval_holds_its_point(factors):
-    found = estimate(panel(BASELINE, factors), panel(FAST, list(reversed(factors))))
-    low, high = found.interval
-    value = found.point.loglog
-    assume(value is not None)
-    assert low is None or low <= value * (1 + 1e-9)
-    assert high is None or high >= value * (1 - 1e-9)
+def test_between_checkpoints_log_fid_is_linear_in_log_step():
+    (budgets, fids) = at_steps(curve((100, 3.0, 16.0), (400, 12.0, 4.0)), [100, 200, 400])
+    assert [math.exp(b) for b in budgets] == pytest.approx([3, 6, 12])
+    assert [math.exp(f) for f in fids] == pytest.approx([16, 8, 4])

@@ -1,0 +1,269 @@
+"""How sure a speedup is: one rule for intervals and verdicts, families of recipes, single seeds, and power.
+
+The rule, whose error rates in simulation stand in docs/speedups.md:
+
+- For a factor s, each training seed gives a difference d(s): log FID of the recipe at the budget B / s, less log FID of
+  the baseline at B, where the comparison is made. Between checkpoints log FID is linear in log budget.
+- The 95 % interval is every s whose mean d(s) is not significantly different from 0: within Student's t times its
+  standard error, which is taken where the mean crosses 0, or else at the nearest budget that both have.
+- Where the recipe has no checkpoint, nothing is tested, and the interval is open.
+- ``better`` and ``worse`` are the test at s = 1: FID at equal budget. It needs no crossing, so that a target that is
+  never reached cannot pass for certainty.
+- Equal training seeds on both sides are paired. Others are independent: Welch's test, or, with two or three seeds on a
+  side, where Welch's is not calibrated, Scheffé's exact one (Annals of Mathematical Statistics 14, 1943).
+- Of several recipes against one baseline, Holm's step-down keeps the chance of any false verdict at 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+from scipy.stats import nct
+
+Array = NDArray[np.float64]
+Verdict = Literal["better", "worse", "inconclusive"]
+Method = Literal["paired t", "Welch's t", "Scheffé's t"]
+LEVEL = 0.95
+#: Fewest seeds on either side for Welch's test: with two, its size is 2 to 8 %, by how unequal noise and numbers are,
+#: with three still 3.5 to 6.4 % (docs/speedups.md).
+WELCH = 4
+#: Power that a plan aims at, and the most training seeds that it looks at.
+CHANCE, MOST = 0.8, 1000
+#: Standard error of what does not vary at all.
+LEAST = 1e-12
+#: An interval, None at an end that nothing bounds.
+Interval = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Log budget and log FID of the baseline's seeds, (m,) each, where the comparison is made."""
+
+    budgets: Array
+    fids: Array
+
+
+@dataclass(frozen=True)
+class LogCurve:
+    """Log budget, rising, and log FID of one training seed's checkpoints, (k,) each."""
+
+    budgets: Array
+    fids: Array
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What training seeds say of a speedup."""
+
+    interval: Interval
+    """95 %, of the speedup."""
+    p: float
+    """Of the test at equal budget, two-sided, for this recipe alone."""
+    method: Method
+
+
+def verdict(interval: Interval, p: float) -> Verdict:
+    """By the test at equal budget, with its own p-value or the family's; never against the interval."""
+    low, high = interval
+    if p < 1 - LEVEL and low is not None and low >= 1:
+        return "better"
+    if p < 1 - LEVEL and high is not None and high <= 1:
+        return "worse"
+    return "inconclusive"
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """d(s) of one recipe, as a function of u = log s."""
+
+    base: Ends
+    curves: Sequence[LogCurve]
+    paired: bool
+
+    @cached_property
+    def method(self) -> Method:
+        if self.paired:
+            return "paired t"
+        return "Welch's t" if min(len(self.curves), len(self.base.fids)) >= WELCH else "Scheffé's t"
+
+    @cached_property
+    def budgets(self) -> Array:
+        """Log B of each of the recipe's seeds."""
+        budgets = self.base.budgets
+        return budgets if self.paired else np.full(len(self.curves), budgets.mean())
+
+    @cached_property
+    def knots(self) -> Array:
+        """Every u at which a seed has a checkpoint and no other is beyond its own: between them the mean is linear."""
+        each = [b - curve.budgets[::-1] for b, curve in zip(self.budgets, self.curves, strict=True)]
+        low, high = max(u[0] for u in each), min(u[-1] for u in each)
+        if low > high:
+            raise ValueError("its training seeds have no budget in common")
+        inside = np.unique(np.clip(np.concatenate(each), low, high))
+        # Rounding makes two of what is one: 0 has to be itself.
+        inside[np.abs(inside) < 1e-12] = 0.0
+        return np.unique(inside)
+
+    def at(self, u: Array) -> tuple[Array, Array, Array]:
+        """Mean, its variance and its degrees of freedom, each of the shape of u."""
+        pairs = zip(self.budgets, self.curves, strict=True)
+        ours = np.stack([np.interp(b - u, curve.budgets, curve.fids) for b, curve in pairs])
+        theirs = np.broadcast_to(self.base.fids[:, None], (len(self.base.fids), len(u)))
+        n, m = len(ours), len(theirs)
+        if self.method == "Welch's t":
+            a, b = ours.var(0, ddof=1) / n, theirs.var(0, ddof=1) / m
+            spread = np.maximum(a**2 / (n - 1) + b**2 / (m - 1), 1e-300)
+            freedom = np.maximum((a + b) ** 2 / spread, min(n, m) - 1)
+            return ours.mean(0) - theirs.mean(0), a + b, freedom
+        d = _scheffe(ours, theirs) if n <= m else -_scheffe(theirs, ours)
+        return d.mean(0), d.var(0, ddof=1) / len(d), np.full(len(u), len(d) - 1.0)
+
+
+def _scheffe(x: Array, y: Array) -> Array:
+    """n independent differences of x (n, k) and y (m, k), m >= n; of equal numbers, row by row."""
+    n, m = len(x), len(y)
+    out: Array = x - math.sqrt(n / m) * y[:n] + y[:n].sum(0) / math.sqrt(n * m) - y.mean(0)
+    return out
+
+
+def infer(base: Ends, curves: Sequence[LogCurve], *, paired: bool) -> Inference:
+    """Interval and test of one recipe against a baseline.
+
+    Args:
+        base: two training seeds or more.
+        curves: the recipe's, two or more; in the baseline's order if they are paired.
+        paired: whether both have the same training seeds.
+
+    Raises:
+        ValueError: the recipe's seeds have no budget in common.
+    """
+    d = _Differences(base, curves, paired)
+    knots = d.knots
+    mean, _, _ = d.at(knots)
+    _, (variance,), (freedom,) = d.at(np.array([_crossing(knots, mean)]))
+    error = max(math.sqrt(variance), LEAST)
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    one = float(np.clip(0.0, knots[0], knots[-1]))
+    at = float(np.interp(one, knots, mean))
+    p = float(2 * stdtr(freedom, -abs(at) / error))
+    if one != 0 and (at < 0) != (one > 0):  # what the recipe would do at equal budget is not known
+        p = 1.0
+    return Inference(_interval(knots, mean, half), p, d.method)
+
+
+def _crossing(knots: Array, mean: Array) -> float:
+    """Where the mean goes from below 0 to above it, from the largest budget on; else the end that is nearest."""
+    below = np.flatnonzero(mean < 0)
+    if not len(below):
+        return float(knots[0])
+    above = np.flatnonzero(mean[below[0] :] >= 0)
+    if not len(above):
+        return float(knots[-1])
+    k = int(below[0] + above[0])
+    return _solve(knots, mean, k - 1, 0.0)
+
+
+def _solve(knots: Array, mean: Array, k: int, value: float) -> float:
+    """Where the mean is `value` between knots k and k + 1."""
+    share = (value - mean[k]) / (mean[k + 1] - mean[k])
+    return float(knots[k] + share * (knots[k + 1] - knots[k]))
+
+
+def _interval(knots: Array, mean: Array, half: float) -> Interval:
+    """The s at which the mean is within `half` of 0, and those between; open where an end of the curve does not say.
+
+    Below the interval the recipe is significantly ahead at every budget, above it behind: a curve that has lost the
+    target again at its end has no lower end.
+    """
+    low = high = None
+    if mean[0] < -half:
+        beyond = np.flatnonzero(mean >= -half)
+        low = math.exp(_solve(knots, mean, int(beyond[0]) - 1, -half) if len(beyond) else knots[-1])
+    if mean[-1] > half:
+        before = np.flatnonzero(mean <= half)
+        high = math.exp(_solve(knots, mean, int(before[-1]), half) if len(before) else knots[0])
+    return low, high
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values that count the family: below 5 % in not more than 5 % of families without a difference (Holm, 1979)."""
+    order = sorted(range(len(p)), key=lambda k: p[k])
+    out, worst = [1.0] * len(p), 0.0
+    for rank, k in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[k]))
+        out[k] = worst
+    return out
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % of the mean of independent values, by Student's t; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def mean_p(values: Sequence[float]) -> float:
+    """Two-sided p-value of a mean of 0, by Student's t, of two values or more."""
+    error = max(stdev(values) / math.sqrt(len(values)), LEAST)
+    return float(2 * stdtr(len(values) - 1, -abs(fmean(values)) / error))
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """How far training seeds spread on a suite, as it was measured."""
+
+    cv: float
+    """Standard deviation of log FID over training seeds."""
+    freedom: int
+    """Degrees of freedom of that measurement; 0 where its source does not say."""
+    slope: float
+    """By how much log FID falls for each unit of log budget, at the end of the baseline's curve."""
+    source: str
+    """Where both are from, for people."""
+
+    def half(self, seeds: int, others: int) -> float:
+        """Half of the 95 % interval of a difference of mean log FIDs, over so many seeds on either side."""
+        t = float(stdtrit(self.freedom or 1e6, (1 + LEVEL) / 2))
+        return t * self.cv * math.sqrt(1 / seeds + 1 / others)
+
+
+def power(factor: float, seeds: int, noise: SeedNoise, recipes: int = 1) -> float:
+    """Chance that a speedup gets its verdict by the rule, from paired seeds that are otherwise independent.
+
+    Args:
+        factor: the true speedup, above 1.
+        seeds: of the baseline and of every recipe.
+        noise: of the suite.
+        recipes: how many are compared with the baseline; the first step of Holm's divides the level by it.
+    """
+    if seeds < 2:
+        return 0.0
+    centre = noise.slope * math.log(factor) * math.sqrt(seeds / 2) / noise.cv
+    critical = float(stdtrit(seeds - 1, 1 - (1 - LEVEL) / 2 / recipes))
+    chance = float(nct.sf(critical, seeds - 1, centre))
+    return chance if math.isfinite(chance) else float(centre > critical)
+
+
+def seeds_to_detect(factor: float, noise: SeedNoise, recipes: int = 1) -> int:
+    """The fewest training seeds that show a speedup with `CHANCE`; `MOST` where even more would be needed."""
+    return next((n for n in range(2, MOST) if power(factor, n, noise, recipes) >= CHANCE), MOST)
+
+
+def detectable(seeds: int, noise: SeedNoise, recipes: int = 1) -> float | None:
+    """The smallest speedup that so many training seeds show with `CHANCE`; None if 1000x is not enough."""
+    low, high = 0.0, math.log(1000.0)
+    if power(math.exp(high), seeds, noise, recipes) < CHANCE:
+        return None
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(math.exp(middle), seeds, noise, recipes) >= CHANCE else (middle, high)
+    return math.exp(high)

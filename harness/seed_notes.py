@@ -1,0 +1,64 @@
+"""What a reader should know of training seeds: who is left out, what is interpolated, whose noise is unusual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import stdev
+
+from scipy.special import chdtrc
+
+from harness.inference import SeedNoise
+from harness.speedup import Panel, at_steps
+
+#: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.
+UNUSUAL = 1e-3
+#: A training seed whose last step is at least so much of the furthest one's got to the end.
+TO_THE_END = 0.98
+
+
+def seed_notes(
+    kept: Panel, left_out: Mapping[int, int], trainings: Mapping[int, int], end: float, noise: SeedNoise | None
+) -> list[str]:
+    """What a reader should know of a recipe's training seeds.
+
+    Args:
+        kept: those that got to the end.
+        left_out: the last steps of the others.
+        trainings: how many there are under each seed number.
+        end: the last step of the baseline.
+        noise: of the suite.
+    """
+    furthest = max(curve[-1].step for curve in kept.values())
+    out = [
+        f"seed {seed} ends at step {step:,}, before {furthest:,}, and is left out (--until {step} compares there)"
+        for seed, step in left_out.items()
+    ]
+    if furthest < TO_THE_END * end:
+        out.append(f"it ends at step {furthest:,}, before {end:,.0f}: FID at equal steps is not known")
+    grids = [{point.step for point in curve if point.step <= end} for curve in kept.values()]
+    if odd := sorted(step for step in set.union(*grids) if not all(step in grid for grid in grids)):
+        out.append(
+            f"not every seed was scored at step {', '.join(f'{s:,}' for s in odd[:5])}: FID is interpolated there"
+        )
+    for seed, count in trainings.items():
+        if count > 1:
+            out.append(f"seed {seed} was trained {count} times, which counts as one seed, by their mean")
+    if len(kept) == 2:
+        out.append("two training seeds, one degree of freedom: a third narrows the interval most")
+    return out + _unusual(kept, end, noise)
+
+
+def _unusual(curves: Panel, end: float, noise: SeedNoise | None) -> list[str]:
+    """Whether training seeds spread otherwise than on the suite as it was measured."""
+    step = min(end, *(float(curve[-1].step) for curve in curves.values()))
+    if noise is None or len(curves) < 2 or step < max(curve[0].step for curve in curves.values()):
+        return []
+    sd = stdev([float(at_steps(curve, [step])[1, 0]) for curve in curves.values()])
+    freedom = len(curves) - 1
+    more = float(chdtrc(freedom, freedom * (sd / noise.cv) ** 2))
+    if UNUSUAL / 2 <= more <= 1 - UNUSUAL / 2:
+        return []
+    return [
+        f"FID spreads by {sd:.1%} over {len(curves)} training seeds, which is unusual: {noise.cv:.1%} is usual here "
+        f"({noise.source})"
+    ]

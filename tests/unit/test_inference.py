@@ -1,0 +1,198 @@
+"""The rule for intervals and verdicts, against hand calculation, scipy's tests and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.inference import (
+    Ends,
+    LogCurve,
+    SeedNoise,
+    detectable,
+    holm,
+    infer,
+    mean_interval,
+    mean_p,
+    power,
+    seeds_to_detect,
+    verdict,
+)
+
+BUDGETS = np.log([100.0, 200.0, 400.0])
+
+
+def ends(fids: list[float], budget: float = 400.0) -> Ends:
+    return Ends(np.full(len(fids), math.log(budget)), np.log(fids))
+
+
+def curves(rows: list[list[float]], budgets: np.ndarray = BUDGETS) -> list[LogCurve]:
+    return [LogCurve(budgets, np.log(row)) for row in rows]
+
+
+def test_two_paired_seeds_by_hand():
+    """FID falls as budget^-1 for both seeds, the recipe's at half the budget, 1 % apart from the baseline's noise."""
+    base = ends([8.0, 8.0 * 1.02])
+    fast = curves([[16.0, 8.0, 4.0], [16.0, 8.0, 4.0]])
+    found = infer(base, fast, paired=True)
+    # d(s) = log(s / 2) and log(s / 2) - log 1.02: mean log(s / 2) - log 1.02 / 2, standard error log 1.02 / 2.
+    half = 12.7062047 * math.log(1.02) / 2
+    centre = math.log(2) + math.log(1.02) / 2
+    assert found.interval == pytest.approx((math.exp(centre - half), math.exp(centre + half)))
+    assert found.method == "paired t"
+    assert found.p == pytest.approx(2 * stats.t.sf(centre / (math.log(1.02) / 2), 1))
+    assert verdict(found.interval, found.p) == "better"
+
+
+@given(
+    ours=st.lists(st.floats(0.5, 2), min_size=4, max_size=6),
+    theirs=st.lists(st.floats(0.5, 2), min_size=4, max_size=6),
+    paired=st.booleans(),
+)
+def test_at_equal_budget_it_is_the_test_that_everybody_has(ours, theirs, paired):
+    """A recipe that is never at the target before its end is tested there, as scipy does."""
+    n = min(len(ours), len(theirs))
+    if paired:
+        ours, theirs = ours[:n], theirs[:n]
+    rows = [[90 * f, 80 * f, 10 * f] for f in ours]  # the last checkpoint alone is near the baseline
+    base = ends(theirs)
+    if np.mean(np.log(ours)) + math.log(10) < np.mean(np.log(theirs)):
+        return  # reached: then the error is taken where the curves cross
+    found = infer(base, curves(rows), paired=paired)
+    a, b = np.log([10 * f for f in ours]), base.fids
+    if np.std(a - b if paired else a) < 1e-6 or np.std(b) < 1e-6:
+        return
+    expected = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
+
+
+@given(factor=st.floats(0.2, 5), noise=st.lists(st.floats(-0.1, 0.1), min_size=3, max_size=5))
+def test_a_budget_scaled_by_c_scales_the_interval_by_c(factor, noise):
+    base = ends([8 * math.exp(x) for x in noise], 200.0)
+    rows = [[16 * math.exp(-x), 8 * math.exp(x / 2), 4.0] for x in noise]
+    one = infer(base, curves(rows), paired=True).interval
+    two = infer(base, curves(rows, BUDGETS + math.log(factor)), paired=True).interval
+    for a, b in zip(one, two, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or a == pytest.approx(b * factor, rel=1e-6)
+
+
+@given(
+    noise=st.lists(st.tuples(st.floats(-0.2, 0.2), st.floats(-0.2, 0.2)), min_size=2, max_size=5), gap=st.floats(-1, 1)
+)
+def test_exchanged_recipes_exchange_the_verdict(noise, gap):
+    """At equal budget, both scored there alone: better and worse, p and p."""
+    slow, fast = [math.exp(2 + x) for x, _ in noise], [math.exp(2 + gap + y) for _, y in noise]
+    at = np.array([math.log(400.0)])
+    one = infer(ends(slow), [LogCurve(at, np.log([f])) for f in fast], paired=True)
+    two = infer(ends(fast), [LogCurve(at, np.log([f])) for f in slow], paired=True)
+    assert one.p == pytest.approx(two.p)
+    swapped = {"better": "worse", "worse": "better", "inconclusive": "inconclusive"}
+    assert verdict(two.interval, two.p) == swapped[verdict(one.interval, one.p)]
+
+
+def test_never_reached_is_a_bound_and_a_test_not_a_certainty():
+    far = infer(
+        ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 12.0], [40.0, 30.0, 12.2], [40.0, 30.0, 11.9]]), paired=True
+    )
+    assert far.interval == (None, 1.0)
+    assert verdict(far.interval, far.p) == "worse"
+    # No seed reaches the target, and still nothing is known: the seeds disagree by how much.
+    near = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 8.1], [40.0, 30.0, 9.9], [40.0, 30.0, 8.0]]), paired=True)
+    assert near.interval[0] is None
+    assert near.interval[1] > 0.9
+    assert verdict(near.interval, near.p) == "inconclusive"
+
+
+def test_there_at_once_has_no_upper_end():
+    found = infer(ends([8.0, 8.1]), curves([[5.0, 4.0, 3.0], [5.0, 4.0, 3.0]]), paired=True)
+    assert found.interval == (pytest.approx(4.0), None)
+
+
+def test_a_recipe_that_ends_before_the_budget_is_judged_by_what_it_reached():
+    short = BUDGETS - math.log(4)  # 25, 50, 100
+    reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0]] * 3, short), paired=True)
+    assert verdict(reached.interval, reached.p) == "better"
+    not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0]] * 3, short), paired=True)
+    assert not_yet.interval == (None, pytest.approx(4.0))
+    assert (not_yet.p, verdict(not_yet.interval, not_yet.p)) == (1.0, "inconclusive")
+
+
+def test_seeds_without_a_common_budget():
+    with pytest.raises(ValueError, match="no budget in common"):
+        infer(ends([8.0, 8.0]), [*curves([[3.0, 2.0, 1.0]]), *curves([[3.0, 2.0, 1.0]], BUDGETS + 9)], paired=True)
+
+
+def test_worse_checkpoints_after_the_crossing_are_not_hidden():
+    """FID at half the budget is better, at equal budget worse: no verdict in favour."""
+    rows = [[9.0, 6.0 * f, 12.0 * f] for f in (1.0, 1.01, 0.99)]
+    found = infer(ends([8.0, 8.1, 7.9]), curves(rows), paired=True)
+    assert found.interval[0] is None
+    assert verdict(found.interval, found.p) == "inconclusive"
+
+
+def test_two_seeds_against_more_keep_their_level():
+    """Scheffé's differences: exact, also where the two seeds are the noisier ones, in which Welch's test is not."""
+    rng, false, panels = np.random.default_rng(1), 0, 4000
+    for _ in range(panels):
+        base = Ends(np.zeros(5), rng.normal(0, 0.01, 5))
+        few = [LogCurve(np.array([0.0]), rng.normal(0, 0.1, 1)) for _ in range(2)]
+        found = infer(base, few, paired=False)
+        assert found.method == "Scheffé's t"
+        false += found.p < 0.05
+    assert abs(false / panels - 0.05) < 4 * math.sqrt(0.05 * 0.95 / panels)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_lies_between_none_and_bonferroni(p):
+    for corrected, alone in zip(holm(p), p, strict=True):
+        assert alone - 1e-12 <= corrected <= min(1.0, len(p) * alone) + 1e-12
+
+
+def test_a_mean_of_values():
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2)
+    assert high - 2 == pytest.approx(4.3026527 / math.sqrt(3))
+    assert mean_p([1.0, 2.0, 3.0]) == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
+    assert mean_interval([1.0]) is None
+
+
+NOISE = SeedNoise(cv=0.04, freedom=6, slope=0.5, source="test")
+
+
+@pytest.mark.parametrize(("factor", "seeds", "recipes"), [(1.2, 3, 1), (1.5, 3, 2), (1.3, 8, 1), (2.0, 2, 4)])
+def test_power_against_simulation(factor, seeds, recipes):
+    rng, panels = np.random.default_rng(0), 4000
+    d = -NOISE.slope * math.log(factor) + rng.normal(0, math.sqrt(2) * NOISE.cv, (panels, seeds))
+    t = d.mean(1) / (d.std(1, ddof=1) / math.sqrt(seeds))
+    shown = (t < stats.t.ppf(0.025 / recipes, seeds - 1)).mean()
+    assert power(factor, seeds, NOISE, recipes) == pytest.approx(shown, abs=4 * math.sqrt(0.25 / panels))
+
+
+def test_what_seeds_can_show():
+    n = seeds_to_detect(1.2, NOISE)
+    assert power(1.2, n, NOISE) >= 0.8 > power(1.2, n - 1, NOISE)
+    least = detectable(n, NOISE)
+    assert power(least, n, NOISE) == pytest.approx(0.8, abs=1e-6)
+    assert 1 < least <= 1.2
+    assert detectable(1, NOISE) is None
+    assert power(2.0, 1, NOISE) == 0.0
+    assert seeds_to_detect(1.2, NOISE, recipes=3) > n
+
+
+def test_a_spread_that_was_measured_with_few_seeds_counts_for_less():
+    sure = SeedNoise(cv=0.04, freedom=0, slope=0.5, source="test")
+    assert sure.half(1, 1) == pytest.approx(1.95996 * math.sqrt(2) * 0.04, rel=1e-4)
+    assert NOISE.half(1, 1) / sure.half(1, 1) == pytest.approx(stats.t.ppf(0.975, 6) / 1.95996, rel=1e-4)
+    assert sure.half(1, 4) < sure.half(1, 1)

@@ -1,0 +1,86 @@
+"""What a results folder holds, and how a run is taken away."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_claims import score
+
+from harness.cli import main
+from harness.compare import load
+from harness.locks import held
+from harness.records import FILE, RecordFile, read
+from harness.run_folders import entries, remove
+from recipes.core.errors import UserError
+
+
+def results(path):
+    for arm in ("vanilla", "repa"):
+        for seed in (0, 1):
+            for step in (100, 200):
+                RecordFile(path).append(score(arm, seed, step, 8.0 * 100 / step))
+    samples = path / "samples" / "repa-seed1-repa1"
+    samples.mkdir(parents=True)
+    (samples / "x.png").write_text("picture")
+    return path
+
+
+def test_a_folder_lists_its_runs(tmp_path):
+    found = entries(results(tmp_path))
+    assert [(e.name, e.seed, e.step, e.scored) for e in found] == [
+        (f"{arm}-seed{seed}-{arm}{seed}", seed, 200, (100, 200)) for arm in ("repa", "vanilla") for seed in (0, 1)
+    ]
+    with pytest.raises(UserError, match="holds no runs"):
+        entries(tmp_path / "nowhere")
+
+
+def test_a_run_goes_to_the_trash_with_all_that_is_its_own(tmp_path):
+    before = set((results(tmp_path) / FILE).read_text().splitlines())
+    trash = remove(tmp_path, "repa-seed1")
+    assert trash.parent == tmp_path / "trash"
+    assert [e.name for e in entries(tmp_path)] == [
+        "repa-seed0-repa0",
+        "vanilla-seed0-vanilla0",
+        "vanilla-seed1-vanilla1",
+    ]
+    assert load([tmp_path]).seeds("repa") == [0]
+    assert {(r.arm, r.seed) for r in read(trash / FILE)} == {("repa", 1)}
+    assert (trash / "samples" / "repa-seed1-repa1" / "x.png").read_text() == "picture"
+    after = [*(tmp_path / FILE).read_text().splitlines(), *(trash / FILE).read_text().splitlines()]
+    assert set(after) == before  # byte for byte, and none twice
+    assert len(after) == len(before)
+
+
+def test_what_cannot_be_removed_is_a_sentence(tmp_path):
+    results(tmp_path)
+    with pytest.raises(UserError, match=r"holds several runs 'repa\.\.\.': repa-seed0-repa0, repa-seed1-repa1"):
+        remove(tmp_path, "repa")
+    with pytest.raises(UserError, match=r"holds no run 'rapa-seed0-repa0'\. Did you mean 'repa-seed0-repa0'"):
+        remove(tmp_path, "rapa-seed0-repa0")
+    place = tmp_path / "runs" / "repa-seed0-repa0"
+    place.mkdir(parents=True)
+    with held(place), pytest.raises(UserError, match="being worked on"):
+        remove(tmp_path, "repa-seed0")
+    assert load([tmp_path]).seeds("repa") == [0, 1]
+    assert not list((tmp_path / "trash").glob("*"))
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["repa-bench", "runs", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    results(tmp_path)
+    assert run(tmp_path, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
+    assert run("remove", tmp_path, "vanilla-seed0", "vanilla-seed1") == 0
+    capsys.readouterr()
+    assert run("list", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "repa" in shown
+    assert "vanilla" not in shown
+    assert run("remove", tmp_path, "vanilla-seed0") == 2
+    assert run(tmp_path / "nowhere") == 2
