@@ -133,6 +133,9 @@ def claims(
     from harness.compare import load
     from reports.tables import claims_table
 
+    if not runs:
+        given = {"--recipes": part.recipes, "--seeds": part.seeds, "--until": part.until}
+        refuse_idle({flag: value is not None for flag, value in given.items()}, "results folders")
     try:
         found = judge(ledger(), [load([folder], part.selection()) for folder in runs or ()])
     except PublishedError as error:

@@ -58,13 +58,13 @@ def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | N
     if min(sizes) == 1:
         interval, evidence = _single(budget, target, curve, noise, *sizes)
         return Estimate(point, interval, by_seed, *sizes, evidence)
-    paired = baseline.keys() == other.keys()
     # seeds that both have come first, and in one order
     first, second = (sorted(seeds, key=lambda seed: (seed not in shared, seed)) for seeds in (baseline, other))
     logs = [np.log([(p.budget, p.fid) for p in other[seed]]).T for seed in second]
     order = [list(baseline).index(seed) for seed in first]
-    found = infer(Ends(*ends[:, order]), [LogCurve(*rows) for rows in logs], paired=paired)
-    seeds = f"{sizes[0]} training seeds" + ("" if paired else f" and {sizes[1]} of the baseline, not the same")
+    found = infer(Ends(*ends[:, order]), [LogCurve(*rows) for rows in logs], shared=len(shared))
+    same = sizes == (len(shared), len(shared))
+    seeds = f"{sizes[0]} training seeds" + ("" if same else f" and {sizes[1]} of the baseline, {len(shared)} shared")
     interval = _holding(found.interval, point)
     return Estimate(point, interval, by_seed, *sizes, f"{found.method} over {seeds}", found.p)
 

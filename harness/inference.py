@@ -9,8 +9,9 @@ The rule, whose error rates in simulation stand in docs/speedups.md:
 - Where the recipe has no checkpoint, nothing is tested, and the interval is open.
 - ``better`` and ``worse`` are the test at s = 1: FID at equal budget. It needs no crossing, so that a target that is
   never reached cannot pass for certainty.
-- Equal training seeds on both sides are paired. Others are independent: Welch's test, or, with two or three seeds on a
-  side, where Welch's is not calibrated, Scheffé's exact one (Annals of Mathematical Statistics 14, 1943).
+- Equal training seeds on both sides are paired. Of others, those that both have are paired with themselves and the rest
+  in order, by Scheffé's differences, which are exact for any noise and numbers (Annals of Mathematical Statistics 14,
+  1943). With none in common and four or more on each side it is Welch's test: more powerful, and calibrated then.
 - Of several recipes against one baseline, Holm's step-down keeps the chance of any false verdict at 5 %.
 """
 
@@ -33,7 +34,7 @@ Verdict = Literal["better", "worse", "inconclusive"]
 Method = Literal["paired t", "Welch's t", "Scheffé's t"]
 LEVEL = 0.95
 #: Fewest seeds on either side for Welch's test: with two, its size is 2 to 8 %, by how unequal noise and numbers are,
-#: with three still 3.5 to 6.4 % (docs/speedups.md).
+#: with three still 3.5 to 6.4 %.
 WELCH = 4
 #: Power that a plan aims at, and the most training seeds that it looks at.
 CHANCE, MOST = 0.8, 1000
@@ -86,19 +87,20 @@ class _Differences:
 
     base: Ends
     curves: Sequence[LogCurve]
-    paired: bool
+    shared: int
 
     @cached_property
     def method(self) -> Method:
-        if self.paired:
+        sizes = len(self.curves), len(self.base.fids)
+        if sizes == (self.shared, self.shared):
             return "paired t"
-        return "Welch's t" if min(len(self.curves), len(self.base.fids)) >= WELCH else "Scheffé's t"
+        return "Welch's t" if self.shared == 0 and min(sizes) >= WELCH else "Scheffé's t"
 
     @cached_property
     def budgets(self) -> Array:
         """Log B of each of the recipe's seeds."""
         budgets = self.base.budgets
-        return budgets if self.paired else np.full(len(self.curves), budgets.mean())
+        return budgets if self.method == "paired t" else np.full(len(self.curves), budgets.mean())
 
     @cached_property
     def knots(self) -> Array:
@@ -134,18 +136,18 @@ def _scheffe(x: Array, y: Array) -> Array:
     return out
 
 
-def infer(base: Ends, curves: Sequence[LogCurve], *, paired: bool) -> Inference:
+def infer(base: Ends, curves: Sequence[LogCurve], *, shared: int) -> Inference:
     """Interval and test of one recipe against a baseline.
 
     Args:
         base: two training seeds or more.
-        curves: the recipe's, two or more; in the baseline's order if they are paired.
-        paired: whether both have the same training seeds.
+        curves: the recipe's, two or more.
+        shared: how many training seeds both have; they come first on both sides, in the same order.
 
     Raises:
         ValueError: the recipe's seeds have no budget in common.
     """
-    d = _Differences(base, curves, paired)
+    d = _Differences(base, curves, shared)
     knots = d.knots
     mean, _, _ = d.at(knots)
     _, (variance,), (freedom,) = d.at(np.array([_crossing(knots, mean)]))

@@ -11,13 +11,13 @@ from baselines.claims import ledger
 from harness import records
 from harness.claims import judge
 from harness.compare import load
-from reports.build import check
+from reports.build import Wanted, check
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
 
 
 def test_the_report_is_what_the_records_give():
-    assert check([EXAMPLE], EXAMPLE / "report") == []
+    assert check(Wanted([EXAMPLE]), EXAMPLE / "report") == []
 
 
 def test_every_line_carries_its_digest():
@@ -39,7 +39,7 @@ def test_the_readme_says_what_the_records_say():
     text, comparison = (ROOT / "README.md").read_text(), load([EXAMPLE])
     rows = re.findall(r"^\| (?:vanilla \(SiT\)|REPA|REPA-E|control: [^|]*) \|.*$", text, re.M)
     assert len(rows) == len(comparison.arms) == 5
-    speedups = {(s.arm, s.currency): s.estimate for s in comparison.speedups()}
+    speedups = {(s.recipe, s.currency): s.estimate for s in comparison.speedups}
     for row, arm in zip(rows, comparison.arms, strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
         for cell, step in zip(cells, (500, 1000, 1500), strict=False):

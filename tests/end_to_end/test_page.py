@@ -9,14 +9,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from reports.build import build
+from reports.build import Wanted, build
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
 pytestmark = pytest.mark.skipif(look.chromium() is None, reason="no Chromium on this machine (apt install chromium)")
 
 
 def test_nothing_overflows_no_console_error_prints(tmp_path: Path) -> None:
-    page = build([EXAMPLE], tmp_path / "report", ["html"])
+    page = build(Wanted([EXAMPLE]), tmp_path / "report", ["html"])
     assert look.look(page, tmp_path / "seen") == []
     for name, width in look.WIDTHS.items():
         with Image.open(tmp_path / "seen" / f"{name}.png") as picture:

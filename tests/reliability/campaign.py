@@ -17,7 +17,7 @@ from typing import Any
 from conftest import ROOT
 
 from recipes.core.checkpoint import sha256_of
-from reports.build import check
+from reports.build import Wanted, check
 
 KILLED = Path(__file__).with_name("killed.py")
 #: Of a run that repeats another one, only these may differ.
@@ -105,7 +105,7 @@ class Campaign:
         assert found.keys() == self.expected.keys(), (told, found.keys() ^ self.expected.keys())
         for key, value in self.expected.items():
             assert found[key] == value, (told, key)
-        assert check([out], out / "report") == [], told
+        assert check(Wanted([out]), out / "report") == [], told
 
     def _kill(self, out: Path, cache: Path) -> bool:
         """Whether the process died by it, and was not faster."""

@@ -29,8 +29,9 @@ from test_faults import _main
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
 from harness import cli, records
+from harness.cli_results import results
 from harness.compare import load
-from harness.curves import read_csv
+from harness.curve_csv import read_csv
 from harness.options import flag_of
 from harness.samples import open_samples
 from harness.scoring import read_adm_reference
@@ -41,7 +42,7 @@ from recipes.core.images import open_images
 from recipes.core.latents import open_latents
 from recipes.core.pickles import load_state
 from recipes.run import Run
-from reports.build import render
+from reports.build import Wanted, render
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
 SMOKE = ("--suite", "smoke")
@@ -118,6 +119,14 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["speedup", "--curves", "nowhere.csv"], "nowhere.csv"),
     (["compare", "nowhere", "elsewhere"], "nowhere"),
     (["claims", "nowhere"], "nowhere"),
+    (["claims", "--seeds", "0"], "--seeds"),
+    (["speedup", str(EXAMPLE), "--cv", "0.01"], "--cv"),
+    (["speedup", str(EXAMPLE), "--until", "3"], "--until"),
+    (["speedup", str(EXAMPLE), "--target", "500"], "--target"),
+    (["report", str(EXAMPLE), "--seeds", "99"], "--seeds"),
+    (["runs", "nowhere"], "nowhere"),
+    (["runs", "remove", str(EXAMPLE), "nothing"], "nothing"),
+    (["plan", *SMOKE, "--detect", "1.2"], "--detect"),
     (["baselines", "--kind", "guessed"], "--kind"),
     (["report", "nowhere", "--format", "html"], "nowhere"),
     (["report", str(EXAMPLE), "--format", ""], "--format"),
@@ -172,6 +181,7 @@ NEEDED = {
     "export-vae": ["/nowhere", "--out", "x"],
     "report": [str(EXAMPLE)],
     "speedup": [str(EXAMPLE)],
+    "claims": [str(EXAMPLE)],
 }
 
 
@@ -182,7 +192,7 @@ def without(arguments: list[str], flag: str) -> list[str]:
 
 def nonsense() -> Iterator[list[str]]:
     """For every option of every command, a call in which only that option is wrong."""
-    for command in cli.app.registered_commands:
+    for command in [*cli.app.registered_commands, *results.registered_commands]:
         name = command.name or command.callback.__name__
         options = {}
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
@@ -342,7 +352,7 @@ def test_a_report_of_changed_records_is_a_report_or_a_sentence(data, tmp_path_fa
             valid.append(row)
     (folder / records.FILE).write_text("".join(json.dumps(row) + "\n" for row in valid))
     with or_a_sentence():
-        assert set(render([folder], ["tex", "csv"])) == {"tables.tex", "results.csv"}
+        assert set(render(Wanted([folder]), ["tex", "csv"])) == {"tables.tex", "results.csv"}
         load([folder]).observations()
     shutil.rmtree(folder)
 

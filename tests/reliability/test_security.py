@@ -36,7 +36,7 @@ from recipes.models.encoder import DINOV2, ENCODERS, load_encoder
 from recipes.models.perceptual import load_perceptual
 from recipes.released import load_autoencoder, load_discriminator
 from recipes.run import Run
-from reports.build import build, render
+from reports.build import Wanted, build, render
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
 
@@ -235,7 +235,7 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def test_text_of_records_is_text_in_every_format(hostile):
-    made = render([hostile], ["html", "md", "tex", "csv"])
+    made = render(Wanted([hostile]), ["html", "md", "tex", "csv"])
     files = {name: content.decode() for name, content in made.items() if not name.endswith("png")}
     for name in ("index.html", "report.md"):
         assert "<script" not in files[name], name
@@ -250,7 +250,7 @@ def test_text_of_records_is_text_in_every_format(hostile):
 def test_no_script_of_a_record_runs_in_a_browser(hostile, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    page_file = build([hostile], tmp_path / "report", ["html"])
+    page_file = build(Wanted([hostile]), tmp_path / "report", ["html"])
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=look.chromium(), args=["--no-sandbox"])
         page = browser.new_page()
@@ -271,7 +271,7 @@ def test_a_picture_named_by_a_record_stays_in_its_folder(hostile):
     changed = re.sub(r'"grid": "[^"]*"', '"grid": "../secret.png"', text)
     (hostile / records.FILE).write_text(changed)
     with pytest.raises(UserError, match="outside"):
-        render([hostile], ["html"])
+        render(Wanted([hostile]), ["html"])
 
 
 def test_a_run_named_like_a_path_is_refused(tmp_path):

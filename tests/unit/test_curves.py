@@ -193,7 +193,7 @@ def test_seeds_that_are_shared_in_part_are_not_paired():
     ours = [o for o in seeded() if o.recipe == "SiT"]
     theirs = [Observation("mine", o.seed + 2, 0, o.step, o.fid, o.budgets) for o in seeded() if o.recipe == "mine"]
     (one,) = compare([*ours, *theirs], "SiT")
-    assert one.estimate.evidence == "Scheffé's t over 3 training seeds and 3 of the baseline, not the same"
+    assert one.estimate.evidence == "Scheffé's t over 3 training seeds and 3 of the baseline, 1 shared"
     assert set(one.estimate.by_seed) == {2}
 
 

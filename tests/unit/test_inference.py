@@ -39,7 +39,7 @@ def test_two_paired_seeds_by_hand():
     """FID falls as budget^-1 for both seeds, the recipe's at half the budget, 1 % apart from the baseline's noise."""
     base = ends([8.0, 8.0 * 1.02])
     fast = curves([[16.0, 8.0, 4.0], [16.0, 8.0, 4.0]])
-    found = infer(base, fast, paired=True)
+    found = infer(base, fast, shared=2)
     # d(s) = log(s / 2) and log(s / 2) - log 1.02: mean log(s / 2) - log 1.02 / 2, standard error log 1.02 / 2.
     half = 12.7062047 * math.log(1.02) / 2
     centre = math.log(2) + math.log(1.02) / 2
@@ -63,7 +63,7 @@ def test_at_equal_budget_it_is_the_test_that_everybody_has(ours, theirs, paired)
     base = ends(theirs)
     if np.mean(np.log(ours)) + math.log(10) < np.mean(np.log(theirs)):
         return  # reached: then the error is taken where the curves cross
-    found = infer(base, curves(rows), paired=paired)
+    found = infer(base, curves(rows), shared=n if paired else 0)
     a, b = np.log([10 * f for f in ours]), base.fids
     if np.std(a - b if paired else a) < 1e-6 or np.std(b) < 1e-6:
         return
@@ -75,8 +75,8 @@ def test_at_equal_budget_it_is_the_test_that_everybody_has(ours, theirs, paired)
 def test_a_budget_scaled_by_c_scales_the_interval_by_c(factor, noise):
     base = ends([8 * math.exp(x) for x in noise], 200.0)
     rows = [[16 * math.exp(-x), 8 * math.exp(x / 2), 4.0] for x in noise]
-    one = infer(base, curves(rows), paired=True).interval
-    two = infer(base, curves(rows, BUDGETS + math.log(factor)), paired=True).interval
+    one = infer(base, curves(rows), shared=len(rows)).interval
+    two = infer(base, curves(rows, BUDGETS + math.log(factor)), shared=len(rows)).interval
     for a, b in zip(one, two, strict=True):
         assert (a is None) == (b is None)
         assert a is None or a == pytest.approx(b * factor, rel=1e-6)
@@ -89,49 +89,47 @@ def test_exchanged_recipes_exchange_the_verdict(noise, gap):
     """At equal budget, both scored there alone: better and worse, p and p."""
     slow, fast = [math.exp(2 + x) for x, _ in noise], [math.exp(2 + gap + y) for _, y in noise]
     at = np.array([math.log(400.0)])
-    one = infer(ends(slow), [LogCurve(at, np.log([f])) for f in fast], paired=True)
-    two = infer(ends(fast), [LogCurve(at, np.log([f])) for f in slow], paired=True)
+    one = infer(ends(slow), [LogCurve(at, np.log([f])) for f in fast], shared=len(fast))
+    two = infer(ends(fast), [LogCurve(at, np.log([f])) for f in slow], shared=len(slow))
     assert one.p == pytest.approx(two.p)
     swapped = {"better": "worse", "worse": "better", "inconclusive": "inconclusive"}
     assert verdict(two.interval, two.p) == swapped[verdict(one.interval, one.p)]
 
 
 def test_never_reached_is_a_bound_and_a_test_not_a_certainty():
-    far = infer(
-        ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 12.0], [40.0, 30.0, 12.2], [40.0, 30.0, 11.9]]), paired=True
-    )
+    far = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 12.0], [40.0, 30.0, 12.2], [40.0, 30.0, 11.9]]), shared=3)
     assert far.interval == (None, 1.0)
     assert verdict(far.interval, far.p) == "worse"
     # No seed reaches the target, and still nothing is known: the seeds disagree by how much.
-    near = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 8.1], [40.0, 30.0, 9.9], [40.0, 30.0, 8.0]]), paired=True)
+    near = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 8.1], [40.0, 30.0, 9.9], [40.0, 30.0, 8.0]]), shared=3)
     assert near.interval[0] is None
     assert near.interval[1] > 0.9
     assert verdict(near.interval, near.p) == "inconclusive"
 
 
 def test_there_at_once_has_no_upper_end():
-    found = infer(ends([8.0, 8.1]), curves([[5.0, 4.0, 3.0], [5.0, 4.0, 3.0]]), paired=True)
+    found = infer(ends([8.0, 8.1]), curves([[5.0, 4.0, 3.0], [5.0, 4.0, 3.0]]), shared=2)
     assert found.interval == (pytest.approx(4.0), None)
 
 
 def test_a_recipe_that_ends_before_the_budget_is_judged_by_what_it_reached():
     short = BUDGETS - math.log(4)  # 25, 50, 100
-    reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0]] * 3, short), paired=True)
+    reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0]] * 3, short), shared=3)
     assert verdict(reached.interval, reached.p) == "better"
-    not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0]] * 3, short), paired=True)
+    not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0]] * 3, short), shared=3)
     assert not_yet.interval == (None, pytest.approx(4.0))
     assert (not_yet.p, verdict(not_yet.interval, not_yet.p)) == (1.0, "inconclusive")
 
 
 def test_seeds_without_a_common_budget():
     with pytest.raises(ValueError, match="no budget in common"):
-        infer(ends([8.0, 8.0]), [*curves([[3.0, 2.0, 1.0]]), *curves([[3.0, 2.0, 1.0]], BUDGETS + 9)], paired=True)
+        infer(ends([8.0, 8.0]), [*curves([[3.0, 2.0, 1.0]]), *curves([[3.0, 2.0, 1.0]], BUDGETS + 9)], shared=2)
 
 
 def test_worse_checkpoints_after_the_crossing_are_not_hidden():
     """FID at half the budget is better, at equal budget worse: no verdict in favour."""
     rows = [[9.0, 6.0 * f, 12.0 * f] for f in (1.0, 1.01, 0.99)]
-    found = infer(ends([8.0, 8.1, 7.9]), curves(rows), paired=True)
+    found = infer(ends([8.0, 8.1, 7.9]), curves(rows), shared=3)
     assert found.interval[0] is None
     assert verdict(found.interval, found.p) == "inconclusive"
 
@@ -142,7 +140,7 @@ def test_two_seeds_against_more_keep_their_level():
     for _ in range(panels):
         base = Ends(np.zeros(5), rng.normal(0, 0.01, 5))
         few = [LogCurve(np.array([0.0]), rng.normal(0, 0.1, 1)) for _ in range(2)]
-        found = infer(base, few, paired=False)
+        found = infer(base, few, shared=0)
         assert found.method == "Scheffé's t"
         false += found.p < 0.05
     assert abs(false / panels - 0.05) < 4 * math.sqrt(0.05 * 0.95 / panels)
