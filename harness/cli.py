@@ -346,7 +346,8 @@ def sample(
         str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
     ] = None,
 ) -> None:
-    """Draw samples from a checkpoint: a PNG grid, and an .npz with arr_0 (uint8, N H W 3) and labels.
+    """Draw samples from a checkpoint: an .npz with arr_0 (uint8, N H W 3) and labels, and a PNG grid of its first 100,
+    row by row.
 
     Example: `repa-bench sample --recipe repa_e --images digits.png --count 100`
     """
@@ -376,11 +377,12 @@ def sample(
         shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
         with session.reporter.stage("sample", count) as on_sample:
             drawn = drawing.draw(
-                cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, grid=images,
-                on_sample=on_sample,
-            )  # fmt: skip
+                cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
+            )
         if drawn is None:
             return
+        first = next(shards.images())[: drawing.GRID_COLUMNS * drawing.GRID_ROWS]
+        drawing.save_grid(images, first, drawing.GRID_COLUMNS)
         drawing.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(drawing.LABELS)))
         shards.clear()
     out_console.print(f"{images} and {npz} ({protocol.label})", highlight=False, soft_wrap=True)

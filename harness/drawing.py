@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from harness.features import FeatureNetwork, Outputs
-from harness.generate import Sampler
-from harness.measured import Measured, Shards
+from harness.generate import Sampler, sample_labels
+from harness.measured import GRID, IMAGES, Measured, Shards
 from harness.protocol import Protocol
 from recipes.core.distributed import World
 from recipes.core.spec import digest_of
@@ -83,7 +83,7 @@ def draw(
         world: the processes.
         chunk: samples at once.
         keep: the images too, as uint8.
-        grid: PNG of the first samples.
+        grid: PNG of the first samples of the first classes, see `grid_places`.
         on_sample: told how many this process and, as it supposes, the others have drawn.
 
     Returns:
@@ -92,18 +92,51 @@ def draw(
     Raises:
         UserError: a sample is not finite.
     """
-    sampler, done = None, 0
+    sampler, done, places = None, 0, dict[int, int]()
+    if grid is not None:
+        every, classes = torch.arange(shards.count), cell.run.spec.sit.num_classes
+        places = grid_places(sample_labels(cell.protocol, cell.generation_seed, every, classes))
     for indices in shards.ranges(world.rank, world.size):
         if not shards.has(indices, cell.key):
             sampler = sampler or cell.sampler(world.device)
             images, outputs = _draw_shard(cell, sampler, network, indices, chunk)
-            if grid is not None and indices.start == 0:  # before the shard, so that it is there where the shard is
-                save_grid(grid, images[: GRID_COLUMNS * GRID_ROWS].cpu(), GRID_COLUMNS)
-            shards.save(indices, outputs, {"key": cell.key}, images if keep else None)
+            kept = {IMAGES: images} if keep else {}
+            if grid is not None:  # its samples lie in many shards, which many processes draw
+                kept[GRID] = images[[index - indices.start for index in places if index in indices]]
+            shards.save(indices, outputs, {"key": cell.key}, kept)
         done += len(indices)
         on_sample(min(done * world.size, shards.count))
     world.barrier()
-    return shards.load(digest=cell.key) if world.main else None
+    if not world.main:
+        return None
+    if grid is not None:
+        save_grid(grid, _placed(torch.cat(list(shards.images(GRID))), places), GRID_COLUMNS)
+    return shards.load(digest=cell.key)
+
+
+def grid_places(labels: Tensor) -> dict[int, int]:
+    """Where in a grid of samples, counted row by row, each of them stands: by its index, in order.
+
+    A column is for one class and holds its first samples; of more classes than columns, the first ones are shown. Of
+    fewer, a class has several columns.
+
+    Args:
+        labels: of all samples by index, int64, (N,).
+    """
+    classes, found = labels.unique().tolist()[:GRID_COLUMNS], dict[int, int]()
+    for column in range(GRID_COLUMNS):
+        turn, k = divmod(column, len(classes))
+        of_class = (labels == classes[k]).nonzero().flatten().tolist()
+        for row, index in enumerate(of_class[turn * GRID_ROWS :][:GRID_ROWS]):
+            found[index] = row * GRID_COLUMNS + column
+    return dict(sorted(found.items()))
+
+
+def _placed(images: Tensor, places: Mapping[int, int]) -> Tensor:
+    """The images of `grid_places`, in its order, at their places; black where there is none."""
+    cells = images.new_zeros(max(places.values()) + 1, *images.shape[1:])
+    cells[list(places.values())] = images
+    return cells
 
 
 def _draw_shard(

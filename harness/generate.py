@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,11 +19,37 @@ from recipes.models.sit import SiT
 
 
 def sample_labels(protocol: Protocol, generation_seed: int, indices: Tensor, num_classes: int) -> Tensor:
-    """The class of each sample, int64, (N,)."""
-    if protocol.labels == "balanced":
-        return indices % num_classes
-    drawn = KeyedDraws(generation_seed, 0, indices).uniform("sample label")
-    return (drawn * num_classes).long()
+    """The class of each sample, int64, (N,), on the device of `indices`.
+
+    Balanced labels are a list of `protocol.samples` in which every class is as often, to within one, permuted by the
+    generation seed as the release permutes its 50 of each class. Which classes have one more, or, of fewer samples than
+    classes, are there at all, the seed draws too. Any prefix of the list is a random part of it, and is not balanced;
+    beyond its end the list begins again, so that any number of whole lists is balanced.
+
+    Raises:
+        UserError: the protocol is of the version that had balanced labels in the order of the classes.
+    """
+    if protocol.labels == "uniform":
+        drawn = KeyedDraws(generation_seed, 0, indices).uniform("sample label")
+        return (drawn * num_classes).long()
+    if protocol.version < 2:
+        raise UserError(
+            f"protocol {protocol.label}: its balanced labels came in the order of the classes, and are no longer drawn "
+            "so; use version 2."
+        )
+    labels = _balanced_labels(generation_seed, protocol.samples, num_classes)
+    return labels[indices.cpu() % protocol.samples].to(indices.device)
+
+
+@lru_cache(maxsize=8)
+def _balanced_labels(generation_seed: int, count: int, num_classes: int) -> Tensor:
+    """The list of `sample_labels`, int64, (count,), on the CPU; kept, since every chunk of samples asks for it."""
+    # Stable sorts: among 50,000 numbers of 32 bits some are equal.
+    classes, places = (
+        KeyedDraws(generation_seed, 0, torch.arange(n)).uniform(f"sample label, {purpose}").argsort(stable=True)
+        for n, purpose in ((num_classes, "classes"), (count, "places"))
+    )
+    return classes[places % num_classes]
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:

@@ -32,7 +32,8 @@ SHARD = 1024
 #: Outputs above this many bytes are gathered in a file and memory-mapped.
 IN_MEMORY = 64 * 2**20
 PART = "outputs"
-IMAGES = "images"
+#: Images that a shard may keep beside the outputs: all of them, and those of the grid.
+IMAGES, GRID = "images", "grid"
 
 
 def reserve(path: Path) -> None:
@@ -174,12 +175,14 @@ class Shards:
             meta.get("key"),
         ):
             raise DamagedError(f"{place} holds another set's images. Remove it and run again.")
-        for name in (PART, IMAGES):
+        for name in (PART, IMAGES, GRID):
             if name == PART or checkpoint.hash_of_part(place, name):
                 checkpoint.verify_part(place, name)
 
-    def save(self, indices: range, outputs: Outputs, facts: Mapping[str, Any], images: Tensor | None = None) -> None:
-        """Write a shard; `images`, uint8 (n, 3, H, W), only if they are to be kept.
+    def save(
+        self, indices: range, outputs: Outputs, facts: Mapping[str, Any], images: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write a shard; `images`, uint8 (n, 3, H, W), are those to be kept: `IMAGES`, `GRID`, both or none.
 
         Raises:
             ValueError: an output has another number of rows.
@@ -188,8 +191,8 @@ class Shards:
             if len(value) != len(indices):
                 raise ValueError(f"{len(value)} rows of {name} for {len(indices)} images")
         parts: dict[str, Mapping[str, Tensor]] = {PART: outputs}
-        if images is not None:
-            parts[IMAGES] = {IMAGES: images}
+        for name, kept in (images or {}).items():
+            parts[name] = {name: kept}
         meta = {"start": indices.start, "count": len(indices), **facts}
         checkpoint.save_folder(self.place(indices), parts, meta)
 
@@ -214,10 +217,10 @@ class Shards:
             raise ValueError(f"{out.rows} images were measured of {self.count}")
         return out
 
-    def images(self) -> Iterator[Tensor]:
+    def images(self, name: str = IMAGES) -> Iterator[Tensor]:
         """The kept images of each shard, uint8 (n, 3, H, W)."""
         for indices in self.ranges():
-            yield checkpoint.load_part(self.place(indices), IMAGES)[IMAGES]
+            yield checkpoint.load_part(self.place(indices), name)[name]
 
     def clear(self) -> None:
         """Remove them."""

@@ -21,8 +21,8 @@ class Protocol(Spec):
     """How a checkpoint is sampled and scored."""
 
     name: str
-    version: Count = 1
-    """Raised whenever the meaning of a field changes."""
+    version: Count = 2
+    """Raised whenever the meaning of a field changes. Before 2, balanced labels came in the order of the classes."""
     solver: Solver
     steps: Annotated[int, Field(ge=1, le=100_000)]
     last_step: Share = LAST_SDE_TIME
@@ -31,7 +31,8 @@ class Protocol(Spec):
     guidance_low: Share = 0.0
     guidance_high: Share = 1.0
     labels: LabelRule = "balanced"
-    """``balanced``: index modulo classes; ``uniform``: a random draw for each index."""
+    """``balanced``: every class as often, to within one, in an order that the generation seed draws; ``uniform``: a
+    random draw for each index."""
     samples: Annotated[int, Field(ge=2, le=2**31)]
     weights: Literal["ema", "raw"] = "ema"
     to_uint8: Literal["floor", "round"] = "floor"
@@ -78,6 +79,7 @@ def _released(
     scale, low, high = guidance or (1.0, 0.0, 1.0)
     return Protocol(
         name=name,
+        version=1 if labels == "uniform" else 2,  # uniform labels are what they were
         solver="sde_euler_maruyama",
         steps=250,
         guidance_scale=scale,

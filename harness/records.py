@@ -112,7 +112,8 @@ class ScoreRecord(_Base):
     sample_seconds: NotNegative
     assets: dict[str, str]
     grid: str
-    """PNG of the first samples, beside the records: a column for each class, no scaling."""
+    """PNG of the first samples of each of the first ten classes, beside the records: a column for a class, no
+    scaling."""
     samples: str | None = None
     """The .npz of all samples, if they were kept."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_claims import score
 
+from harness.compare import load
 from harness.pairing import compare_folders
 from harness.records import RecordFile
 from harness.suites.noise import NOISE
@@ -50,6 +51,14 @@ def test_what_does_not_compare_is_a_sentence(tmp_path):
         UserError, match=r"different protocols \(solver ode_euler and sde_euler_maruyama, steps 25 and 50"
     ):
         compare_folders(a, folder(tmp_path / "sde", 1.0, 1, protocol="digits-sde50"))
+    before = score("repa", 0, 100, 3.0)
+    older = before.protocol.model_copy(update={"version": 1})
+    RecordFile(tmp_path / "old").append(before.model_copy(update={"protocol": older, "protocol_digest": "old"}))
+    with pytest.raises(UserError, match=r"different protocols \(version 2 and 1\)"):
+        compare_folders(a, tmp_path / "old")
+    with pytest.raises(UserError, match=r"numbers under digits-ode25@1 are not comparable \(version 2 and 1\)"):
+        load([a, tmp_path / "old"])
+    assert load([tmp_path / "old"]).scores[0].protocol.label == "digits-ode25@1"
     RecordFile(tmp_path / "other").append(score("repa", 7, 100, 3.0))
     with pytest.raises(UserError, match="no recipe, training seed and step in common"):
         compare_folders(a, tmp_path / "other")
