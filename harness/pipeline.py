@@ -22,6 +22,7 @@ from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
 from harness.locks import held
 from harness.measured import Measured, Shards
+from harness.pace import pace_of
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
@@ -440,7 +441,7 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        remarks=_remarks(cell.run, cell.step),
+        remarks=_remarks(cell.run, cell.step) + pace.remarks,
         weights_hash=cell.run.weights_hash(cell.step),
         step=cell.step,
         images=cell.step * spec.train.batch_size,
@@ -453,6 +454,7 @@ def _score_record(
         search=search,
         metrics=judged.metrics,
         n_fake=judged.count,
+    pace = pace_of(cell.run, cell.step)
         n_real=prepared.require_judge().reference.count or 0,
         nfe=cell.protocol.nfe,
         sample_seconds=judged.seconds,
@@ -468,6 +470,8 @@ def _remarks(run: Run, step: int) -> list[str]:
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
+        step_seconds=pace.step_seconds,
+        step_seconds_from=pace.source,
     told = ", ".join(f"{network} {count}" for network, count in counts.items())
     return f"updates that were not finite and left out: {told}"
 
