@@ -25,6 +25,7 @@ from harness.options import (
     Laid,
     Place,
     Scored,
+    Several,
     expand_several,
     overrides,
     refuse_idle,
@@ -37,7 +38,7 @@ from recipes.core.errors import Diverged, Stopped, UserError, nearest
 
 if TYPE_CHECKING:
     from harness.assets import Store
-    from harness.pipeline import Session
+    from harness.pipeline import Session, Work
     from harness.replay import Comparison
     from harness.scoring import Job
     from harness.suites.base import Suite
@@ -109,6 +110,7 @@ def _session(place: Place, *, writes: bool = True) -> Iterator[Session]:
             execution=execution,
             data=place.data,
             keep_samples=isinstance(place, Scored) and place.keep_samples,
+            seeds=tuple(dict.fromkeys((isinstance(place, Chosen) and place.seeds) or chosen.default_seeds)),
         )
 
 
@@ -119,8 +121,22 @@ def _arms(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(chosen or suite.default_arms))
 
 
-def _seeds(chosen: Sequence[int] | None) -> list[int]:
-    return list(dict.fromkeys(chosen or [0]))
+def _work(session: Session, jobs: int | None, runs: int) -> Work:
+    """How the runs of a grid are worked on: one after the other, or several at a time.
+
+    Raises:
+        UserError: several are wanted where one has the whole machine.
+    """
+    from harness.parallel import at_once
+    from harness.pipeline import in_turn
+
+    here = session.world
+    if here.device.type != "cpu" or here.size > 1 or session.suite.threads is None:
+        small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
+        refuse_idle({"--jobs": jobs is not None}, small)
+        return in_turn
+    most = min(session.suite.default_jobs, len(os.sched_getaffinity(0))) if jobs is None else jobs
+    return at_once(most) if min(most, runs) > 1 else in_turn
 
 
 def _show_version(wanted: bool) -> None:
@@ -141,8 +157,8 @@ def _root(
 
 
 @app.command()
-@shared(Laid)
-def run(choices: Laid) -> None:
+@shared(Several)
+def run(choices: Several) -> None:
     """Prepare, train, score, compare: everything. The same command continues an interrupted run.
 
     Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
@@ -151,12 +167,13 @@ def run(choices: Laid) -> None:
     from reports.build import Wanted, build
 
     with _session(choices) as session:
-        arms, seeds = _arms(session.suite, choices.recipes), _seeds(choices.seeds)
+        arms, seeds = _arms(session.suite, choices.recipes), session.seeds
+        work = _work(session, choices.jobs, len(arms) * len(seeds))
         session.reporter.say(
             f"{session.suite.name} ({session.suite.notice}): {', '.join(arms)}; seeds "
             f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
         )
-        run_suite(session, arms, seeds)
+        run_suite(session, arms, seeds, work)
         if session.world.main:
             _print_summary([session.folder])
             session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
@@ -183,8 +200,8 @@ def prepare(choices: Chosen) -> None:
 
 
 @app.command()
-@shared(Laid)
-def train(choices: Laid) -> None:
+@shared(Several)
+def train(choices: Several) -> None:
     """Train, and keep the checkpoints that will be scored. The same command resumes.
 
     Example: `torchrun --nproc-per-node 8 -m harness.cli train --suite imagenet256 --recipes repa_e`
@@ -192,13 +209,14 @@ def train(choices: Laid) -> None:
     from harness import pipeline
 
     with _session(choices) as session:
-        arms = _arms(session.suite, choices.recipes)
-        prepared = pipeline.prepare(session, arms)
-        for seed in _seeds(choices.seeds):
-            for arm in arms:
-                folder = pipeline.train(session, prepared, arm, seed).folder
-                if session.world.main:
-                    out_console.print(folder, highlight=False, soft_wrap=True)
+        grid = pipeline.grid_of(_arms(session.suite, choices.recipes), session.seeds)
+        work = _work(session, choices.jobs, len(grid))
+        prepared = pipeline.prepare(session, [arm for arm, _ in grid])
+        work(session, prepared, grid, False)
+        if session.world.main:
+            for arm, seed in grid:
+                folder = pipeline.open_run(session, prepared, arm, seed).folder
+                out_console.print(folder, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -225,7 +243,8 @@ def score(choices: Scored) -> None:
             if session.world.main:
                 print(json.dumps(told, indent=1))
             return
-        run_suite(session, _arms(session.suite, choices.recipes), _seeds(choices.seeds))
+        arms = _arms(session.suite, choices.recipes)
+        run_suite(session, arms, session.seeds, _work(session, choices.jobs, len(arms) * len(session.seeds)))
         if session.world.main:
             _print_summary([session.folder])
 
@@ -336,7 +355,9 @@ def sample(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed. Default: the suite's first.")
+    ] = None,
     step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
     generation_seed: Annotated[
@@ -362,7 +383,7 @@ def sample(
     if run_folder is None:
         refuse_idle({"--tokenizer": tokenizer is not None}, "--run")
     else:
-        refuse_idle({"--seed": seed != 0}, "--recipe")
+        refuse_idle({"--seed": seed is not None}, "--recipe")
     if images.suffix != ".png":
         raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
     refuse_unwritable("--images", images, folder=False)
@@ -372,10 +393,11 @@ def sample(
         if run_folder is not None:
             cell = pipeline.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
         else:
+            seed = session.suite.default_seeds[0] if seed is None else seed
             run, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
             cell = drawing.Cell(run, pipeline.checkpoint_of(run, step), protocol, generation_seed, start)
         shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
-        with session.reporter.stage("sample", count) as on_sample:
+        with pipeline.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = drawing.draw(
                 cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
             )
@@ -437,7 +459,7 @@ def guidance(
         arms, step = _arms(suite, choices.recipes), session.budget.milestones()[-1]
         prepared = pipeline.prepare(session, arms)
         for arm in arms:
-            runs = [pipeline.open_run(session, prepared, arm, seed) for seed in _seeds(choices.seeds)]
+            runs = [pipeline.open_run(session, prepared, arm, seed) for seed in session.seeds]
             for run in runs:
                 pipeline.checkpoint_of(run, step)
             sweep_arm(session, prepared, runs, sweep, step)
@@ -464,7 +486,7 @@ def analyse(
         arms = _arms(session.suite, choices.recipes)
         reference = alignment.aligned_arm(session, arms)
         prepared = pipeline.prepare(session, arms)
-        runs = [pipeline.open_run(session, prepared, arm, seed) for arm in arms for seed in _seeds(choices.seeds)]
+        runs = [pipeline.open_run(session, prepared, arm, seed) for arm in arms for seed in session.seeds]
         for run in runs:
             pipeline.checkpoint_of(run, None)
         if session.world.main:
@@ -520,7 +542,8 @@ def list_() -> None:
         protocols = [chosen.curve_protocol, *chosen.final_protocols]
         text = ", ".join(f"{p.label} (NFE {p.nfe}, N {p.samples:,})" for p in protocols)
         out_console.print(
-            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; protocols: {text}; "
+            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; training seeds "
+            f"{', '.join(map(str, chosen.default_seeds))}; protocols: {text}; "
             "* only if asked for\n",
             highlight=False,
         )
@@ -572,7 +595,7 @@ def plan(
             chosen,
             session.budget,
             _arms(chosen, choices.recipes),
-            len(_seeds(choices.seeds)),
+            len(session.seeds),
             store=chosen.place(session.store),
             execution=session.execution,
             world=session.world,

@@ -96,7 +96,22 @@ class Laid(Chosen):
 
 
 @dataclass(frozen=True)
-class Scored(Laid):
+class Several(Laid):
+    """How many of its runs are worked on at a time."""
+
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Small suites on the CPU: runs at a time, each with one thread. Default: one a core, as far as the "
+            "suite goes.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Scored(Several):
     """What is scored: files, a run's folder, a tokenizer, or the checkpoints of the suite."""
 
     samples: Annotated[
@@ -153,7 +168,7 @@ WAYS_TO_SCORE: Mapping[str, set[str]] = {
     "--samples": {*_FILES, "samples", "adm_evaluator", "adm_python"},
     "--tokenizer with --reference": {*_FILES, "tokenizer"},
     "--run": {*_PLACE, "run_folder", "tokenizer", "step", "protocol", "metrics", "keep_samples", "as_json"},
-    "a suite": {*(f.name for f in fields(Laid)), "keep_samples"},
+    "a suite": {*(f.name for f in fields(Several)), "keep_samples"},
 }
 
 

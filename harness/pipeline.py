@@ -22,6 +22,7 @@ from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
 from harness.locks import held
 from harness.measured import Measured, Shards
+from harness.pace import pace_of
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
@@ -55,6 +56,8 @@ class Session:
     """Where the images lie, if the user said so."""
     keep_samples: bool = False
     """Whether scored samples stay, as .npz files in ADM's form."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds of the grid."""
 
     @property
     def assets(self) -> Store:
@@ -154,10 +157,11 @@ def examine(session: Session, prepared: Prepared, arms: Sequence[str]) -> None:
         return
     done = session.records.keys()
     names = {name for arm in arms if (name := prepared.tokenizer_of(arm)) is not None}
-    for name in sorted(names):
-        if ("tokenizer", name, None, None) not in done:
-            session.records.append(_measure_tokenizer(session, prepared, name, prepared.tokenizers[name]))
-    _measure_floor(session, prepared, done)
+    with threads_of(session):
+        for name in sorted(names):
+            if ("tokenizer", name, None, None) not in done:
+                session.records.append(_measure_tokenizer(session, prepared, name, prepared.tokenizers[name]))
+        _measure_floor(session, prepared, done)
     for before in session.records.all():
         if isinstance(before, TokenizerRecord) and before.run is None and before.rfid > session.suite.max_rfid:
             raise UserError(
@@ -186,11 +190,23 @@ def open_run(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     return Run(spec, session.folder / "runs" / spec.name)
 
 
+@contextmanager
+def threads_of(session: Session) -> Iterator[None]:
+    """Compute on the CPU with the suite's number of threads, from which its numbers' last bits depend, for a while."""
+    before, wanted = torch.get_num_threads(), session.suite.threads
+    if wanted is not None and session.world.device.type == "cpu" and session.world.size == 1:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
     """Train a run to the budget, or find that it is."""
     run = open_run(session, prepared, arm, seed)
     milestones = session.budget.milestones()
-    with held(run.folder, on=session.world.main):
+    with held(run.folder, on=session.world.main), threads_of(session):
         _mend_run(session, prepared, run)
         if not set(milestones) <= set(run.steps()):
             _train(session, prepared, run)
@@ -200,22 +216,22 @@ def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
 def _mend_run(session: Session, prepared: Prepared, run: Run) -> None:
     """Set aside damaged checkpoints that training or scoring still needs; all processes then see the same ones."""
     if session.world.main:
-        for told in run.mend(_needed(session, prepared, run)):
+        for told in run.mend(needed(session, prepared, run)):
             session.remark(f"{run.spec.name}: {told}", run.spec.arm, run.spec.train.seed)
         run.prune(session.execution.keep)
     session.world.barrier()
 
 
-def _needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
+def needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
     """Checkpoints that are missing, or that something still has to be measured of."""
     milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
-    needed = [step for step in milestones if step not in kept]
+    found = [step for step in milestones if step not in kept]
     if prepared.judge is not None:
         cells = cells_of(session, prepared, run)
-        needed += [cell.step for cell in cells if score_key(cell, prepared, False) not in done]
+        found += [cell.step for cell in cells if score_key(cell, prepared, False) not in done]
         if _tokenizer_key(session, prepared, run) not in (None, *done):
-            needed.append(milestones[-1])
-    return sorted(set(needed))
+            found.append(milestones[-1])
+    return sorted(set(found))
 
 
 def _tokenizer_key(session: Session, prepared: Prepared, run: Run) -> tuple[object, ...] | None:
@@ -248,11 +264,15 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
 
 
 def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
-    """Every milestone under the curve protocol, and the last one under all of them."""
+    """Every milestone under the curve protocol, and the last one under all of them.
+
+    Of the grid's first seed the last one is drawn twice: how far FID moves by the draw alone is no matter of the seed.
+    """
     suite, tokenizer = session.suite, prepared.tokenizer(run.spec.arm)
     last = session.budget.milestones()[-1]
     cells = [Cell(run, step, suite.curve_protocol, 0, tokenizer) for step in session.budget.milestones()]
-    cells.append(Cell(run, last, suite.curve_protocol, 1, tokenizer))
+    if not session.seeds or run.spec.train.seed == session.seeds[0]:
+        cells.append(Cell(run, last, suite.curve_protocol, 1, tokenizer))
     return cells + [Cell(run, last, protocol, 0, tokenizer) for protocol in suite.final_protocols]
 
 
@@ -263,7 +283,8 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
     if key is not None and key not in done and session.world.main:
         named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
         _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
-        session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
+        with threads_of(session):
+            session.records.append(_measure_tokenizer(session, prepared, named, tokenizer, run, last))
 
 
 def _title(session: Session, run: Run) -> str:
@@ -286,6 +307,7 @@ def score_cells(
     flops = flops_per_step(run.spec, session.suite.image_size)
     with (
         held(run.folder, on=session.world.main),
+        threads_of(session),
         session.costed("search" if search else "score", run.spec.arm, run.spec.train.seed),
         session.reporter.stage(label, sum(cell.protocol.samples for cell in missing)) as on_step,
     ):
@@ -432,6 +454,7 @@ def _score_record(
     """Of a judged cell; `flops` is the cost of one training step."""
     assert judged.metrics is not None
     spec, clock, arm = cell.run.spec, cell.run.clock(cell.step), session.suite.arms[cell.run.spec.arm]
+    pace = pace_of(cell.run, cell.step)
     return ScoreRecord(
         **session.common(),
         arm=spec.arm,
@@ -440,13 +463,15 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        remarks=_remarks(cell.run, cell.step),
+        remarks=_remarks(cell.run, cell.step) + pace.remarks,
         weights_hash=cell.run.weights_hash(cell.step),
         step=cell.step,
         images=cell.step * spec.train.batch_size,
         flops=cell.step * flops,
         train_seconds=clock["seconds"],
         device_seconds=clock["device_seconds"],
+        step_seconds=pace.step_seconds,
+        step_seconds_from=pace.source,
         protocol=cell.protocol,
         protocol_digest=_protocol_digest(cell.protocol, prepared),
         generation_seed=cell.generation_seed,
@@ -502,7 +527,7 @@ def score_imported(
     judge = prepared.require_judge()
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
     for cell in cells:
-        with session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
+        with threads_of(session), session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
         if judged.metrics is None:
             continue
@@ -613,11 +638,28 @@ def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object,
         session.records.append(FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real)))
 
 
-def run_suite(session: Session, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Prepare, then train and score every arm with every seed; under torchrun, all processes share the work."""
+#: (arm, training seed) of each run.
+Grid = Sequence[tuple[str, int]]
+#: How the runs of a grid are trained, and scored if that is wanted: see `in_turn` and `harness.parallel`.
+Work = Callable[[Session, Prepared, Grid, bool], None]
+
+
+def in_turn(session: Session, prepared: Prepared, grid: Grid, scored: bool) -> None:
+    """One run after the other, in this process; under torchrun, all processes share each."""
+    for arm, seed in grid:
+        run = train(session, prepared, arm, seed)
+        if scored:
+            score(session, prepared, run)
+
+
+def grid_of(arms: Sequence[str], seeds: Sequence[int]) -> Grid:
+    """Every arm with every seed, seed by seed."""
+    return [(arm, seed) for seed in seeds for arm in arms]
+
+
+def run_suite(session: Session, arms: Sequence[str], seeds: Sequence[int], work: Work = in_turn) -> None:
+    """Prepare, then train and score every arm with every seed."""
     prepared = prepare(session, arms)
     prepared.require_judge()
     examine(session, prepared, arms)
-    for seed in seeds:
-        for arm in arms:
-            score(session, prepared, train(session, prepared, arm, seed))
+    work(session, prepared, grid_of(arms, seeds), True)

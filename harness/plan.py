@@ -167,8 +167,9 @@ def _cell(
     total, sit = sum(parameters.values()), parameters["sit"]
     milestones = budget.milestones()
     flops = flops_per_step(spec, suite.image_size)
-    protocols = [suite.curve_protocol] * (len(milestones) + 1) + list(suite.final_protocols)
-    evaluations = sum(p.samples * p.nfe for p in protocols)
+    protocols = [suite.curve_protocol] * len(milestones) + list(suite.final_protocols)
+    again = suite.curve_protocol  # the last checkpoint of the first seed is drawn twice
+    evaluations = seeds * sum(p.samples * p.nfe for p in protocols) + again.samples * again.nfe
     kept = 4 * (total + sit)
     kind = "cuda" if suite.wants_gpu and measured is None else execution.device
     return Cell(
@@ -181,7 +182,7 @@ def _cell(
         parameters=parameters,
         flops_per_step=flops,
         training_flops=float(flops) * milestones[-1] * seeds,
-        sampling_flops=float(flops_per_evaluation(spec)) * evaluations * seeds,
+        sampling_flops=float(flops_per_evaluation(spec)) * evaluations,
         state_bytes=STATE_BYTES * total + 4 * sit,
         checkpoint_bytes=seeds * (len(milestones) * kept + execution.keep * 8 * total),
         flops_per_second=measured.flops_per_second if measured else flops_per_second,

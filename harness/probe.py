@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
 from recipes.core.data import Batch
 from recipes.core.distributed import World
-from recipes.core.draws import KeyedDraws
+from recipes.core.loop import Trainer
 from recipes.core.spec import Execution
 from recipes.models.autoencoder import Autoencoder
 from recipes.models.discriminator import PatchDiscriminator
@@ -74,25 +76,43 @@ def probe(spec: RunSpec, seconds: float, *, execution: Execution, world: World, 
     """
     side = spec.sit.latent_size * spec.tokenizer.factor
     trainer = build_trainer(spec, random_inputs(spec), execution=execution, world=world)
-    rows = torch.arange(trainer.rows.start, trainer.rows.stop, device=world.device)
-    batch = random_batch(spec, len(rows), side).to(world.device)
+    batch = random_batch(spec, trainer.rows.stop - trainer.rows.start, side).to(world.device)
+    times = step_times(trainer, ((position, batch) for position in count()), seconds, most=max_steps)
+    each = sum(times) / len(times)
+    flops = flops_per_step(spec, side)
+    return Probe(len(times), each, spec.train.batch_size / each, _peak(world), flops / each)
 
-    def step() -> None:
-        trainer.train_step(batch, KeyedDraws(0, trainer.position, rows))
 
+def step_times(
+    trainer: Trainer, stream: Iterable[tuple[int, Batch]], seconds: float, *, least: int = 1, most: int | None = None
+) -> list[float]:
+    """Train for about so long, after a warm-up in which kernels are compiled.
+
+    Args:
+        trainer: at step 0.
+        stream: endless (position, batch) pairs from position 0 on.
+        seconds: of measurement.
+        least: make so many steps however long they take.
+        most: stop earlier.
+
+    Returns:
+        Seconds of each step, from the end of one to the end of the next.
+    """
+    done, world = trainer.train(stream), trainer.world
     for _ in range(WARM_UP):
-        step()
+        next(done)
     _synchronize(world)
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
-    began, steps = time.perf_counter(), 0
-    while steps == 0 or (time.perf_counter() - began < seconds and steps != max_steps):
-        step()
+    times: list[float] = []
+    began = last = time.perf_counter()
+    while len(times) < least or (last - began < seconds and len(times) != most):
+        next(done)
         _synchronize(world)
-        steps += 1
-    each = (time.perf_counter() - began) / steps
-    flops = flops_per_step(spec, side)
-    return Probe(steps, each, spec.train.batch_size / each, _peak(world), flops / each)
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    return times
 
 
 def _synchronize(world: World) -> None:

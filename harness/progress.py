@@ -27,6 +27,7 @@ class Reporter:
         """With `quiet`, nothing is said: one of several processes speaks for all."""
         self.console = console or Console(stderr=True, markup=False)
         self.quiet = quiet
+        self._display: Progress | None = None
 
     def say(self, text: str, style: str | None = None) -> None:
         """One line."""
@@ -37,13 +38,30 @@ class Reporter:
     def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
         """A stage of `total` units; yields a function to call with the units done so far."""
         began = time.perf_counter()
-        if self.console.is_terminal and not self.quiet:
-            with self._bars() as bars:
-                task = bars.add_task(label, total=total, completed=start)
-                yield lambda done: bars.update(task, completed=done)
-        else:
-            yield self._lines(label, total, start)
+        with self.bar(label, total, start) as on_step:
+            yield on_step
         self.say(f"  {label}: {time.perf_counter() - began:.1f} s")
+
+    @contextmanager
+    def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+        """A `stage` that leaves nothing behind."""
+        if not self.console.is_terminal or self.quiet:
+            yield self._lines(label, total, start)
+            return
+        with self.together() as bars:
+            task = bars.add_task(label, total=total, completed=start)
+            yield lambda done: bars.update(task, completed=done)
+            bars.remove_task(task)
+
+    @contextmanager
+    def together(self) -> Iterator[Progress]:
+        """One display on the terminal for all bars of a while."""
+        if self._display is not None:
+            yield self._display
+            return
+        with self._bars() as self._display:
+            yield self._display
+        self._display = None
 
     def _bars(self) -> Progress:
         columns = (

@@ -73,6 +73,9 @@ class Metrics(Spec):
     """Share of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
 
+PaceSource = Literal["quiet stretch", "median of the log"]
+
+
 class ScoreRecord(_Base):
     """A checkpoint under a protocol."""
 
@@ -96,9 +99,8 @@ class ScoreRecord(_Base):
     device_seconds: Positive
     """The same, times the devices that were at work."""
     step_seconds: Positive | None = None
-    """Of one training step, robust against what else the machine did."""
-    step_seconds_from: str | None = None
-    """How it was measured."""
+    """Seconds of one training step up to here, without what else the machine did; see `harness.pace`."""
+    step_seconds_from: PaceSource | None = None
     protocol: Protocol
     protocol_digest: str
     generation_seed: Seed

@@ -149,6 +149,21 @@ class Suite(Protocol):
         ...
 
     @property
+    def default_seeds(self) -> tuple[int, ...]:
+        """Training seeds that run unless others are asked for."""
+        ...
+
+    @property
+    def default_jobs(self) -> int:
+        """Runs that are worked on at a time, at most, unless told otherwise."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that train and score a run on the CPU, whatever the machine has; None: as many as PyTorch takes."""
+        ...
+
+    @property
     def budget(self) -> Budget:
         """How long, unless told otherwise."""
         ...

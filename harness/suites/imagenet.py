@@ -10,9 +10,9 @@ recipe (SiT's own training flips).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from harness.assets import Store
 from harness.protocol import Protocol, find_protocol
@@ -21,7 +21,7 @@ from recipes import released
 from recipes.core.errors import UserError, nearest
 from recipes.core.latents import DType
 from recipes.core.precision import Precision
-from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Spec, TrainSpec
+from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS, EncoderSpec
@@ -77,6 +77,8 @@ class ImagenetSuite(Spec):
     """Everything that can change a number of the paper-scale suite, and its budget."""
 
     knows_labels: ClassVar[bool] = False
+    default_jobs: ClassVar[int] = 1
+    threads: ClassVar[int | None] = None
 
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
@@ -104,6 +106,7 @@ class ImagenetSuite(Spec):
     """Tiny networks with random weights instead of the published ones: proves the path, means nothing."""
     arms: dict[str, PaperArm]
     default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
+    default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
     max_rfid: Positive = 10.0
@@ -114,8 +117,9 @@ class ImagenetSuite(Spec):
         return Store(store.root / self.name) if self.stand_ins else store
 
     def identity(self) -> str:
-        """Digest of everything but the budget and the choice of arms."""
-        return self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()}).digest()
+        """Digest of everything but the budget and what runs by default."""
+        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()})
+        return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds"}))
 
     @property
     def image_size(self) -> int:

@@ -35,6 +35,8 @@ def smoke() -> DigitsSuite:
                 for p in full.final_protocols
             ),
             "max_rfid": 1e6,
+            "default_seeds": (0,),
+            "default_jobs": 1,  # its runs take less time than a process takes to start
             "budget": Budget(steps=24, score_every=8),
         }
     )

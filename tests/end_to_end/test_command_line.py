@@ -17,7 +17,7 @@ from PIL import Image
 
 COMMAND = [sys.executable, "-m", "harness.cli"]
 # Of a run that repeats another one, only these may differ.
-VOLATILE = {"provenance", "train_seconds", "device_seconds", "sample_seconds", "check"}
+VOLATILE = {"provenance", "train_seconds", "device_seconds", "step_seconds", "sample_seconds", "check"}
 
 
 def repa_bench(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from reports.build import Wanted, check
 
 KILLED = Path(__file__).with_name("killed.py")
 #: Of a run that repeats another one, only these may differ.
-VOLATILE = {"provenance", "train_seconds", "device_seconds", "sample_seconds", "check"}
+VOLATILE = {"provenance", "train_seconds", "device_seconds", "step_seconds", "sample_seconds", "check"}
 #: A run is killed at most so often before it is let to its end.
 CHAIN = 5
 #: What a run was at when it died, by the last file that it touched or was about to.
