@@ -16,7 +16,7 @@ from harness.protocol import Protocol, difference
 from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
-from harness.step_times import Pace, pace_of
+from harness.step_times import disturbances, steady
 from harness.suites.noise import NOISE
 from recipes.core.errors import UserError
 
@@ -194,17 +194,17 @@ class Comparison:
         return self.trainings.get((r.run, r.weights_hash), r.run)
 
     @cached_property
-    def paces(self) -> dict[str, Pace]:
-        """How long a step of each run takes, by `training`; contention left out."""
+    def paces(self) -> dict[str, tuple[float, list[str]]]:
+        """Device-seconds of a step of each training, contention left out, and where its clock was disturbed."""
         runs: dict[str, list[ScoreRecord]] = {}
         for r in self.scores:
             runs.setdefault(self.training(r), []).append(r)
-        return {run: pace_of(found) for run, found in runs.items()}
+        return {run: _pace(found) for run, found in runs.items()}
 
     def budget(self, r: ScoreRecord, currency: str) -> float:
         """What a checkpoint cost; device-seconds by the pace of its run."""
         if currency == "device_seconds":
-            return r.step * self.paces[self.training(r)].device_seconds
+            return r.step * self.paces[self.training(r)][0]
         return float({"iterations": r.step, "images": r.images, "flops": r.flops}[currency])
 
     def observations(self) -> list[Observation]:
@@ -241,16 +241,26 @@ class Comparison:
         """Where a run had not the machine to itself, in words."""
         runs = {self.training(r): r for r in self.scores if r.arm in arms}
         return [
-            f"{self.arms[r.arm]}, seed {r.seed}: steps {begin:,} to {end:,} took {times:.1f} times the median step; "
-            "the median counts"
+            f"{self.arms[r.arm]}, seed {r.seed}: {told}; the median counts"
             for name, r in runs.items()
-            for begin, end, times in self.paces[name].disturbed
+            for told in self.paces[name][1]
         ]
 
     @cached_property
     def speedups(self) -> Speedups | None:
         """Every other arm against the baseline; nothing where that was not run."""
         return self.against(self.baseline) if self.baseline in self.arms else None
+
+
+def _pace(scores: Sequence[ScoreRecord]) -> tuple[float, list[str]]:
+    """Device-seconds of a step of one training; of records that do not say it, by the clock at scored checkpoints."""
+    last = max(scores, key=lambda r: r.step)
+    if last.step_seconds is not None:
+        return last.step_seconds * last.device_seconds / last.train_seconds, []
+    clock = dict(sorted((r.step, r.device_seconds) for r in scores))
+    each = steady(list(clock), list(clock.values()))
+    assert each is not None
+    return each, disturbances(list(clock), list(clock.values()))
 
 
 def _guidance_order(p: Protocol) -> tuple[bool, float, float, float]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
 from harness.locks import held
 from harness.probe import step_times
 from harness.records import PaceSource
+from harness.step_times import disturbances, steady
 from recipes.core.checkpoint import write_text
 from recipes.core.data import batches
 from recipes.core.distributed import World
@@ -26,63 +25,6 @@ from recipes.run import Run, TrainingInputs, build_trainer
 FILE = "pace.json"
 #: A quiet stretch takes so long, and has at least so many steps.
 QUIET_SECONDS, QUIET_STEPS = 2.0, 20
-#: A stretch of the log is worth a remark where its steps took so many times the median step,
-DISTURBED = 1.5
-#: and so many seconds were lost: a short stall is none.
-LOST_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Steps (first, last] of a run."""
-
-    first: int
-    last: int
-    seconds: float
-
-    @property
-    def each(self) -> float:
-        """Seconds of one step."""
-        return self.seconds / (self.last - self.first)
-
-
-def _stretches(steps: Sequence[int], seconds: Sequence[float]) -> list[_Stretch]:
-    """Between logged steps. The first, in which kernels are compiled and caches are cold, only if there is no other."""
-    marks = [(0, 0.0), *zip(steps, seconds, strict=True)]
-    found = [_Stretch(a, b, until - since) for (a, since), (b, until) in pairwise(marks) if b > a]
-    return found[1:] or found
-
-
-def steady(steps: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """Seconds of one step, as the median over the steps: what disturbs less than half of a run does not move it.
-
-    Args:
-        steps: that were logged, ascending.
-        seconds: of training until each, from the first step of the run on, restarts and all.
-
-    Returns:
-        None if nothing was logged.
-    """
-    found = _stretches(steps, seconds)
-    return median(s.each for s in found for _ in range(s.last - s.first)) if found else None
-
-
-def disturbances(steps: Sequence[int], seconds: Sequence[float]) -> list[str]:
-    """What took over `DISTURBED` times the median step, as in ``steps 500 to 750 took 2.1 times the median step``."""
-    usual = steady(steps, seconds)
-    slow: list[_Stretch] = []
-    for s in _stretches(steps, seconds):
-        if usual is None or s.each <= DISTURBED * usual:
-            continue
-        if slow and slow[-1].last == s.first:
-            before = slow.pop()
-            s = _Stretch(before.first, s.last, before.seconds + s.seconds)
-        slow.append(s)
-    return [
-        f"steps {s.first} to {s.last} took {s.each / usual:.1f} times the median step"
-        for s in slow
-        if usual is not None and s.seconds - usual * (s.last - s.first) >= LOST_SECONDS
-    ]
 
 
 def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World) -> None:

@@ -1,4 +1,4 @@
-"""How long a training step takes, robust against what else the machine did meanwhile."""
+"""The time of one training step, from a clock that was read now and then: robust against what else the machine did."""
 
 from __future__ import annotations
 
@@ -7,37 +7,60 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from harness.records import ScoreRecord
-
-#: A stretch is disturbed that took so many times the median stretch's time for a step.
+#: A stretch is worth a remark where its steps took so many times the median step,
 DISTURBED = 1.5
-#: Fewest stretches that have a median to speak of.
-STRETCHES = 3
+#: and so many seconds were lost: a short stall is none.
+LOST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Of one training."""
+class _Stretch:
+    """Steps (first, last] of a run."""
 
-    device_seconds: float
-    """For each step."""
-    source: str
-    """What it is made of."""
-    disturbed: tuple[tuple[int, int, float], ...] = ()
-    """Stretches, from one step to another, and how many times the median they took."""
+    first: int
+    last: int
+    seconds: float
+
+    @property
+    def each(self) -> float:
+        """Seconds of one step."""
+        return self.seconds / (self.last - self.first)
 
 
-def pace_of(scores: Sequence[ScoreRecord]) -> Pace:
-    """Seconds of a step of one training, by its records."""
-    last = max(scores, key=lambda r: r.step)
-    devices = last.device_seconds / last.train_seconds
-    if last.step_seconds is not None:
-        return Pace(last.step_seconds * devices, last.step_seconds_from or "")
-    clock = {0: 0.0} | dict(sorted((r.step, r.device_seconds) for r in scores))
-    steps = list(clock)
-    stretches = [(a, b, (clock[b] - clock[a]) / (b - a)) for a, b in pairwise(steps)]
-    if len(stretches) < STRETCHES:
-        return Pace(last.device_seconds / last.step, "the whole training")
-    middle = median(rate for *_, rate in stretches)
-    odd = tuple((a, b, rate / middle) for a, b, rate in stretches if rate > DISTURBED * middle)
-    return Pace(middle, "median over scored stretches", odd)
+def _stretches(steps: Sequence[int], seconds: Sequence[float]) -> list[_Stretch]:
+    """Between logged steps. The first, in which kernels are compiled and caches are cold, only if there is no other."""
+    marks = [(0, 0.0), *zip(steps, seconds, strict=True)]
+    found = [_Stretch(a, b, until - since) for (a, since), (b, until) in pairwise(marks) if b > a]
+    return found[1:] or found
+
+
+def steady(steps: Sequence[int], seconds: Sequence[float]) -> float | None:
+    """Seconds of one step, as the median over the steps: what disturbs less than half of a run does not move it.
+
+    Args:
+        steps: that were logged, ascending.
+        seconds: of training until each, from the first step of the run on, restarts and all.
+
+    Returns:
+        None if nothing was logged.
+    """
+    found = _stretches(steps, seconds)
+    return median(s.each for s in found for _ in range(s.last - s.first)) if found else None
+
+
+def disturbances(steps: Sequence[int], seconds: Sequence[float]) -> list[str]:
+    """What took over `DISTURBED` times the median step, as in ``steps 500 to 750 took 2.1 times the median step``."""
+    usual = steady(steps, seconds)
+    slow: list[_Stretch] = []
+    for s in _stretches(steps, seconds):
+        if usual is None or s.each <= DISTURBED * usual:
+            continue
+        if slow and slow[-1].last == s.first:
+            before = slow.pop()
+            s = _Stretch(before.first, s.last, before.seconds + s.seconds)
+        slow.append(s)
+    return [
+        f"steps {s.first} to {s.last} took {s.each / usual:.1f} times the median step"
+        for s in slow
+        if usual is not None and s.seconds - usual * (s.last - s.first) >= LOST_SECONDS
+    ]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.pace import FILE, disturbances, pace_of, quiet, steady
+from harness.pace import FILE, pace_of, quiet
+from harness.step_times import disturbances, steady
 from recipes.run import Run
 
 EVERY = 25
