@@ -308,6 +308,12 @@ def load(
         return tuple({r.key(): r for r in of_kind}.values())
 
     kept = [(folder, r) for folder, r in scored if holds(r.arm, r.seed, r.step)]
+    for folder, r in kept:
+        if r.metrics.fid <= 0:
+            raise UserError(
+                f"{folder}: {r.arm}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
+                "compared by its logarithm; `repa-bench runs remove` takes the run away."
+            )
     scores = tuple({(r.key(), r.weights_hash): r for _, r in kept}.values())
     if not scores:
         raise UserError("--recipes, --seeds and --until leave no score; name others.")
