@@ -26,7 +26,7 @@ from harness.speedup import Point
 FACTORS = (1.0, 1.2, 1.5, 2.0)
 GRIDS = {"equal": STEPS, "unequal": OTHER_STEPS}
 #: Comparisons of each setting; more where a rate of false verdicts is held to 6 %.
-MANY, FEW = 10_000, 2000
+MANY, FEW = 10_000, 5000
 
 
 def _row(noise: Noise, seeds: int, factor: float, count: int, **more: Any) -> dict[str, float]:
