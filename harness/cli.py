@@ -334,11 +334,17 @@ def _tell(choices: Scored, found: dict[str, Any]) -> None:
         print(text)
         return
     for name, value in found.items():
-        if isinstance(value, float):
-            theirs = found.get("adm", {}).get(name)
-            beside = f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
+        if isinstance(value, float) and not name.endswith(("_se", "_floor")):
+            error, floor, theirs = found.get(f"{name}_se"), found.get(f"{name}_floor"), found.get("adm", {}).get(name)
+            beside = f" ± {error:.2g}" if error is not None else ""
+            beside += f"   floor {floor:.4g}" if floor is not None else ""
+            beside += f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
             out_console.print(f"{name:12s} {value:.6g}{beside}", highlight=False)
     out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
+    if any(name.endswith("_floor") for name in found):
+        out_console.print(
+            "±: standard error; floor: of as many perfect samples, were features Gaussian", highlight=False
+        )
     for warning in found["warnings"]:
         out_console.print(warning, style="yellow", highlight=False)
 

@@ -105,7 +105,7 @@ def evaluate(
     device: torch.device | None = None,
     details: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Every wanted metric, in the order asked for.
+    """Every wanted metric, in the order asked for, and behind ``is`` and ``kid`` their standard errors, NAME_se.
 
     Args:
         wanted: of `METRICS`.
@@ -129,14 +129,14 @@ def evaluate(
             if details is not None:
                 details[name] = {key: value for key, value in asdict(found).items() if key != "distance"}
         elif name == "is":
-            out[name] = metrics.inception_score(_tensor(fake.points(LOGITS)), split_size=rules.split)
+            out[name], out["is_se"] = metrics.inception_score(_tensor(fake.points(LOGITS)), split_size=rules.split)
         elif name in PAIRWISE:
             out[name] = float(_tensor(fake.points(name)).double().mean())
     out |= _manifolds(wanted, real, fake, rules, device)
     if "kid" in wanted:
         a, b = real.points(FEATURES), fake.points(FEATURES)
-        out["kid"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0).mean
-    return {name: out[name] for name in wanted}
+        out["kid"], _, out["kid_se"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0)
+    return {key: out[key] for name in wanted for key in (name, f"{name}_se") if key in out}
 
 
 def _frechet(name: str, real: Moments, fake: Moments) -> metrics.FrechetResult:

@@ -57,6 +57,11 @@ class Moments:
         values, vectors = torch.linalg.eigh(self.covariance)
         return values, vectors
 
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of the covariance, ascending, (D,)."""
+        return self._spectrum[0]
+
     @cached_property
     def root(self) -> Tensor:
         """The covariance's symmetric square root, (D, D). Kept: one reference judges many sample sets."""
@@ -241,7 +246,17 @@ def frechet_distance(*, real: Moments, fake: Moments) -> float:
 ADM_SPLIT = 5000
 
 
-def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None = None) -> float:
+class InceptionScore(NamedTuple):
+    """An Inception score over splits."""
+
+    mean: float
+    se: float
+    """Standard error of the mean: what other samples of the same model would move it by, to first order. That of a
+    split is IS x sd(KL) / sqrt(n), since the error of the marginal p(y) has no first-order effect, so one split has one
+    too. The bias of the splits' size is not in it."""
+
+
+def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None = None) -> InceptionScore:
     """IS (arXiv 1606.03498): exp of the mean KL of p(y|x) from p(y), averaged over splits taken in order.
 
     Args:
@@ -254,12 +269,16 @@ def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None =
     """
     if split_size is not None and splits != 1:
         raise ValueError("give splits or split_size, not both")
-    scores = []
+    scores, errors = [], []
     for part in logits.chunk(splits) if split_size is None else logits.split(split_size):
         logp = part.double().log_softmax(dim=1)
         marginal = logp.exp().mean(0, keepdim=True).log()
-        scores.append((logp.exp() * (logp - marginal)).sum(1).mean().exp())
-    return float(torch.stack(scores).mean())
+        kl = (logp.exp() * (logp - marginal)).sum(1)
+        scores.append(kl.mean().exp())
+        errors.append(scores[-1] * (kl - kl.mean()).square().mean().sqrt() / math.sqrt(max(1, len(kl) - 1)))
+    return InceptionScore(
+        float(torch.stack(scores).mean()), float(torch.stack(errors).square().sum().sqrt() / len(errors))
+    )
 
 
 def _take(points: Points, index: Tensor) -> Tensor:
@@ -274,14 +293,23 @@ class Kid(NamedTuple):
 
     mean: float
     sd: float
-    """Over the subsets, divided by their number, as torch-fidelity does."""
+    """Over the subsets, divided by their number, as torch-fidelity does. Subsets overlap, so this over the root of
+    their number would be too small for a standard error."""
+    se: float
+    """Standard error of the mean: what other real and generated features would move it by, to first order, and what
+    other subsets would. Too large where the sets are alike: by about the root of their size over a subset's where they
+    are from one distribution."""
 
 
 def _mmd2(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased squared MMD of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3."""
+    """The unbiased squared MMD of x (n, D) and y (n, D) under the kernel (x.y / D + 1)^3, and its variances by x and
+    by y, each times n, to first order: (3,).
+    """
     n, dim = x.shape
-    within = sum(((z @ z.T) / dim + 1).pow(3).fill_diagonal_(0).sum() for z in (x, y))
-    return within / (n * (n - 1)) - 2 * ((x @ y.T) / dim + 1).pow(3).mean()
+    within = [((z @ z.T) / dim + 1).pow(3).fill_diagonal_(0).sum(1) / (n - 1) for z in (x, y)]
+    across = ((x @ y.T) / dim + 1).pow(3)
+    ours, theirs = within[0] - across.mean(1), within[1] - across.mean(0)
+    return torch.stack((ours.mean() + theirs.mean(), 4 * ours.var(), 4 * theirs.var()))
 
 
 def kid(*, real: Points, fake: Points, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Kid:
@@ -304,10 +332,11 @@ def kid(*, real: Points, fake: Points, subsets: int = 100, subset_size: int = 10
         g = torch.Generator().manual_seed(seed_of(seed, "kid", k))
         x, y = (_take(z, torch.randperm(len(z), generator=g)[:subset_size]) for z in (real, fake))
         values.append(_mmd2(x, y))
-    drawn = torch.stack(values)
+    drawn, of_real, of_fake = torch.stack(values).T
     if not bool(torch.isfinite(drawn).all()):
         raise ValueError("features hold NaN or infinity")
-    return Kid(float(drawn.mean()), float(drawn.std(correction=0)))
+    squared = of_real.mean() / len(real) + of_fake.mean() / len(fake) + drawn.var(correction=0) / subsets
+    return Kid(float(drawn.mean()), float(drawn.std(correction=0)), float(squared.sqrt()))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness import metrics, records
 from harness.assets import Store
@@ -22,6 +21,7 @@ from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
 from harness.locks import held
 from harness.measured import Measured, Shards
+from harness.metrics import Moments
 from harness.pace import pace_of
 from harness.progress import Reporter
 from harness.protocol import Protocol
@@ -562,6 +562,7 @@ def _metrics(fake: Measured, judge: Judge, protocol: Protocol, knows_labels: boo
         fid=found["fid"],
         sfid=found.get("sfid"),
         inception_score=found["is"],
+        inception_score_se=found["is_se"],
         precision=found["precision"],
         recall=found["recall"],
         accuracy=accuracy,
@@ -618,24 +619,28 @@ def _measure_tokenizer(
 
 
 def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
-    """FID between real images: disjoint halves, and as many training images as a protocol draws samples."""
+    """FID between real images: disjoint halves of the reference's, and as many training images as a protocol draws
+    samples, judged as these are.
+    """
     judge = prepared.require_judge()
     features = torch.as_tensor(judge.reference.points(FEATURES))
     half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(judge.training_images))
 
-    def fresh() -> Tensor:
-        return outputs_of(judge.training_images[:n].split(session.suite.chunk), judge.network)[FEATURES]
+    def fresh() -> Moments:
+        return Moments.of(outputs_of(judge.training_images[:n].split(session.suite.chunk), judge.network)[FEATURES])
 
-    pairs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        f"{n} training images, as many as samples are drawn": lambda: (features, fresh()),
-        "two disjoint halves of the reference": lambda: (features[:half], features[half:]),
+    pairs: dict[str, Callable[[], tuple[Moments, Moments]]] = {
+        f"{n} training images, as many as samples are drawn": lambda: (judge.reference.moments(FEATURES), fresh()),
+        "two disjoint halves of the reference": lambda: (Moments.of(features[:half]), Moments.of(features[half:])),
     }
     for name, make in pairs.items():
         if ("floor", name) in done:
             continue
         real, fake = make()
-        fid = metrics.frechet_distance(real=metrics.Moments.of(real), fake=metrics.Moments.of(fake))
-        session.records.append(FloorRecord(**session.common(), name=name, fid=fid, n_fake=len(fake), n_real=len(real)))
+        fid = metrics.frechet_distance(real=real, fake=fake)
+        session.records.append(
+            FloorRecord(**session.common(), name=name, fid=fid, n_fake=fake.count, n_real=real.count)
+        )
 
 
 #: (arm, training seed) of each run.

@@ -65,6 +65,8 @@ class Metrics(Spec):
 
     fid: float
     inception_score: NotNegative
+    inception_score_se: NotNegative | None = None
+    """Standard error; see `harness.metrics.InceptionScore`."""
     precision: Share
     recall: Share
     sfid: float | None = None
@@ -171,6 +173,7 @@ class FloorRecord(_Base):
     fid: float
     n_fake: int
     n_real: int
+    """0 where the reference's statistics do not say."""
 
     def key(self) -> tuple[object, ...]:
         """What may stand in the file only once."""

@@ -14,6 +14,7 @@ import torch
 
 from harness.evaluate import METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
 from harness.features import CLEAN, DINOV2, FEATURES, SPATIAL, FeatureNetwork
+from harness.floor import frechet_floor
 from harness.measured import Measured, Shards, measure
 from harness.metrics import Moments
 from harness.pairs import Beside, Distance, Paired, Reconstructed
@@ -196,6 +197,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         for name, found in details.items()
         if found["negative_mass"] > NEGATIVE_MASS
     ]
+    told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
     width = fake.moments(FEATURES).mean.numel()
     if fake.rows <= width and any(name in told for name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")):
         warnings.append(
@@ -240,6 +242,8 @@ def score_tokenizer(reference: Path, tokenizer: Autoencoder, content: str, job: 
     found = score(Reconstructed(originals, tokenizer.to(job.world.device), content), reference, job)
     if found is None:
         return None
-    renamed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
+    # No floor: the reference's own images, rebuilt without loss, have an rFID of 0.
+    kept = {name: value for name, value in found.items() if not name.endswith("_floor")}
+    renamed = {"rfid" if name == "fid" else name: value for name, value in kept.items()}
     renamed["digests"] = found["digests"] | {"tokenizer": content}
     return renamed

@@ -35,8 +35,8 @@ FIGURES = "figures"
 SHOWN_ROWS = 3
 RESULT_COLUMNS = (
     "suite", "arm", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
-    "fid", "sfid", "inception_score", "precision", "recall", "accuracy", "n_fake", "n_real", "nfe", "run",
-    "protocol_digest", "commit",
+    "fid", "sfid", "inception_score", "inception_score_se", "precision", "recall", "accuracy", "n_fake", "n_real",
+    "nfe", "run", "protocol_digest", "commit",
 )  # fmt: skip
 
 

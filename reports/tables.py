@@ -108,10 +108,16 @@ def seeds_text(count: int) -> str:
     return "single seed" if count == 1 else f"{count} seeds"
 
 
+def _floor(comparison: Comparison, like: ScoreRecord) -> str | None:
+    """FID of as many real images as a score's samples, against as many; nothing where it was not measured."""
+    found = (f.fid for f in comparison.floors if (f.n_fake, f.n_real) == (like.n_fake, like.n_real))
+    return next((f"{fid:.3f}" for fid in found), None)
+
+
 def fid_table(comparison: Comparison) -> Table:
     """FID of every arm at every scored step, and of the curves that are not ours."""
-    steps = comparison.steps()
-    protocol = comparison.protocol(comparison.curve_digest).protocol
+    steps, first = comparison.steps(), comparison.protocol(comparison.curve_digest)
+    protocol, floor = first.protocol, _floor(comparison, first)
     rows = [
         (label, *(_fid_cell(comparison.fids(arm, step), len(comparison.seeds(arm))) for step in steps))
         for arm, label in comparison.arms.items()
@@ -125,9 +131,9 @@ def fid_table(comparison: Comparison) -> Table:
         ("recipe", *(f"{step:,}" for step in steps)),
         tuple(rows),
         f"{protocol.samples:,} samples, {protocol.weights} weights, {protocol.nfe} NFE, {protocol.labels} labels, "
-        f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better."
-        + " Rows that are not ours may be under any protocol."
-        * bool(comparison.others),
+        f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better"
+        + (f"; as many real images have {floor}." if floor else ".")
+        + " Rows that are not ours may be under any protocol." * bool(comparison.others),
         tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 
@@ -159,14 +165,16 @@ def metrics_table(comparison: Comparison) -> Table:
             if not last:
                 continue
             runs.append(_runs(last))
+            error = _over(last, "inception_score_se")
             rows.append(
                 (
                     label,
                     last[0].protocol.label,
                     f"{last[0].step:,}" + f" ({seeds_text(len(last))})" * (len(last) < len(comparison.seeds(arm))),
                     number(_over(last, "fid")),
+                    _floor(comparison, last[0]) or "–",
                     number(_over(last, "sfid")),
-                    number(_over(last, "inception_score")),
+                    number(_over(last, "inception_score")) + (f" (se {error.mean:.2f})" if error else ""),
                     number(_over(last, "precision"), 3),
                     number(_over(last, "recall"), 3),
                     number(_over(last, "accuracy"), 3),
@@ -174,10 +182,11 @@ def metrics_table(comparison: Comparison) -> Table:
             )
     return Table(
         "Metrics at the last checkpoint",
-        ("recipe", "protocol", "step", "FID", "sFID", "IS", "precision", "recall", "accuracy"),
+        ("recipe", "protocol", "step", "FID", "floor", "sFID", "IS", "precision", "recall", "accuracy"),
         tuple(rows),
-        "Compare FID only within one protocol. sFID: on a layer that keeps places. Accuracy: share of the samples that "
-        "the feature network gives the class they were asked for.",
+        "Compare FID only within one protocol. ±: sd over training seeds. Floor: FID of as many real images. se: the "
+        "standard error of one set's IS. sFID: on a layer that keeps places. Accuracy: share of the samples that the "
+        "feature network gives the class they were asked for.",
         tuple(runs),
     )
 
@@ -299,7 +308,7 @@ def tokenizer_table(comparison: Comparison) -> Table:
 
 def floor_table(comparison: Comparison) -> Table:
     """What differences mean nothing."""
-    rows = [(f.name, f"{f.n_fake:,}", f"{f.n_real:,}", f"{f.fid:.3f}") for f in comparison.floors]
+    rows = [(f.name, f"{f.n_fake:,}", f"{f.n_real:,}" if f.n_real else "–", f"{f.fid:.3f}") for f in comparison.floors]
     if (noise := comparison.generation_noise()) is not None:
         label = f"|difference| of two generation seeds, {len(noise.values)} checkpoints"
         rows.append((label, "", "", f"{noise.mean:.3f} (max {max(noise.values):.3f})"))

@@ -21,6 +21,7 @@ from harness.suites.imagenet import ImagenetSuite
 from harness.tokenizers import tokenizer_files
 from recipes.core.checkpoint import MANIFEST
 from recipes.core.data import StoredData
+from recipes.core.draws import seed_of
 from recipes.core.errors import UserError
 from recipes.core.images import Images, open_images
 from recipes.core.latents import LatentStore, disk_estimate, finish_latents, share, write_latents
@@ -267,10 +268,10 @@ class Preparation:
             return None
         network = load_network(self.suite.features, self.store, self.world.device)
         self.hashes["features"] = network.content
-        first = self._first_images() if self._images is not None else torch.empty(0)
+        some = self._some_images() if self._images is not None else torch.empty(0)
         if self.suite.reference == "images":
-            self.hashes["reference"] = self.images.content
-            return Judge(network, self._measured("reference", first, network), first, first, self._lpips())
+            self.hashes["reference"] = digest_of(["drawn", self.images.content])
+            return Judge(network, self._measured("images", some, network), some, some, self._lpips())
         asset = catalogue.require(self.store, self.suite.reference)
         self.hashes["reference"] = asset.content
         held = read_adm_reference(asset.path)
@@ -281,7 +282,7 @@ class Preparation:
         shown = NpzImages(asset.path)
         images = shown.read(0, len(shown))
         reference = self._measured("reference", images, network).under(held.moments, digest=asset.content)
-        return Judge(network, reference, images, first, self._lpips())
+        return Judge(network, reference, images, some, self._lpips())
 
     def _lpips(self) -> Distance | None:
         """LPIPS as documented, whatever the training loss feeds it; if its network is on this machine."""
@@ -290,10 +291,11 @@ class Preparation:
             return None
         return on_unit_images(load_perceptual(found.path, input_range="unit").to(self.world.device), self.world.device)
 
-    def _first_images(self) -> Tensor:
-        count = min(FLOOR_IMAGES, len(self.images))
+    def _some_images(self) -> Tensor:
+        """Drawn from all, since they lie class by class: any prefix, and each half, is of every class."""
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed_of("floor images")))
         data = StoredData(labels=self.images.labels, images=self.images, threads=self.around.execution.threads)
-        batch = data.take(torch.arange(count))
+        batch = data.take(order[:FLOOR_IMAGES])
         assert batch.images is not None
         return batch.images
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_run_scores_every_arm_at_every_checkpoint(finished):
     assert first["n_fake"] == 128
     assert first["schema_version"] == 1
     assert first["metrics"]["sfid"] > 0
+    assert first["metrics"]["inception_score_se"] > 0
     assert len(first["protocol_digest"]) == 64
     assert first["flops"] > 0
     assert first["provenance"]["versions"]["torch"]
@@ -121,6 +123,19 @@ def test_every_figure_of_the_csv_is_a_record(finished):
         for row in csv.DictReader(file):
             metrics = recorded[row["arm"], row["step"], row["protocol"], row["generation_seed"]]
             assert float(row["fid"]) == metrics["fid"]
+            assert float(row["inception_score_se"]) == metrics["inception_score_se"]
+
+
+def test_the_noise_floor_stands_beside_fid(finished):
+    """What as many training images have; not the halves of the reference, which are another number of images."""
+    floor = next(r for r in rows_of(finished[0], "floor") if r["n_fake"] == 128)
+    assert floor["n_real"] == 768
+    text = (finished[0] / "report" / "report.md").read_text()
+    assert f"Lower is better; as many real images have {floor['fid']:.3f}." in text
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| \S.* \| smoke-.*@2 \| 24 \|", line)]
+    assert len(rows) == 3 * 2
+    assert {row[4] for row in rows} == {f"{floor['fid']:.3f}"}
+    assert all(re.fullmatch(r"\d+\.\d\d \(se \d+\.\d\d\)", row[6]) for row in rows)
 
 
 def test_running_again_does_nothing_again(finished):

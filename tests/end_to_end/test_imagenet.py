@@ -168,7 +168,7 @@ def test_a_runs_folder_is_scored_with_more_metrics(paper):
     asked = ("--run", paper.run("repa"), "--tokenizer", "sd-vae", "--metrics", "kid,clean_fid")
     told = paper.ok("score", *SUITE, *asked, "--out", paper.root / "scored")
     assert list(paper.root.glob("scored/samples/**/*.png"))
-    found = json.loads(told.stdout)["smoke-sde4@1"]
+    found = json.loads(told.stdout)["smoke-sde4@2"]
     ours = next(r for r in records(paper, "score") if r["arm"] == "repa" and r["protocol"]["name"] == "smoke-sde4")[
         "metrics"
     ]

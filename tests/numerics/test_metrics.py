@@ -186,7 +186,7 @@ def test_inception_score_equals_torch_fidelity():
     logits = torch.randn(500, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     for splits in (1, 5):
         theirs = isc_features_to_metric(logits, splits=splits, shuffle=False)["inception_score_mean"]
-        assert inception_score(logits, splits) == pytest.approx(theirs, rel=1e-9)
+        assert inception_score(logits, splits).mean == pytest.approx(theirs, rel=1e-9)
 
 
 def test_inception_score_in_splits_of_a_size_as_adm_does():
@@ -195,7 +195,7 @@ def test_inception_score_in_splits_of_a_size_as_adm_does():
     for start in range(0, 250, 100):
         p = logits[start : start + 100].double().softmax(1).numpy()
         scores.append(np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0, keepdims=True))), 1))))
-    assert inception_score(logits, split_size=100) == pytest.approx(np.mean(scores), rel=1e-9)
+    assert inception_score(logits, split_size=100).mean == pytest.approx(np.mean(scores), rel=1e-9)
     assert inception_score(logits, split_size=5000) == pytest.approx(inception_score(logits), rel=1e-12)
     with pytest.raises(ValueError, match="not both"):
         inception_score(logits, 2, split_size=100)
@@ -218,6 +218,23 @@ def test_kid_equals_torch_fidelity():
     assert abs(drawn.mean - other["kernel_inception_distance_mean"]) < 5 * drawn.sd / 200**0.5
 
 
+@pytest.mark.parametrize(("size", "other", "subset"), [(400, 400, 100), (120, 1000, 100), (100, 100, 100)])
+def test_the_error_of_kid_is_how_far_other_sets_move_it(size, other, subset):
+    g = torch.Generator().manual_seed(0)
+    found = [
+        kid(
+            real=torch.randn(size, DIM, generator=g),
+            fake=torch.randn(other, DIM, generator=g) + 0.3,
+            subsets=20,
+            subset_size=subset,
+        )
+        for _ in range(100)
+    ]
+    moved = float(np.std([k.mean for k in found], ddof=1))
+    assert 0.8 * moved < np.mean([k.se for k in found]) < 1.4 * moved
+    assert np.mean([k.sd for k in found]) / 20**0.5 < moved / 2  # the subsets overlap, and of whole sets are one
+
+
 def test_kid_is_a_function_of_its_seed():
     real, fake = cloud(0, 90).float(), cloud(1, 70).float()
 
@@ -235,10 +252,27 @@ def test_kid_is_a_function_of_its_seed():
         kid(real=real, fake=fake, subsets=1, subset_size=70)
 
 
+@pytest.mark.parametrize(("split", "classes"), [(100, 20), (500, 20), (1000, 20), (250, 5)])
+def test_the_error_of_the_inception_score_is_how_far_other_samples_move_it(split, classes):
+    """Of one split too; over several it is, but for noise, their standard deviation over the root of their number."""
+    g = torch.Generator().manual_seed(0)
+    found, over_splits = [], []
+    for _ in range(100):
+        logits = torch.randn(1000, classes, generator=g)
+        logits[torch.arange(1000), torch.randint(0, classes, (1000,), generator=g)] += 4
+        found.append(inception_score(logits, split_size=split))
+        parts = [inception_score(part).mean for part in logits.split(split)]
+        over_splits.append(np.std(parts, ddof=1) / len(parts) ** 0.5 if len(parts) > 1 else found[-1].se)
+    moved = float(np.std([k.mean for k in found], ddof=1))
+    assert np.mean([k.se for k in found]) == pytest.approx(moved, rel=0.2)
+    assert np.sqrt(np.mean(np.square(over_splits))) == pytest.approx(np.mean([k.se for k in found]), rel=0.2)
+
+
 def test_inception_score_ends():
     certain = torch.eye(10).repeat(20, 1) * 100
-    assert inception_score(certain) == pytest.approx(10, rel=1e-6)
-    assert inception_score(torch.zeros(50, 10)) == pytest.approx(1)
+    assert inception_score(certain) == pytest.approx((10, 0), rel=1e-6, abs=1e-9)
+    assert inception_score(torch.zeros(50, 10)) == pytest.approx((1, 0))
+    assert inception_score(torch.randn(101, 10), split_size=100).se > 0  # the last part has one row
 
 
 def test_precision_recall_equals_torch_fidelity_with_the_roles_exchanged():

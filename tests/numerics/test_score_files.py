@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -17,10 +18,12 @@ from tests_support import Toy, pictures, write_sets
 
 from harness import adm, catalogue, crosscheck, evaluate, inception, measured, scoring
 from harness.assets import Store
+from harness.cli import _tell
 from harness.drawing import write_npz
 from harness.features import CLEAN, FEATURES, LOGITS, SPATIAL, Several
+from harness.floor import frechet_floor
 from harness.inception import CleanInception
-from harness.metrics import Moments, frechet_distance, inception_score
+from harness.metrics import Moments, frechet_distance, inception_score, kid
 from harness.pairs import Beside, Paired, Reconstructed, on_unit_images
 from harness.progress import Reporter
 from harness.samples import FolderImages, NpzImages, batches, open_samples
@@ -65,6 +68,7 @@ def score(place: Path, network, wanted, *, samples="fake.npz", reference="real.n
     return found
 
 
+SETS = ("real", "fake")
 SINGLE = ("fid", "sfid", "is", "precision", "recall", "f_score", "density", "coverage", "kid")
 
 
@@ -407,7 +411,7 @@ def test_a_tokenizer_is_measured_by_what_it_reconstructs(place, tmp_path):
     job = make_job(place, Toy(), scoring.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
     told = scoring.score_tokenizer(place / "real.npz", tokenizer, "t", job)
     assert {"rfid", "psnr", "ssim", "lpips"} <= set(told)
-    assert "fid" not in told
+    assert not {"fid", "fid_floor"} & set(told)
     with torch.no_grad():
         images = to_unit(originals.read(0, 24), next(tokenizer.parameters()))
         rebuilt = ((tokenizer.decode(tokenizer.encode(images).mean).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
@@ -547,7 +551,23 @@ def test_inception_score_needs_no_reference_images(place, toy, tmp_path):
     alone = score(place, Toy(), ("is",), reference=tmp_path / "blank.npz", cache=tmp_path)
     assert alone["is"] == pytest.approx(toy["is"], rel=1e-12)
     logits = torch.cat([Toy()(b)[LOGITS] for b in batches(NpzImages(place / "fake.npz"), 64)])
-    assert alone["is"] == pytest.approx(inception_score(logits), rel=1e-9)
+    assert (alone["is"], alone["is_se"]) == pytest.approx(inception_score(logits), rel=1e-9)
+
+
+def test_every_number_has_its_error_or_its_floor(place, toy, capsys):
+    """Beside the keys that were there."""
+    keys = [name for name in toy if isinstance(toy[name], float)]
+    assert keys == [*SINGLE[:3], "is_se", *SINGLE[3:], "kid_se", "fid_floor", "sfid_floor"]
+    real, fake = (torch.cat([Toy()(b)[FEATURES] for b in batches(NpzImages(place / f"{n}.npz"), 64)]) for n in SETS)
+    assert toy["fid_floor"] == pytest.approx(frechet_floor(Moments.of(real), 20), rel=1e-9)
+    assert toy["kid_se"] == pytest.approx(kid(real=real, fake=fake, subset_size=20).se, rel=1e-9)
+    assert toy["is_se"] > 0
+    _tell(SimpleNamespace(out=None, as_json=False), toy)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"fid          {toy['fid']:.6g}   floor {toy['fid_floor']:.4g}" in lines
+    assert f"is           {toy['is']:.6g} ± {toy['is_se']:.2g}" in lines
+    assert f"recall       {toy['recall']:.6g}" in lines
+    assert "±: standard error; floor: of as many perfect samples, were features Gaussian" in lines
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -589,7 +609,9 @@ def test_the_command(place, tmp_path):
     assert told.pop("adm") == PRINTED
     difference = {"fid": told["fid"] - 24.0, "precision": told["precision"] - 0.8265}
     assert told.pop("adm_difference") == pytest.approx(difference)
-    assert {"fid", "precision", "frechet", "n_fake", "n_real", "protocol", "digests", "warnings"} == set(told)
+    assert {"fid", "fid_floor", "precision", "frechet", "n_fake", "n_real", "protocol", "digests", "warnings"} == set(
+        told
+    )
 
 
 def test_mistakes_in_the_command(place):
