@@ -127,7 +127,7 @@ def _work(session: Session, jobs: int | None, runs: int) -> Work:
     Raises:
         UserError: several are wanted where one has the whole machine.
     """
-    from harness.parallel import at_once
+    from harness.parallel import at_once, cores
     from harness.pipeline import in_turn
 
     here = session.world
@@ -135,7 +135,7 @@ def _work(session: Session, jobs: int | None, runs: int) -> Work:
         small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
         refuse_idle({"--jobs": jobs is not None}, small)
         return in_turn
-    most = min(session.suite.default_jobs, len(os.sched_getaffinity(0))) if jobs is None else jobs
+    most = min(session.suite.default_jobs, cores()) if jobs is None else jobs
     return at_once(most) if min(most, runs) > 1 else in_turn
 
 

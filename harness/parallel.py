@@ -38,6 +38,11 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 STAGES = 2
 
 
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def at_once(jobs: int) -> Work:
     """So many runs at a time, the longest first, so that nobody waits at the end for a long one that began last."""
 
@@ -155,7 +160,7 @@ class _Crew:
             case ("next",):
                 self._give(worker)
             case ("say", text, style):
-                self._reporter.say(text, style)
+                self._reporter.say(f"{_name(worker.cell)}: {text}", style)
             case ("begin", label, total, start):
                 worker.total = total
                 worker.tell = worker.bar.enter_context(self._reporter.bar(label, total, start))
@@ -188,16 +193,19 @@ class _Crew:
         if (worker.cell is None and code == 0) or self._stopping or self._error:
             return
         how = f"was killed (signal {-code})" if code is not None and code < 0 else f"ended (exit code {code})"
-        at = "{}, seed {}".format(*worker.cell) if worker.cell else "no run yet"
         self._error = UserError(
-            f"the process that worked on {at} {how}; if memory ran out, give a smaller --jobs. What was saved before "
-            "is as it was, and the same command continues."
+            f"the process that worked on {_name(worker.cell)} {how}; if memory ran out, give a smaller --jobs. "
+            "What was saved before is as it was, and the same command continues."
         )
 
     def _done(self) -> float:
         """The share of the work that is done."""
         at_work = sum(min(1.0, (w.over + w.share) / STAGES) for w in self._workers.values() if w.cell)
         return (self._over + at_work) / self._count
+
+
+def _name(cell: tuple[str, int] | None) -> str:
+    return "{}, seed {}".format(*cell) if cell else "no run yet"
 
 
 # ---------------------------------------------------------------- in a worker

@@ -144,7 +144,8 @@ def prepare(session: Session, arms: Sequence[str]) -> Prepared:
     session.mend_records()
     session.refuse_foreign_records()
     around = Surroundings(session.store, _TimedReporter(session), session.world, session.execution, session.data)
-    return session.suite.prepare(around, arms)
+    with threads_of(session):
+        return session.suite.prepare(around, arms)
 
 
 def examine(session: Session, prepared: Prepared, arms: Sequence[str]) -> None:

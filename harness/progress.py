@@ -45,23 +45,25 @@ class Reporter:
     @contextmanager
     def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
         """A `stage` that leaves nothing behind."""
-        if not self.console.is_terminal or self.quiet:
-            yield self._lines(label, total, start)
-            return
         with self.together() as bars:
+            if bars is None:
+                yield self._lines(label, total, start)
+                return
             task = bars.add_task(label, total=total, completed=start)
             yield lambda done: bars.update(task, completed=done)
             bars.remove_task(task)
 
     @contextmanager
-    def together(self) -> Iterator[Progress]:
-        """One display on the terminal for all bars of a while."""
-        if self._display is not None:
+    def together(self) -> Iterator[Progress | None]:
+        """One display for all bars of a while; none where there is no terminal."""
+        if self._display is not None or not self.console.is_terminal or self.quiet:
             yield self._display
             return
-        with self._bars() as self._display:
-            yield self._display
-        self._display = None
+        try:
+            with self._bars() as self._display:
+                yield self._display
+        finally:
+            self._display = None
 
     def _bars(self) -> Progress:
         columns = (

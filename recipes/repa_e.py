@@ -64,7 +64,8 @@ class RepaE(Repa):
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Step the tokenizer, the discriminator and the SiT."""
-        self.vae.train()
+        if not self.vae.training:
+            self.vae.train()
         assert batch.images is not None
         images = to_unit(batch.images, next(self.vae.parameters()))
         posterior = self.vae.encode(images)

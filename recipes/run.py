@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -214,16 +215,24 @@ def flops_per_step(spec: RunSpec, image_size: int) -> int:
     Counted by PyTorch's `FlopCounterMode` (matrix products, convolutions, attention) on meta tensors, so any size
     costs nothing. Frozen encoders and LPIPS are in it; optimizers and elementwise work are not.
     """
+    # Two images stand for all: every counted operation is proportional to the batch.
+    train = spec.train.model_copy(update={"batch_size": 2, "seed": 0})
+    two = spec.model_copy(update={"train": train, "inputs": {}})
+    return _flops_of(two.model_dump_json(), image_size) * spec.train.batch_size // 2
+
+
+@lru_cache
+def _flops_of(spec_json: str, image_size: int) -> int:
+    """See `flops_per_step`; of a whole batch, counted once for all seeds."""
+    spec = RunSpec.model_validate_json(spec_json)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        # One image stands for all: every counted operation is proportional to the batch.
-        one = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_size": 2})})
-        networks = build_networks(one, perceptual=Perceptual(input_range=spec.perceptual) if spec.perceptual else None)
+        networks = build_networks(spec, perceptual=Perceptual(input_range=spec.perceptual) if spec.perceptual else None)
         options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
-        batch = meta_batch(one, image_size)
-        draws = KeyedDraws(0, 0, torch.arange(2))
+        batch = meta_batch(spec, image_size)
+        draws = KeyedDraws(0, 0, torch.arange(spec.train.batch_size))
         for update in recipe(spec.recipe)(networks, options).updates(batch, draws):
             update.loss.backward()
-    return int(counter.get_total_flops()) * spec.train.batch_size // 2
+    return int(counter.get_total_flops())
 
 
 def meta_batch(spec: RunSpec, image_size: int) -> Batch:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from recipes.core.data import Batch
 from recipes.core.distributed import GradientAverage, World
 from recipes.core.draws import Draws, KeyedDraws
-from recipes.core.ema import ema_copy, ema_decay, ema_update
+from recipes.core.ema import ema_copy, ema_decay, ema_update, pairs_of
 from recipes.core.precision import autocast, matrix_products
 from recipes.core.spec import OptimizerSpec, TrainSpec
 from recipes.core.watchdog import Finding, Watch
@@ -142,6 +142,7 @@ class Trainer:
             name: torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16") for name in self.optimizers
         }
         self.averages = {name: ema_copy(recipe.networks[name]) for name in recipe.averaged}
+        self._pairs = {name: pairs_of(average, recipe.networks[name]) for name, average in self.averages.items()}
         self._buffers = [b for n in recipe.networks.values() for b in n.buffers() if b.is_floating_point()]
         self.position = 0
         """Batches consumed. More than `step` only where an update of an averaged network was left out."""
@@ -186,11 +187,11 @@ class Trainer:
             for buffer, before in zip(self._buffers, sound, strict=True):  # batch norms move in the forward pass
                 buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
         decay = ema_decay(self.spec.ema, self.position)
-        for name, average in self.averages.items():
+        for name, pairs in self._pairs.items():
             # Only a loss scaler leaves out so many updates that the average must not move; and a weight on the device
             # costs the batched form.
             held = happened[name] if self.scalers[name].is_enabled() else None
-            ema_update(average, self.recipe.networks[name], decay, held)
+            ema_update(pairs, decay, held)
         self.watch.end(self.position, logs)
         self.position += 1
         return logs

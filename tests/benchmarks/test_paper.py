@@ -24,7 +24,7 @@ from harness.suites.imagenet import ImagenetSuite, Size, TokenizerChoice, imagen
 from recipes.core.data import StoredData
 from recipes.core.distributed import World, choose_device
 from recipes.core.draws import KeyedDraws, key_of, normal
-from recipes.core.ema import ema_copy, ema_update
+from recipes.core.ema import ema_copy, ema_update, pairs_of
 from recipes.core.images import Images, open_images
 from recipes.core.spec import Execution
 from recipes.models.autoencoder import AutoencoderSpec
@@ -349,10 +349,11 @@ def test_ema_on_a_gpu(benchmark, cuda, how):
     with cuda:
         network = SiT(gpu_suite("XL").sit_spec("repa"))
     average, happened = ema_copy(network), torch.ones((), dtype=torch.bool, device=cuda)
+    pairs = pairs_of(average, network)
     update = {
-        "foreach": lambda: ema_update(average, network, 0.9999),
+        "foreach": lambda: ema_update(pairs, 0.9999),
         "loop": lambda: update_ema(average, network, 0.9999),
-        "by tensor, under a loss scaler": lambda: ema_update(average, network, 0.9999, happened),
+        "by tensor, under a loss scaler": lambda: ema_update(pairs, 0.9999, happened),
     }[how]
 
     def timed() -> None:

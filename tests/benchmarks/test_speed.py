@@ -11,7 +11,7 @@ from harness.metrics import Moments, frechet_distance, precision_recall
 from harness.suites import suite
 from recipes.core.data import Batch
 from recipes.core.draws import KeyedDraws
-from recipes.core.ema import ema_update
+from recipes.core.ema import ema_update, pairs_of
 from recipes.core.loop import Trainer
 from recipes.core.losses import alignment_loss
 from recipes.core.spec import TrainSpec
@@ -97,6 +97,7 @@ def test_ema(benchmark, how):
     trainer, _ = digits_trainer("repa")
     network = trainer.recipe.networks["sit"]
     average = copy.deepcopy(network)
+    pairs = pairs_of(average, network)
 
     @torch.no_grad()
     def by_tensor() -> None:
@@ -105,7 +106,7 @@ def test_ema(benchmark, how):
             if value.is_floating_point():
                 value.lerp_(theirs[name], 0.001)
 
-    benchmark((lambda: ema_update(average, network, 0.999)) if how == "foreach" else by_tensor)
+    benchmark((lambda: ema_update(pairs, 0.999)) if how == "foreach" else by_tensor)
     assert torch.isfinite(average.state_dict()["pos_embed"]).all()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from recipes.core.ema import ema_copy, ema_decay, ema_update
+from recipes.core.ema import ema_copy, ema_decay, ema_update, pairs_of
 from recipes.core.spec import EMASpec
 
 
@@ -19,7 +19,7 @@ def test_equals_the_recurrence(decay, values):
     average, expected = ema_copy(network), 1.0
     for value in values:
         network.weight.data.fill_(value)
-        ema_update(average, network, decay)
+        ema_update(pairs_of(average, network), decay)
         expected = decay * expected + (1 - decay) * value
     assert average.weight.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -28,7 +28,7 @@ def test_float_buffers_are_averaged_and_counters_copied():
     network = nn.BatchNorm2d(2, affine=False).double()
     average = ema_copy(network)
     network.train()(torch.randn(4, 2, 3, 3, dtype=torch.float64) + 5)
-    ema_update(average, network, 0.9)
+    ema_update(pairs_of(average, network), 0.9)
     torch.testing.assert_close(average.running_mean, 0.1 * network.running_mean)
     assert average.num_batches_tracked.item() == 1
 

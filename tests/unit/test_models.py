@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
-from recipes.models.sit import SIZES, SiT, SiTSpec, initialize, sincos_position_embedding
+from recipes.models.sit import SIZES, SiT, SiTSpec, TokenLinear, initialize, sincos_position_embedding
 from recipes.released import autoencoder_from_compvis, autoencoder_spec, autoencoder_to_compvis, diffusers_name
 
 
@@ -36,6 +36,24 @@ def test_initialisation():
         assert not block.adaLN_modulation[1].weight.any()
     assert not any(p.any() for n, p in sit.named_parameters() if n.endswith("bias"))
     assert not sit.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("n", [1, 6, 64])
+def test_a_layer_for_tokens_is_a_linear_layer(n, generator):
+    layer = TokenLinear(24, 40)
+    exact = torch.nn.Linear(24, 40).double()
+    exact.load_state_dict(layer.state_dict())
+    x, g = torch.randn(n, 5, 24, generator=generator), torch.randn(n, 5, 40, generator=generator)
+    found, wanted = [], []
+    for kind, out, dtype in ((layer, found, torch.float32), (exact, wanted, torch.float64)):
+        inputs = x.to(dtype).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()  # tokens that lie otherwise
+        answer = kind(inputs)
+        out += [answer, *torch.autograd.grad(answer, (inputs, kind.weight, kind.bias), g.to(dtype))]
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+    twice = TokenLinear(24, 40).double()
+    twice.load_state_dict(layer.state_dict())
+    assert torch.equal(twice(x.double()), exact(x.double()))
 
 
 def test_a_projector_moves_no_other_weight():
