@@ -247,12 +247,13 @@ def alignment_table(comparison: Comparison) -> Table:
 def cost_table(comparison: Comparison) -> Table:
     """What a step and a run cost."""
     rows = []
+    sources = sorted({r.step_seconds_from or "median between scored checkpoints" for r in comparison.scores})
     for arm, label in comparison.arms.items():
         last = comparison.last(arm, comparison.curve_digest)
         rows.append(
             (
                 label,
-                number(spread([1000 * r.train_seconds / r.step for r in last]), 1),
+                number(spread([1000 * comparison.budget(r, "device_seconds") / r.step for r in last]), 1),
                 number(spread([r.train_seconds for r in last]), 1),
                 f"{last[0].flops / last[0].step / 1e9:.2f}",
                 f"{last[0].images:,}",
@@ -260,10 +261,11 @@ def cost_table(comparison: Comparison) -> Table:
         )
     return Table(
         "Cost of training",
-        ("recipe", "ms a step", "seconds", "GFLOP a step", "images"),
+        ("recipe", "device-ms a step", "seconds", "GFLOP a step", "images"),
         tuple(rows),
-        "Training alone: the clock stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions "
-        "and attention, forward and backward, counted by PyTorch; a multiply-add is two.",
+        f"A step: {' or '.join(sources)}. Seconds: wall clock of training alone, whatever else the machine did; it "
+        "stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions and attention, forward and "
+        "backward, counted by PyTorch; a multiply-add is two.",
         tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 

@@ -229,7 +229,7 @@ def digits() -> DigitsSuite:
         arms=digits_arms(tokenizer),
         default_arms=("vanilla", "repa", "repa_e"),
         default_seeds=(10, 11, 12),  # 0 to 9 were looked at while the suite was being made
-        default_jobs=8,
+        default_jobs=4,
         curve_protocol=find_protocol("digits-ode25"),
         final_protocols=(find_protocol("digits-sde50"),),
         max_rfid=1.0,
