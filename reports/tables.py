@@ -264,8 +264,8 @@ def cost_table(comparison: Comparison) -> Table:
         ("recipe", "device-ms a step", "seconds", "GFLOP a step", "images"),
         tuple(rows),
         f"A step: {' or '.join(sources)}. Seconds: wall clock of training alone, whatever else the machine did; it "
-        "stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions and attention, forward and "
-        "backward, counted by PyTorch; a multiply-add is two.",
+        "stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions and attention, forward "
+        "and backward, counted by PyTorch; a multiply-add is two.",
         tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 
