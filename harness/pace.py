@@ -24,7 +24,7 @@ from recipes.run import Run, TrainingInputs, build_trainer
 #: In a run's folder: the pace of a run that shares the machine.
 FILE = "pace.json"
 #: A quiet stretch takes so long, and has at least so many steps.
-QUIET_SECONDS, QUIET_STEPS = 2.0, 20
+QUIET_SECONDS, QUIET_STEPS = 1.5, 20
 
 
 def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World) -> None:

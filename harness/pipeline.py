@@ -27,7 +27,7 @@ from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
 from harness.signals import deferred
-from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings
+from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings, draws_of
 from harness.tokenizers import open_tokenizer
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
@@ -265,16 +265,11 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
 
 
 def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
-    """Every milestone under the curve protocol, and the last one under all of them.
-
-    Of the grid's first seed the last one is drawn twice: how far FID moves by the draw alone is no matter of the seed.
-    """
-    suite, tokenizer = session.suite, prepared.tokenizer(run.spec.arm)
-    last = session.budget.milestones()[-1]
-    cells = [Cell(run, step, suite.curve_protocol, 0, tokenizer) for step in session.budget.milestones()]
-    if not session.seeds or run.spec.train.seed == session.seeds[0]:
-        cells.append(Cell(run, last, suite.curve_protocol, 1, tokenizer))
-    return cells + [Cell(run, last, protocol, 0, tokenizer) for protocol in suite.final_protocols]
+    """Every sample set of a run that is scored; see `draws_of`."""
+    first = not session.seeds or run.spec.train.seed == session.seeds[0]
+    tokenizer = prepared.tokenizer(run.spec.arm)
+    draws = draws_of(session.suite, session.budget, first=first)
+    return [Cell(run, step, protocol, seed, tokenizer) for step, protocol, seed in draws]
 
 
 def score(session: Session, prepared: Prepared, run: Run) -> None:

@@ -12,7 +12,7 @@ from harness import catalogue
 from harness.assets import Store
 from harness.inference import SeedNoise, detectable, seeds_to_detect
 from harness.probe import Probe, probe
-from harness.suites.base import Budget, Suite
+from harness.suites.base import Budget, Suite, draws_of
 from harness.suites.noise import NOISE
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
@@ -167,9 +167,8 @@ def _cell(
     total, sit = sum(parameters.values()), parameters["sit"]
     milestones = budget.milestones()
     flops = flops_per_step(spec, suite.image_size)
-    protocols = [suite.curve_protocol] * len(milestones) + list(suite.final_protocols)
-    again = suite.curve_protocol  # the last checkpoint of the first seed is drawn twice
-    evaluations = seeds * sum(p.samples * p.nfe for p in protocols) + again.samples * again.nfe
+    once, more = (sum(p.samples * p.nfe for _, p, _ in draws_of(suite, budget, first=f)) for f in (True, False))
+    evaluations = once + (seeds - 1) * more
     kept = 4 * (total + sit)
     kind = "cuda" if suite.wants_gpu and measured is None else execution.device
     return Cell(

@@ -164,6 +164,11 @@ class Suite(Protocol):
         ...
 
     @property
+    def finals_once(self) -> bool:
+        """Whether only the grid's first seed is drawn under the final protocols: a proxy's time is for seeds."""
+        ...
+
+    @property
     def budget(self) -> Budget:
         """How long, unless told otherwise."""
         ...
@@ -235,3 +240,18 @@ class Suite(Protocol):
     def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
         """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
         ...
+
+
+def draws_of(suite: Suite, budget: Budget, *, first: bool) -> list[tuple[int, EvaluationProtocol, int]]:
+    """What is drawn of a run, as step, protocol and generation seed.
+
+    Every milestone under the curve protocol, and the last one under all of them. Of the grid's `first` seed the last one
+    is drawn twice: how far FID moves by the draw alone is no matter of the seed.
+    """
+    steps = budget.milestones()
+    out = [(step, suite.curve_protocol, 0) for step in steps]
+    if first:
+        out.append((steps[-1], suite.curve_protocol, 1))
+    if first or not suite.finals_once:
+        out += [(steps[-1], protocol, 0) for protocol in suite.final_protocols]
+    return out

@@ -79,6 +79,7 @@ class ImagenetSuite(Spec):
     knows_labels: ClassVar[bool] = False
     default_jobs: ClassVar[int] = 1
     threads: ClassVar[int | None] = None
+    finals_once: ClassVar[bool] = False
 
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
