@@ -245,8 +245,8 @@ class Suite(Protocol):
 def draws_of(suite: Suite, budget: Budget, *, first: bool) -> list[tuple[int, EvaluationProtocol, int]]:
     """What is drawn of a run, as step, protocol and generation seed.
 
-    Every milestone under the curve protocol, and the last one under all of them. Of the grid's `first` seed the last one
-    is drawn twice: how far FID moves by the draw alone is no matter of the seed.
+    Every milestone under the curve protocol, and the last one under all of them. Of the grid's `first` seed the last
+    one is drawn twice: how far FID moves by the draw alone is no matter of the seed.
     """
     steps = budget.milestones()
     out = [(step, suite.curve_protocol, 0) for step in steps]
