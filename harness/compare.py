@@ -11,14 +11,22 @@ from statistics import fmean
 from typing import TypeVar
 
 from harness import records
-from harness.curves import CURRENCIES, WITH_TOKENIZER, Observation, Selection, Speedups, compare
+from harness.curves import (
+    CURRENCIES,
+    WITH_TOKENIZER,
+    Observation,
+    Selection,
+    Speedups,
+    compare,
+    refuse_lost,
+)
 from harness.protocol import Protocol, difference
 from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
 from harness.step_times import disturbances, steady
 from harness.suites.noise import NOISE
-from recipes.core.errors import UserError
+from recipes.core.errors import UserError, nearest
 
 BASELINE = "vanilla"
 Keyed = TypeVar("Keyed", TokenizerRecord, AlignmentRecord)
@@ -248,8 +256,8 @@ class Comparison:
 
     @cached_property
     def speedups(self) -> Speedups | None:
-        """Every other arm against the baseline; nothing where that was not run."""
-        return self.against(self.baseline) if self.baseline in self.arms else None
+        """Every other arm against the baseline; nothing where there is none, or not that."""
+        return self.against(self.baseline) if self.baseline in self.arms and len(self.labels) > 1 else None
 
 
 def _pace(scores: Sequence[ScoreRecord]) -> tuple[float, list[str]]:
@@ -307,7 +315,11 @@ def load(
         of_kind = [r for _, r in found if isinstance(r, kind) and holds(r.arm, r.seed, r.step)]
         return tuple({r.key(): r for r in of_kind}.values())
 
+    every = {r.arm for _, r in scored}
+    if baseline != BASELINE and baseline not in every:
+        raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, every)}")
     kept = [(folder, r) for folder, r in scored if holds(r.arm, r.seed, r.step)]
+    refuse_lost(baseline, every, {r.arm for _, r in kept})
     for folder, r in kept:
         if r.metrics.fid <= 0:
             raise UserError(
@@ -332,7 +344,7 @@ def load(
         _roots(found),
         _trainings(kept),
         baseline,
-        tuple(others),
+        tuple(o for o in others if selection.until is None or o.step <= selection.until),
     )
 
 

@@ -16,6 +16,8 @@ PRETRAINING = {f"tokenizer_{name}": name for name in BUDGETS if name != "step"}
 REQUIRED = ("recipe", "step", "fid")
 #: Columns that may be left out: everything is of one seed then.
 SEEDS = ("seed", "generation_seed")
+#: As `--seeds` has it.
+MAX_SEED = 2**63 - 1
 
 
 def read_csv(path: Path) -> list[Observation]:
@@ -26,7 +28,7 @@ def read_csv(path: Path) -> list[Observation]:
         UserError: a column is missing or unknown, or a cell is no number; the line is named.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
@@ -46,11 +48,13 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         if name not in header:
             raise UserError(f"--curves {path}: there is no column '{name}'; the columns are {', '.join(known)}.")
     for name in header:
+        if header.count(name) > 1:
+            raise UserError(f"--curves {path}: the column '{name}' stands twice.")
         if name not in known:
             raise UserError(f"--curves {path}: unknown column '{name}'.{nearest(name, known)}")
 
 
-def _observation(path: Path, line: int, row: dict[str, str], header: Sequence[str]) -> Observation:
+def _observation(path: Path, line: int, row: dict[str | None, str], header: Sequence[str]) -> Observation:
     def number(name: str, *, whole: bool = False, positive: bool = True) -> float:
         text = (row.get(name) or "").strip()
         try:
@@ -62,6 +66,8 @@ def _observation(path: Path, line: int, row: dict[str, str], header: Sequence[st
             raise UserError(f"--curves {path}, line {line}: {name} is '{text}', not {kind}.")
         return value
 
+    if None in row:
+        raise UserError(f"--curves {path}, line {line}: more cells than columns; a decimal comma? Write 9.5, not 9,5.")
     budgets = {BUDGETS[name]: number(name) for name in BUDGETS if name in header}
     for column, name in PRETRAINING.items():
         if column in header:
@@ -71,7 +77,7 @@ def _observation(path: Path, line: int, row: dict[str, str], header: Sequence[st
     recipe = (row.get("recipe") or "").strip()
     if not recipe:
         raise UserError(f"--curves {path}, line {line}: recipe is empty.")
-    seed, generation_seed = (int(number(n, whole=True, positive=False)) if n in header else 0 for n in SEEDS)
+    seed, generation_seed = (_seed(path, line, row, name) if name in header else 0 for name in SEEDS)
     return Observation(
         recipe,
         seed,
@@ -80,6 +86,13 @@ def _observation(path: Path, line: int, row: dict[str, str], header: Sequence[st
         number("fid"),
         budgets,
     )
+
+
+def _seed(path: Path, line: int, row: dict[str | None, str], name: str) -> int:
+    text = (row.get(name) or "").strip()
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise UserError(f"--curves {path}, line {line}: {name} is '{text}', not a whole number from 0 to {MAX_SEED}.")
+    return int(text)
 
 
 def _refuse_twice(path: Path, found: Sequence[Observation]) -> None:

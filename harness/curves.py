@@ -95,7 +95,19 @@ def select(observations: Sequence[Observation], selection: Selection, baseline: 
     """
     fields = zip(*((o.recipe, o.seed, o.step) for o in observations), strict=True)
     selection.refuse_absent(*fields)
-    return [o for o in observations if selection.holds(o.recipe, o.seed, o.step, baseline)]
+    kept = [o for o in observations if selection.holds(o.recipe, o.seed, o.step, baseline)]
+    refuse_lost(baseline, {o.recipe for o in observations}, {o.recipe for o in kept})
+    return kept
+
+
+def refuse_lost(baseline: str, before: Collection[str], after: Collection[str]) -> None:
+    """A selection that leaves nothing of the baseline leaves nothing to compare with.
+
+    Raises:
+        UserError: that is so.
+    """
+    if baseline in before and baseline not in after:
+        raise UserError(f"--seeds and --until leave no checkpoint of the baseline '{baseline}'; choose others.")
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,8 @@ def compare(
             left out and named.
         target: another FID, which the baseline's average curve comes down through.
         noise: how far training seeds spread on the suite, if it is known: for recipes with a single one.
-        unjudged: recipes that get no verdict, since it is not known under which protocol they were scored.
+        unjudged: recipes that are not ours: no verdict, since it is not known under which protocol they were scored, no
+            noise of our suite, and no seeds in common.
         labels: what recipes are called in notes.
 
     Raises:
@@ -216,21 +229,29 @@ def compare(
     base = _Seeds.of(by[baseline])
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
-    found, notes = [], base.notes((labels or {}).get(baseline, baseline), end, noise)
+    found, notes = [], base.notes((labels or {}).get(baseline, baseline), at, noise)
     for recipe in recipes:
         if recipe == baseline:
             continue
-        other = _Seeds.of(by[recipe], end)
-        notes += other.notes((labels or {}).get(recipe, recipe), end, noise)
+        other = _Seeds.of(by[recipe], at)
+        foreign = recipe in unjudged
+        notes += other.notes((labels or {}).get(recipe, recipe), at, None if foreign else noise)
         for currency in currencies([*by[baseline], *by[recipe]]):
             try:
-                one = estimate(base.panel(currency), other.panel(currency), step=at, noise=noise)
+                one = (
+                    estimate(base.panel(currency), other.panel(currency), step=at, noise=None, paired=False)
+                    if foreign
+                    else estimate(base.panel(currency), other.panel(currency), step=at, noise=noise)
+                )
             except ValueError as error:  # one recipe's clocks take nothing from the others
                 notes.append(f"{(labels or {}).get(recipe, recipe)}: not compared in {title(currency)}, since {error}")
                 continue
-            judged = one if recipe not in unjudged else replace(one, p=None)
-            found.append(RecipeSpeedup(recipe, currency, judged, 0))
+            found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
+    if not found and not notes:
+        raise UserError(
+            f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
+        )
     return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes))
 
 
@@ -240,24 +261,27 @@ class _Seeds:
 
     observations: Sequence[Observation]
     kept: Panel
-    """In iterations: those that got to the end."""
-    left_out: Mapping[int, int]
-    """Last steps of the others."""
+    """In iterations: those that are compared."""
+    left_out: Mapping[int, tuple[int, int]]
+    """First and last steps of the others."""
 
     @classmethod
     def of(cls, observations: Sequence[Observation], needed: float = math.inf) -> _Seeds:
-        """Those that got to the end, or to the step that is needed."""
+        """Those that got as far as most, or as is needed; and of those whose steps do not meet the larger part."""
         curves = panel(observations, observations[0].recipe, "iterations")
-        last = {seed: curve[-1].step for seed, curve in curves.items()}
-        wanted = TO_THE_END * min(max(last.values()), needed)
-        kept = {seed: curve for seed, curve in curves.items() if last[seed] >= wanted}
-        while max(curve[0].step for curve in kept.values()) > min(last[seed] for seed in kept):
-            del kept[min(kept, key=lambda seed: last[seed])]  # one that ends where another begins
-        return cls(observations, kept, {seed: step for seed, step in last.items() if seed not in kept})
+        last = sorted(curve[-1].step for curve in curves.values())
+        wanted = TO_THE_END * min(last[len(last) // 2], needed)  # that at least half of them reach
+        kept = {seed: curve for seed, curve in curves.items() if curve[-1].step >= wanted}
+        while (latest := max(c[0].step for c in kept.values())) > (soonest := min(c[-1].step for c in kept.values())):
+            late = [seed for seed, curve in kept.items() if curve[0].step > soonest]
+            soon = [seed for seed, curve in kept.items() if curve[-1].step < latest]
+            del kept[min((late, soon), key=len)[0]]
+        ends = {seed: (curve[0].step, curve[-1].step) for seed, curve in curves.items() if seed not in kept}
+        return cls(observations, kept, ends)
 
     @property
     def end(self) -> float:
-        """The last step that all of them reach."""
+        """The last step that all of those reach."""
         return float(min(curve[-1].step for curve in self.kept.values()))
 
     def panel(self, currency: str) -> Panel:

@@ -35,7 +35,7 @@ class Estimate:
     """None without two training seeds on both sides."""
 
 
-def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | None) -> Estimate:
+def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | None, paired: bool = True) -> Estimate:
     """Speedup and interval of one recipe against the baseline, in the budgets' currency; the verdict is its family's.
 
     Args:
@@ -43,6 +43,7 @@ def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | N
         other: the recipe's.
         step: of the baseline, at which the comparison is made.
         noise: of the suite, for a single training seed.
+        paired: whether an equal number is an equal seed; not where one side is not ours.
 
     Raises:
         ValueError: the recipe's seeds have no budget in common.
@@ -52,7 +53,7 @@ def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | N
     curve = average(list(other.values()))
     point = speedup([(budget, target)], curve)
     own = dict(zip(baseline, np.exp(ends.T).tolist(), strict=True))
-    shared = sorted(baseline.keys() & other.keys())
+    shared = sorted(baseline.keys() & other.keys()) if paired else []
     by_seed = {seed: speedup([tuple(own[seed])], average([other[seed]])) for seed in shared}
     sizes = len(other), len(baseline)
     if min(sizes) == 1:

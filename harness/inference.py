@@ -7,8 +7,8 @@ The rule, whose error rates in simulation stand in docs/speedups.md:
 - The 95 % interval is every s whose mean d(s) is not significantly different from 0: within Student's t times its
   standard error, which is taken where the mean crosses 0, or else at the nearest budget that both have.
 - Where the recipe has no checkpoint, nothing is tested, and the interval is open.
-- ``better`` and ``worse`` are the test at s = 1: FID at equal budget. It needs no crossing, so that a target that is
-  never reached cannot pass for certainty.
+- ``better`` and ``worse`` are the test at s = 1, with its own error: FID at equal budget. It needs no crossing, so that
+  a target that is never reached cannot pass for certainty. Where it and the interval differ about 1, the test decides.
 - Equal training seeds on both sides are paired. Of others, those that both have are paired with themselves and the rest
   in order, by Scheffé's differences, which are exact for any noise and numbers (Annals of Mathematical Statistics 14,
   1943). With none in common and four or more on each side it is Welch's test: more powerful, and calibrated then.
@@ -116,10 +116,12 @@ class _Differences:
 
     def at(self, u: Array) -> tuple[Array, Array, Array]:
         """Mean, its variance and its degrees of freedom, each of the shape of u."""
-        pairs = zip(self.budgets, self.curves, strict=True)
-        ours = np.stack([np.interp(b - u, curve.budgets, curve.fids) for b, curve in pairs])
+        ours = self._ours(u)
         theirs = np.broadcast_to(self.base.fids[:, None], (len(self.base.fids), len(u)))
         n, m = len(ours), len(theirs)
+        if self.method != "paired t":
+            # Each of its seeds moves the mean budget, and so the recipe's mean FID there by the curve's slope.
+            theirs = theirs - np.outer(self.base.budgets - self.base.budgets.mean(), self._slope(u))
         if self.method == "Welch's t":
             a, b = ours.var(0, ddof=1) / n, theirs.var(0, ddof=1) / m
             spread = np.maximum(a**2 / (n - 1) + b**2 / (m - 1), 1e-300)
@@ -127,6 +129,24 @@ class _Differences:
             return ours.mean(0) - theirs.mean(0), a + b, freedom
         d = _scheffe(ours, theirs) if n <= m else -_scheffe(theirs, ours)
         return d.mean(0), d.var(0, ddof=1) / len(d), np.full(len(u), len(d) - 1.0)
+
+    def _ours(self, u: Array) -> Array:
+        """Log FID of each of the recipe's seeds, (n, k)."""
+        pairs = zip(self.budgets, self.curves, strict=True)
+        return np.stack([np.interp(b - u, curve.budgets, curve.fids) for b, curve in pairs])
+
+    def _slope(self, u: Array) -> Array:
+        """Of the recipe's mean log FID in log budget, (k,)."""
+        low, high = (np.clip(u + step, self.knots[0], self.knots[-1]) for step in (-1e-4, 1e-4))
+        change = self._ours(low).mean(0) - self._ours(high).mean(0)
+        slope: Array = np.divide(change, high - low, out=np.zeros_like(change), where=high > low)
+        return slope
+
+    def test(self, u: float) -> tuple[float, float]:
+        """Half of a 95 % interval of the mean at u, and the two-sided p-value of a mean of 0."""
+        (mean,), (variance,), (freedom,) = self.at(np.array([u]))
+        error = max(math.sqrt(variance), LEAST)
+        return float(stdtrit(freedom, (1 + LEVEL) / 2)) * error, float(2 * stdtr(freedom, -abs(mean) / error))
 
 
 def _scheffe(x: Array, y: Array) -> Array:
@@ -150,15 +170,35 @@ def infer(base: Ends, curves: Sequence[LogCurve], *, shared: int) -> Inference:
     d = _Differences(base, curves, shared)
     knots = d.knots
     mean, _, _ = d.at(knots)
-    _, (variance,), (freedom,) = d.at(np.array([_crossing(knots, mean)]))
-    error = max(math.sqrt(variance), LEAST)
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    crossing = _crossing(knots, mean)
+    half, _ = d.test(crossing)
     one = float(np.clip(0.0, knots[0], knots[-1]))
-    at = float(np.interp(one, knots, mean))
-    p = float(2 * stdtr(freedom, -abs(at) / error))
-    if one != 0 and (at < 0) != (one > 0):  # what the recipe would do at equal budget is not known
+    _, p = d.test(one)
+    ahead = float(np.interp(one, knots, mean)) < 0
+    interval = _with_test(
+        _interval(knots, mean, half), math.exp(one), p, ahead, crossing >= one if ahead else crossing <= one
+    )
+    if one != 0 and ahead != (one > 0):  # what the recipe would do at equal budget is not known
         p = 1.0
-    return Inference(_interval(knots, mean, half), p, d.method)
+    return Inference(interval, p, d.method)
+
+
+def _with_test(interval: Interval, at: float, p: float, ahead: bool, agrees: bool) -> Interval:
+    """An interval that says what the test at one factor says, whose error is that factor's own.
+
+    Args:
+        interval: with the error at the crossing.
+        at: the factor that is tested: 1, or the nearest that can be.
+        p: of that test.
+        ahead: whether the recipe is ahead there.
+        agrees: whether the curves cross on that side.
+    """
+    low, high = interval
+    if p >= 1 - LEVEL:
+        return None if low is None else min(low, at), None if high is None else max(high, at)
+    if agrees and ahead:
+        return at if low is None else max(low, at), high
+    return (low, at if high is None else min(high, at)) if agrees else interval
 
 
 def _crossing(knots: Array, mean: Array) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +69,14 @@ def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
 
 
 def _entry(folder: Path, name: str, scores: list[ScoreRecord]) -> Entry:
-    place = folder / "runs" / name
-    run = Run.open(place) if (place / "spec.json").exists() else None
+    place, run, damage = folder / "runs" / name, None, []
+    try:
+        run = Run.open(place) if (place / "spec.json").exists() else None
+    except UserError as error:  # it can be taken away all the same
+        damage = [str(error)]
     kept = tuple(run.steps()) if run is not None else ()
     scored = tuple(sorted({r.step for r in scores if not r.search}))
-    remarks = run.remarks() if run is not None else [remark for r in scores for remark in r.remarks]
+    remarks = damage + (run.remarks() if run is not None else [remark for r in scores for remark in r.remarks])
     return Entry(
         name,
         scores[0].label if scores else run.spec.arm if run is not None else name,
@@ -83,6 +87,18 @@ def _entry(folder: Path, name: str, scores: list[ScoreRecord]) -> Entry:
         sum(p.stat().st_size for p in place.rglob("*") if p.is_file()),
         tuple(dict.fromkeys(remarks)),
     )
+
+
+def _belonging(place: Path, name: str, known: Sequence[str]) -> list[Path]:
+    """What lies in one of `PLACES` under a run's name, alone or followed by a dash; not what is another run's."""
+    others = [other for other in known if other != name]
+    found = sorted(place.iterdir()) if place.is_dir() else []
+    mine = [p for p in found if p.name == name or (place.name != "runs" and p.name.startswith(f"{name}-"))]
+    return [
+        p
+        for p in mine
+        if not any(p.name == other or p.name.startswith(f"{other}-") for other in others if other.startswith(name))
+    ]
 
 
 def remove(folder: Path, name: str) -> Path:
@@ -109,7 +125,7 @@ def remove(folder: Path, name: str) -> Path:
         lines = RecordFile(folder).take(lambda record: _name(record) == name)
         write_text(trash / records.FILE, "".join(f"{line}\n" for line in lines))
         for kind in PLACES:
-            for found in sorted((folder / kind).glob(f"{name}*")):
+            for found in _belonging(folder / kind, name, known):
                 (trash / kind).mkdir(exist_ok=True)
                 found.rename(trash / kind / found.name)
     (trash / "runs" / name / ".lock").unlink(missing_ok=True)

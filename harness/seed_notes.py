@@ -12,30 +12,45 @@ from harness.speedup import Panel, at_steps
 
 #: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.
 UNUSUAL = 1e-3
+#: A standard deviation of log FID that two trainings do not have.
+ALIKE = 1e-9
 #: A training seed whose last step is at least so much of the furthest one's got to the end.
 TO_THE_END = 0.98
 
 
 def seed_notes(
-    kept: Panel, left_out: Mapping[int, int], trainings: Mapping[int, int], end: float, noise: SeedNoise | None
+    kept: Panel,
+    left_out: Mapping[int, tuple[int, int]],
+    trainings: Mapping[int, int],
+    end: float,
+    noise: SeedNoise | None,
 ) -> list[str]:
     """What a reader should know of a recipe's training seeds.
 
     Args:
-        kept: those that got to the end.
-        left_out: the last steps of the others.
+        kept: those that are compared.
+        left_out: the first and last steps of the others.
         trainings: how many there are under each seed number.
-        end: the last step of the baseline.
+        end: the step at which the comparison is made.
         noise: of the suite.
     """
-    furthest = max(curve[-1].step for curve in kept.values())
-    out = [
-        f"seed {seed} ends at step {step:,}, before {furthest:,}, and is left out (--until {step} compares there)"
-        for seed, step in left_out.items()
+    first, furthest = max(curve[0].step for curve in kept.values()), min(curve[-1].step for curve in kept.values())
+    out = []
+    for seed, (begins, ends) in left_out.items():
+        if ends < furthest:
+            cure = f"--until {ends} compares there"
+            out.append(f"seed {seed} ends at step {ends:,}, before {furthest:,}, and is left out ({cure})")
+        else:
+            out.append(f"seed {seed} begins at step {begins:,}, where others end, and is left out")
+    out += [
+        f"seed {seed} goes on to step {curve[-1].step:,}, the others end at {furthest:,}, and no further step counts"
+        for seed, curve in kept.items()
+        if curve[-1].step > furthest / TO_THE_END and furthest <= end
     ]
     if furthest < TO_THE_END * end:
         out.append(f"it ends at step {furthest:,}, before {end:,.0f}: FID at equal steps is not known")
-    grids = [{point.step for point in curve if point.step <= end} for curve in kept.values()]
+    within = min(end, furthest)
+    grids = [{p.step for p in curve if first <= p.step <= within} for curve in kept.values()]
     if odd := sorted(step for step in set.union(*grids) if not all(step in grid for grid in grids)):
         out.append(
             f"not every seed was scored at step {', '.join(f'{s:,}' for s in odd[:5])}: FID is interpolated there"
@@ -49,14 +64,16 @@ def seed_notes(
 
 
 def _unusual(curves: Panel, end: float, noise: SeedNoise | None) -> list[str]:
-    """Whether training seeds spread otherwise than on the suite as it was measured."""
+    """Whether training seeds are alike to the last digit, or spread otherwise than on the suite as it was measured."""
     step = min(end, *(float(curve[-1].step) for curve in curves.values()))
-    if noise is None or len(curves) < 2 or step < max(curve[0].step for curve in curves.values()):
+    if len(curves) < 2 or step < max(curve[0].step for curve in curves.values()):
         return []
     sd = stdev([float(at_steps(curve, [step])[1, 0]) for curve in curves.values()])
+    if sd < ALIKE:
+        return [f"its {len(curves)} training seeds have one FID: are they several trainings?"]
     freedom = len(curves) - 1
-    more = float(chdtrc(freedom, freedom * (sd / noise.cv) ** 2))
-    if UNUSUAL / 2 <= more <= 1 - UNUSUAL / 2:
+    more = 0.5 if noise is None else float(chdtrc(freedom, freedom * (sd / noise.cv) ** 2))
+    if noise is None or UNUSUAL / 2 <= more <= 1 - UNUSUAL / 2:
         return []
     return [
         f"FID spreads by {sd:.1%} over {len(curves)} training seeds, which is unusual: {noise.cv:.1%} is usual here "

@@ -28,10 +28,10 @@ class _Stretch:
 
 
 def _stretches(steps: Sequence[int], seconds: Sequence[float]) -> list[_Stretch]:
-    """Between logged steps. The first, in which kernels are compiled and caches are cold, only if there is no other."""
+    """Between logged steps. The first, in which kernels are compiled and caches are cold, only if it is the most."""
     marks = [(0, 0.0), *zip(steps, seconds, strict=True)]
     found = [_Stretch(a, b, until - since) for (a, since), (b, until) in pairwise(marks) if b > a]
-    return found[1:] or found
+    return found if found and 2 * found[0].last > found[-1].last else found[1:]
 
 
 def steady(steps: Sequence[int], seconds: Sequence[float]) -> float | None:

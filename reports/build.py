@@ -22,7 +22,7 @@ from harness.compare import BASELINE, Comparison, load
 from harness.curves import Observation, Selection, title
 from harness.records import Provenance, ScoreRecord
 from recipes.core.checkpoint import write_bytes
-from recipes.core.errors import UserError, nearest
+from recipes.core.errors import UserError
 from reports import figures, tables
 from reports.speedup_tables import headline, interval, speedup_table
 
@@ -251,12 +251,9 @@ class Wanted:
         """What their records say.
 
         Raises:
-            UserError: see `harness.compare.load`; or there is no such baseline.
+            UserError: see `harness.compare.load`.
         """
-        found = load(self.folders, self.selection, baseline=self.baseline, others=self.others)
-        if self.baseline != BASELINE and self.baseline not in found.arms:
-            raise UserError(f"--baseline: there is no recipe '{self.baseline}'.{nearest(self.baseline, found.arms)}")
-        return found
+        return load(self.folders, self.selection, baseline=self.baseline, others=self.others)
 
 
 def render(wanted: Wanted, formats: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:

@@ -81,7 +81,7 @@ def _speedup_note(found: Speedups, labels: Mapping[str, str]) -> str:
             f"{family} recipe{'s' * (family > 1)} of a currency held at 5 % (Holm, whose p stands beside it). "
         )
     if any(s.estimate.verdict is None for s in found):
-        note += "No verdict without two training seeds on both sides: add seeds (--seeds 0 1 2). "
+        note += "No verdict without two training seeds on both sides: train more (`repa-bench run --seeds`). "
     if dips:
         note += f"Not sustained, worse checkpoints follow: {', '.join(dips)}. "
     return note + " ".join(f"{note}." for note in found.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Noise:
     """Of an autocorrelated curve, from one checkpoint to the next; then `whole` is its standard deviation."""
     heavy: bool = False
     """Student's t with 3 degrees of freedom, of the same standard deviation, for a normal one."""
+    growth: float = 0.0
+    """All of it is so at the end, and less before by this power of the step."""
 
 
 NOISES = {
@@ -40,6 +42,8 @@ NOISES = {
     "autocorrelated": Noise(0.04, 0.0, memory=0.8),
     "heavy-tailed": Noise(0.04, 0.015, heavy=True),
 }
+#: One that hurts a test whose error is taken elsewhere than its difference.
+GROWING = Noise(0.04, 0.015, growth=1.5)
 #: Which of n seeds both recipes have.
 DESIGNS = {"paired": lambda n: n, "partly shared": lambda n: max(1, n // 2), "unpaired": lambda n: 0}
 
@@ -63,7 +67,8 @@ def curves(
         for k in range(1, len(steps)):
             own[:, k] = noise.memory * own[:, k - 1] + math.sqrt(1 - noise.memory**2) * own[:, k]
     whole = math.sqrt(noise.shared) * common[:, None] + math.sqrt(1 - noise.shared) * own
-    fids = truth(factor * budgets) * np.exp(noise.whole * whole + noise.each * draw(seeds, len(steps)))
+    grown = (budgets / STEPS[-1]) ** noise.growth
+    fids = truth(factor * budgets) * np.exp(grown * (noise.whole * whole + noise.each * draw(seeds, len(steps))))
     return [[Point(s, float(s), float(f)) for s, f in zip(steps, row, strict=True)] for row in fids]
 
 
@@ -94,7 +99,7 @@ def panels(
     common = rng.standard_t(3, seeds) / math.sqrt(3) if noise.heavy else rng.normal(size=seeds)
     theirs = rng.standard_t(3, others) / math.sqrt(3) if noise.heavy else rng.normal(size=others)
     theirs[:shared] = common[:shared]
-    recipe = Noise(louder * noise.whole, louder * noise.each, noise.shared, noise.memory, noise.heavy)
+    recipe = replace(noise, whole=louder * noise.whole, each=louder * noise.each)
     base = curves(rng, noise, seeds, common, STEPS, 1.0)
     fast = curves(rng, recipe, others, theirs, steps, factor)
     numbers = [*range(shared), *range(100, 100 + others - shared)]

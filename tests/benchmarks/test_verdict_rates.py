@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from simulation import DESIGNS, NOISES, OTHER_STEPS, STEPS, Noise, estimates, observations, panels, rates
+from simulation import DESIGNS, GROWING, NOISES, OTHER_STEPS, STEPS, Noise, estimates, observations, panels, rates
 
 from harness.curves import compare
 from harness.estimate import estimate
@@ -59,8 +59,8 @@ def test_coverage_false_verdicts_and_power(benchmark, noise, design):
             assert row["worse"] <= 0.03, row
 
 
-def _in_seconds(count: int, seeds: int, spread: float) -> Iterable[Any]:
-    """Equal recipes, counted in seconds: each run has a pace of its own, which varies by this much."""
+def _in_seconds(count: int, seeds: int, spread: float, shared: int) -> Iterable[Any]:
+    """Equal recipes, counted in seconds, of which one goes on twice as long: each run has a pace, which varies so."""
     rng = np.random.default_rng(seeds)
     for _ in range(count):
         base, other = (
@@ -68,7 +68,7 @@ def _in_seconds(count: int, seeds: int, spread: float) -> Iterable[Any]:
                 seed: [Point(p.step, p.budget * pace, p.fid) for p in curve]
                 for (seed, curve), pace in zip(side.items(), np.exp(rng.normal(0, spread, seeds)), strict=True)
             }
-            for side in panels(rng, NOISES["digits"], seeds, 1.0)
+            for side in panels(rng, NOISES["digits"], seeds, 1.0, steps=(*STEPS, 2000, 3000), shared=shared)
         )
         yield estimate(base, other, step=STEPS[-1], noise=None)
 
@@ -79,8 +79,8 @@ def test_situations_that_hurt(benchmark):
     rows: list[dict[str, Any]] = []
     digits = NOISES["digits"]
 
-    def add(what: str, seeds: int, factor: float, **more: Any) -> None:
-        rows.append({"what": what, "seeds": seeds} | _row(digits, seeds, factor, MANY, **more))
+    def add(what: str, seeds: int, factor: float, noise: Noise = digits, **more: Any) -> None:
+        rows.append({"what": what, "seeds": seeds} | _row(noise, seeds, factor, MANY, **more))
 
     def run() -> None:
         for seeds in (2, 3, 5):
@@ -90,9 +90,21 @@ def test_situations_that_hurt(benchmark):
             add("the recipe's noise is 5 times the baseline's, equal, paired", seeds, 1.0, louder=5.0)
             add("the recipe's noise is 5 times the baseline's, equal, unpaired", seeds, 1.0, louder=5.0, shared=0)
             add("7 seeds of the recipe, none shared, equal", seeds, 1.0, shared=0, others=7)
-            clock = rates(iter(_in_seconds(MANY, seeds, 0.1)), 1.0)
-            what = {"what": "equal, in seconds, paces of runs vary by 10 %", "seeds": seeds, "factor": 1.0}
-            rows.append(what | {"covered": clock.covered, "better": clock.better, "worse": clock.worse})
+            for design, shared in (("paired", seeds), ("unpaired", 0)):
+                add(
+                    f"noise grows with the step, by its power of 1.5, equal, {design}",
+                    seeds,
+                    1.0,
+                    GROWING,
+                    shared=shared,
+                )
+                clock = rates(iter(_in_seconds(MANY, seeds, 0.1, shared)), 1.0)
+                what = {
+                    "what": f"equal, in seconds, paces of runs vary by 10 %, {design}",
+                    "seeds": seeds,
+                    "factor": 1.0,
+                }
+                rows.append(what | {"covered": clock.covered, "better": clock.better, "worse": clock.worse})
             rows.append({"what": "4 equal recipes x 3 currencies", "seeds": seeds} | _families(seeds))
 
     benchmark.pedantic(run, rounds=1)

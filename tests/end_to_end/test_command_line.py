@@ -466,7 +466,7 @@ def test_a_report_in_every_format_and_checked(finished, tmp_path):
 def test_a_folder_compares_with_itself(finished):
     told = json.loads(repa_bench("compare", finished[0], finished[0], "--json").stdout)["pairs"]
     assert {(p["arm"], p["step"]) for p in told} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
-    assert all(p["ratio"] == 1 and p["verdict"] == "inconclusive" for p in told)
+    assert all(p["ratio"] == 1 and p["verdict"] is None for p in told)  # of a single seed
 
 
 def test_alignment_is_measured_once_for_every_checkpoint(finished, tmp_path):

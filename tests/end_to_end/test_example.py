@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from statistics import fmean, variance
 
+import pytest
 from conftest import ROOT
 
 from baselines.claims import ledger
 from harness import records
 from harness.claims import judge
 from harness.compare import load
+from harness.suites import suite
+from harness.suites.noise import NOISE
 from reports.build import Wanted, check
+from reports.speedup_tables import interval
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
 
@@ -35,19 +41,31 @@ def test_no_verdict_on_a_claim_has_changed():
 
 
 def test_the_readme_says_what_the_records_say():
-    """Every FID and speedup of the README's table."""
+    """Every FID, speedup, interval and verdict of the README's table."""
     text, comparison = (ROOT / "README.md").read_text(), load([EXAMPLE])
     rows = re.findall(r"^\| (?:vanilla \(SiT\)|REPA|REPA-E|control: [^|]*) \|.*$", text, re.M)
     assert len(rows) == len(comparison.arms) == 5
     speedups = {(s.recipe, s.currency): s.estimate for s in comparison.speedups}
     for row, arm in zip(rows, comparison.arms, strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
-        for cell, step in zip(cells, (500, 1000, 1500), strict=False):
+        for cell, step in zip(cells, (500, 750, 1000), strict=False):
             found = comparison.fid_at(arm, step)
             assert found is not None
             assert cell == f"{found.mean:.2f} ± {found.sd:.2f}"
         for cell, currency in zip(cells[3:], ("iterations", "flops", "device_seconds"), strict=True):
-            if arm == "vanilla" or cell.startswith("<"):
+            if arm == "vanilla":
                 continue
             e = speedups[arm, currency]
-            assert cell == f"{e.point.loglog:.2f} ({e.interval[0]:.2f} to {e.interval[1]:.2f})"
+            value = e.point.bound_text if e.point.loglog is None else f"{e.point.loglog:.2f} ({interval(e)})"
+            assert cell.replace(" (not reached)", "") == f"{value}, {e.verdict}"
+
+
+def test_the_suites_spread_over_seeds_is_what_the_records_say():
+    """Pooled over the recipes that the suite runs by default, at the last step; the slope over its last two."""
+    comparison, noise = load([EXAMPLE]), NOISE["digits"]
+    before, end = comparison.steps()[-2:]
+    logs = [[math.log(fid) for fid in comparison.fids(arm, end).values()] for arm in suite("digits").default_arms]
+    assert noise.cv == pytest.approx(math.sqrt(fmean(variance(values) for values in logs)), abs=5e-4)
+    assert noise.freedom == sum(len(values) - 1 for values in logs)
+    first, last = (fmean(math.log(fid) for fid in comparison.fids("vanilla", step).values()) for step in (before, end))
+    assert noise.slope == pytest.approx((first - last) / math.log(end / before), abs=5e-3)
