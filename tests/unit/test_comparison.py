@@ -100,7 +100,7 @@ def test_a_selection_of_records(tmp_path):
     assert list(load([tmp_path], Selection(("repa_e",)), baseline="repa").arms) == ["repa", "repa_e"]
     with pytest.raises(UserError, match=r"--recipes: there is no recipe 'reap'\. Did you mean 'repa'"):
         load([tmp_path], Selection(("reap",)))
-    with pytest.raises(UserError, match="leave no score"):
+    with pytest.raises(UserError, match="leave no checkpoint of the baseline 'repa_e'"):
         load([tmp_path], Selection(("repa_e",), (2,)), baseline="repa_e")
 
 

@@ -106,6 +106,13 @@ def test_a_single_seed_has_an_interval_only_where_the_spread_over_seeds_is_known
     assert "supposes that FID spreads by 1.3% over seeds (somebody)" in known["evidence"]
 
 
+def test_seeds_of_64_bits_are_exact_and_a_byte_order_mark_is_no_name(tmp_path):
+    rows = [("a", 2**53 + k, 0, 1, 9) for k in range(3)]
+    path = write(tmp_path, rows, HEADER)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [o.seed for o in read_csv(path)] == [2**53, 2**53 + 1, 2**53 + 2]
+
+
 def test_tables_without_seeds_are_of_one(tmp_path):
     rows = [("a", 100, 9.0), ("a", 200, 8.0), ("b", 100, 8.0)]
     found = read_csv(write(tmp_path, rows, "recipe,step,fid"))
@@ -164,14 +171,69 @@ def test_steps_that_differ_a_little_are_interpolated_and_said():
     found, plain = compare(seeded(shift=1000), "SiT"), compare(seeded(), "SiT")
     (one,), (other,) = found, plain
     assert one.estimate.point.loglog == pytest.approx(other.estimate.point.loglog, rel=5e-3)
-    assert any("mine: not every seed was scored at step 100,000, 101,000" in note for note in found.notes)
+    assert any("mine: not every seed was scored at step 101,000, 200,000" in note for note in found.notes)
 
 
-def test_a_seed_that_goes_on_longer_harms_nobody():
-    longer = Observation("mine", 0, 0, 800_000, 9.0, {"iterations": 800_000.0})
-    (one,), (other,) = compare([*seeded(), longer], "SiT"), compare(seeded(), "SiT")
-    assert one.estimate.verdict == other.estimate.verdict
-    assert one.estimate.point == other.estimate.point
+@pytest.mark.parametrize("recipe", ["SiT", "mine"])
+def test_a_seed_that_goes_on_longer_harms_nobody(recipe):
+    longer = Observation(recipe, 0, 0, 800_000, 9.0, {"iterations": 800_000.0})
+    found = compare([*seeded(), longer], "SiT")
+    (one,), (other,) = found, compare(seeded(), "SiT")
+    assert one.estimate == other.estimate
+    assert found.step == 400_000
+    assert any(f"{recipe}: seed 0 goes on to step 800,000, the others end at 400,000" in note for note in found.notes)
+
+
+def test_a_seed_that_was_scored_where_the_others_end_is_left_out():
+    late = [Observation("SiT", 9, 0, 402_000, 16.0, {"iterations": 402_000.0})]
+    (one,), (other,) = compare([*seeded(), *late], "SiT"), compare(seeded(), "SiT")
+    assert one.estimate.point.loglog == pytest.approx(other.estimate.point.loglog)
+    assert one.estimate.baseline_seeds == 3
+
+
+def test_a_target_does_not_need_what_comes_after_it():
+    (one,) = compare(seeded({("mine", 0): 200, ("mine", 1): 200}), "SiT", target=30.0)
+    assert one.estimate.seeds == 3
+
+
+def test_seeds_that_are_alike_to_the_last_digit_are_said():
+    same = [Observation(o.recipe, s, 0, o.step, o.fid, o.budgets) for o in seeded(count=1) for s in range(3)]
+    assert (
+        sum("its 3 training seeds have one FID: are they several trainings?" in n for n in compare(same, "SiT").notes)
+        == 2
+    )
+
+
+def test_the_paces_of_a_baseline_count_with_other_seeds_too():
+    """The same clocks, once with equal seed numbers, once not: both leave it open in seconds."""
+    paces = {0: 0.6, 1: 0.8, 2: 1.25, 3: 1.667}
+
+    def clocked(moved: int) -> list[Observation]:
+        out = []
+        for o in seeded(count=4):
+            pace, seed = (paces[o.seed], o.seed) if o.recipe == "SiT" else (1.0, o.seed + moved)
+            budgets = o.budgets | {"device_seconds": o.step * pace}
+            out.append(Observation(o.recipe, seed, 0, o.step, o.fid * math.exp(0.01 * (o.seed % 2)), budgets))
+        return out
+
+    for moved in (0, 10):
+        by = {s.currency: s.estimate for s in compare(clocked(moved), "SiT")}
+        assert by["iterations"].verdict == "better"
+        assert by["device_seconds"].verdict == "inconclusive"
+        low, high = by["device_seconds"].interval
+        assert low is None or low < 1
+        assert high is None or high > 2
+
+
+def test_what_is_not_ours_has_neither_our_noise_nor_our_seeds():
+    noise = SeedNoise(cv=0.013, freedom=0, slope=1.0, source="somebody")
+    found = compare(seeded(), "SiT", noise=noise, unjudged={"mine"})
+    (one,) = found
+    assert one.estimate.evidence == "Scheffé's t over 3 training seeds and 3 of the baseline, 0 shared"
+    assert (one.estimate.by_seed, one.estimate.verdict) == ({}, None)
+    single = [o for o in seeded() if o.recipe == "SiT" or o.seed == 0]
+    (one,) = compare(single, "SiT", noise=noise, unjudged={"mine"})
+    assert one.estimate.interval == (None, None)
 
 
 def test_trainings_under_one_seed_number_count_as_one_seed():
@@ -247,11 +309,14 @@ def test_a_selection():
     assert max(o.step for o in found) == 300_000
     for wrong, sentence in (
         (Selection(("min",)), "--recipes: there is no recipe 'min'. Did you mean 'mine'"),
-        (Selection(seeds=(7,)), "--seeds: there is no training seed 7; there are 0, 1, 2"),
+        (Selection(seeds=(7,)), "--seeds: there is no training seed 7; there are 0, 1, 2, 3"),
         (Selection(until=5), "--until 5: the first scored step is 100000"),
+        (Selection(seeds=(3,)), "--seeds and --until leave no checkpoint of the baseline 'SiT'"),
     ):
         with pytest.raises(UserError, match=sentence):
-            select(seeded(), wrong, "SiT")
+            select([*seeded(), Observation("mine", 3, 0, 100_000, 9.0, {"iterations": 1e5})], wrong, "SiT")
+    with pytest.raises(UserError, match="there is nothing but the baseline 'SiT' to compare"):
+        compare([o for o in seeded() if o.recipe == "SiT"], "SiT")
 
 
 def test_budgets_that_do_not_grow_are_refused(tmp_path):
@@ -277,6 +342,10 @@ def test_budgets_that_do_not_grow_are_refused(tmp_path):
         (HEADER, [("a", 0, 0, 1, 3), ("a", 0, 0, 1, 4)], "stands twice"),
         (HEADER + ",tokenizer_flops", [("a", 0, 0, 1, 3, 4)], "tokenizer_flops needs the column flops"),
         (HEADER, [("a", 0, 0)], "line 2: step is ''"),
+        (HEADER, [("a", 0, 0, 1, 9, 5)], "line 2: more cells than columns; a decimal comma"),
+        (HEADER + ",fid", [("a", 0, 0, 1, 9, 5)], "the column 'fid' stands twice"),
+        (HEADER, [("a", -1, 0, 1, 9)], "line 2: seed is '-1', not a whole number from 0 to 9223372036854775807"),
+        (HEADER, [("a", 2**63, 0, 1, 9)], "line 2: seed is '9223372036854775808'"),
     ],
 )
 def test_tables_that_are_wrong_are_sentences(tmp_path, header, rows, sentence):
@@ -290,7 +359,7 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path):
     rows = [("a", 0, 0, 1, 3), ("a", 1, 0, 1, 3), ("b", 0, 0, 1, 3), ("b", 1, 0, 2, 3), ("b", 1, 0, 3, 3)]
     found = compare(read_csv(write(tmp_path, rows, HEADER)), "a")
     assert [(s.recipe, s.estimate.seeds) for s in found] == [("b", 1)]
-    assert any("b: seed 0 ends at step 1, before 3, and is left out" in note for note in found.notes)
+    assert any("b: seed 1 begins at step 2, where others end, and is left out" in note for note in found.notes)
     clocks = [(*row, clock) for row, clock in zip(rows[:2] + rows[3:], (1, 1, 10, 11), strict=True)]
     clocks += [("b", 0, 0, 2, 3, 1e6), ("b", 0, 0, 3, 3, 2e6)]
     found = compare(read_csv(write(tmp_path, clocks, HEADER + ",device_seconds")), "a")

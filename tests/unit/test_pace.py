@@ -93,3 +93,7 @@ def test_the_quiet_stretch_comes_before_the_log(tmp_path):
     assert pace_of(run, 100).step_seconds == 0.08
     assert pace_of(run, 100).source == "quiet stretch"
     assert pace_of(run, 100).remarks == []
+
+
+def test_a_first_stretch_that_is_most_of_the_run_counts():
+    assert steady([1400, 1500], [28.0, 60.0]) == pytest.approx(0.02)

@@ -66,6 +66,28 @@ def test_what_cannot_be_removed_is_a_sentence(tmp_path):
     assert not list((tmp_path / "trash").glob("*"))
 
 
+def test_a_run_takes_no_other_run_along(tmp_path):
+    """Names that begin alike, and names that are patterns."""
+    names = ("imported", "imported-2", "odd[1]-seed0-aaaaaaaa")
+    for name in names:
+        for kind in ("runs", "samples"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "spec.json").write_text("{")  # damaged: it can be taken away all the same
+        (tmp_path / "reconstructions").mkdir(exist_ok=True)
+        (tmp_path / "reconstructions" / f"{name}-0000100.png").write_text("picture")
+    results(tmp_path)
+    listed = {e.name: e for e in entries(tmp_path)}
+    assert "spec.json cannot be read" in listed["imported"].remarks[0]
+    for name in names:
+        trash = remove(tmp_path, name)
+        kept = [other for other in names if (tmp_path / "runs" / other).exists()]
+        assert name not in kept
+        assert (trash / "runs" / name / "spec.json").exists()
+        assert [p.name for p in (trash / "reconstructions").iterdir()] == [f"{name}-0000100.png"]
+        assert kept == list(names[names.index(name) + 1 :])
+    assert len(entries(tmp_path)) == 4
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["repa-bench", "runs", *map(str, arguments)])
