@@ -25,6 +25,7 @@ from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
 from harness.step_times import disturbances, steady
+from harness.suites import SUITES
 from harness.suites.noise import NOISE
 from recipes.core.errors import UserError, nearest
 
@@ -81,9 +82,13 @@ class Comparison:
 
     @cached_property
     def arms(self) -> dict[str, str]:
-        """Arm to label, the baseline first, then in the order of appearance."""
+        """Arm to label: the baseline, then in the order of the suite, then in that of appearance, which runs that were
+        trained at a time decide by chance.
+        """
         seen = {r.arm: r.label for r in self.scores}
-        return {arm: seen[arm] for arm in sorted(seen, key=lambda arm: arm != self.baseline)}
+        suite = SUITES.get(self.scores[0].suite)
+        order = [self.baseline, *(suite().arms if suite else ()), *seen]
+        return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
 
     @property
     def labels(self) -> dict[str, str]:

@@ -313,7 +313,7 @@ def _families(found: Sequence[RecipeSpeedup]) -> list[RecipeSpeedup]:
         family = [f for f in found if f.currency == s.currency and f.estimate.p is not None]
         corrected = dict(zip((f.recipe for f in family), holm([f.estimate.p or 0.0 for f in family]), strict=True))
         p = corrected.get(s.recipe)
-        judged = None if p is None else verdict(s.estimate.interval, p)
+        judged = None if p is None else verdict(s.estimate.interval, p, s.estimate.ahead)
         out.append(replace(s, family=len(family), estimate=replace(s.estimate, p_family=p, verdict=judged)))
     return out
 

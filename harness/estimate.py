@@ -29,6 +29,8 @@ class Estimate:
     """What the interval is made of."""
     p: float | None = None
     """Of FID at equal budget, two-sided, of this recipe alone; None without two training seeds."""
+    ahead: bool = False
+    """Whether its FID is the lower one in that test."""
     p_family: float | None = None
     """The same, with every recipe of the family counted."""
     verdict: Verdict | None = None
@@ -67,7 +69,7 @@ def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | N
     same = sizes == (len(shared), len(shared))
     seeds = f"{sizes[0]} training seeds" + ("" if same else f" and {sizes[1]} of the baseline, {len(shared)} shared")
     interval = _holding(found.interval, point)
-    return Estimate(point, interval, by_seed, *sizes, f"{found.method} over {seeds}", found.p)
+    return Estimate(point, interval, by_seed, *sizes, f"{found.method} over {seeds}", found.p, found.ahead)
 
 
 def _holding(interval: Interval, point: Speedup) -> Interval:

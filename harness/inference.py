@@ -68,15 +68,17 @@ class Inference:
     """95 %, of the speedup."""
     p: float
     """Of the test at equal budget, two-sided, for this recipe alone."""
+    ahead: bool
+    """Which way that test points."""
     method: Method
 
 
-def verdict(interval: Interval, p: float) -> Verdict:
+def verdict(interval: Interval, p: float, ahead: bool) -> Verdict:
     """By the test at equal budget, with its own p-value or the family's; never against the interval."""
     low, high = interval
-    if p < 1 - LEVEL and low is not None and low >= 1:
+    if p < 1 - LEVEL and ahead and low is not None and low >= 1:
         return "better"
-    if p < 1 - LEVEL and high is not None and high <= 1:
+    if p < 1 - LEVEL and not ahead and high is not None and high <= 1:
         return "worse"
     return "inconclusive"
 
@@ -175,30 +177,28 @@ def infer(base: Ends, curves: Sequence[LogCurve], *, shared: int) -> Inference:
     one = float(np.clip(0.0, knots[0], knots[-1]))
     _, p = d.test(one)
     ahead = float(np.interp(one, knots, mean)) < 0
-    interval = _with_test(
-        _interval(knots, mean, half), math.exp(one), p, ahead, crossing >= one if ahead else crossing <= one
-    )
+    sooner = crossing > one or (crossing == one and ahead)
+    interval = _with_test(_interval(knots, mean, half), math.exp(one), p, sooner)
     if one != 0 and ahead != (one > 0):  # what the recipe would do at equal budget is not known
         p = 1.0
-    return Inference(interval, p, d.method)
+    return Inference(interval, p, ahead, d.method)
 
 
-def _with_test(interval: Interval, at: float, p: float, ahead: bool, agrees: bool) -> Interval:
+def _with_test(interval: Interval, at: float, p: float, sooner: bool) -> Interval:
     """An interval that says what the test at one factor says, whose error is that factor's own.
 
     Args:
         interval: with the error at the crossing.
         at: the factor that is tested: 1, or the nearest that can be.
-        p: of that test.
-        ahead: whether the recipe is ahead there.
-        agrees: whether the curves cross on that side.
+        p: of that test; where it is significant the interval ends at the factor.
+        sooner: whether the curves cross above that factor.
     """
     low, high = interval
     if p >= 1 - LEVEL:
         return None if low is None else min(low, at), None if high is None else max(high, at)
-    if agrees and ahead:
+    if sooner:
         return at if low is None else max(low, at), high
-    return (low, at if high is None else min(high, at)) if agrees else interval
+    return low, at if high is None else min(high, at)
 
 
 def _crossing(knots: Array, mean: Array) -> float:

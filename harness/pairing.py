@@ -74,7 +74,7 @@ def compare_folders(first: Path, second: Path) -> list[Pair]:
 def _verdict(pair: Pair, p: float) -> Verdict:
     assert pair.interval is not None
     low, high = pair.interval
-    return verdict((1 / high, 1 / low), p)  # less is better
+    return verdict((1 / high, 1 / low), p, pair.ratio < 1)  # less is better
 
 
 def _pair(

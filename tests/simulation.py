@@ -121,16 +121,12 @@ def rates(estimates: Iterator[Estimate], factor: float) -> Rates:
     held = better = worse = count = 0
     for e in estimates:
         low, high = e.interval
-        judged = verdict(e.interval, e.p)
+        judged = verdict(e.interval, e.p, e.ahead)
         count += 1
         better += judged == "better"
         worse += judged == "worse"
-        # an end that is a bound, since the target was not reached, is not part of the interval
-        held += (
-            (low is None or low <= factor)
-            and (high is None or factor < high * (1 + 1e-9))
-            and not (factor == high and judged == "worse")
-        )
+        # an end at the tested factor is one that the test excludes
+        held += (low is None or low <= factor) and (high is None or factor <= high) and not (e.p < 0.05 and factor == 1)
     return Rates(held / count, better / count, worse / count)
 
 

@@ -46,7 +46,7 @@ def test_two_paired_seeds_by_hand():
     assert found.interval == pytest.approx((math.exp(centre - half), math.exp(centre + half)))
     assert found.method == "paired t"
     assert found.p == pytest.approx(2 * stats.t.sf(centre / (math.log(1.02) / 2), 1))
-    assert verdict(found.interval, found.p) == "better"
+    assert verdict(found.interval, found.p, found.ahead) == "better"
 
 
 @given(
@@ -91,18 +91,18 @@ def test_exchanged_recipes_exchange_the_verdict(noise, gap):
     two = infer(ends(fast), [LogCurve(at, np.log([f])) for f in slow], shared=len(slow))
     assert one.p == pytest.approx(two.p)
     swapped = {"better": "worse", "worse": "better", "inconclusive": "inconclusive"}
-    assert verdict(two.interval, two.p) == swapped[verdict(one.interval, one.p)]
+    assert verdict(two.interval, two.p, two.ahead) == swapped[verdict(one.interval, one.p, one.ahead)]
 
 
 def test_never_reached_is_a_bound_and_a_test_not_a_certainty():
     far = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 12.0], [40.0, 30.0, 12.2], [40.0, 30.0, 11.9]]), shared=3)
     assert far.interval == (None, 1.0)
-    assert verdict(far.interval, far.p) == "worse"
+    assert verdict(far.interval, far.p, far.ahead) == "worse"
     # No seed reaches the target, and still nothing is known: the seeds disagree by how much.
     near = infer(ends([8.0, 8.1, 7.9]), curves([[40.0, 30.0, 8.1], [40.0, 30.0, 9.9], [40.0, 30.0, 8.0]]), shared=3)
     assert near.interval[0] is None
     assert near.interval[1] > 0.9
-    assert verdict(near.interval, near.p) == "inconclusive"
+    assert verdict(near.interval, near.p, near.ahead) == "inconclusive"
 
 
 def test_there_at_once_has_no_upper_end():
@@ -113,10 +113,10 @@ def test_there_at_once_has_no_upper_end():
 def test_a_recipe_that_ends_before_the_budget_is_judged_by_what_it_reached():
     short = BUDGETS - math.log(4)  # 25, 50, 100
     reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0]] * 3, short), shared=3)
-    assert verdict(reached.interval, reached.p) == "better"
+    assert verdict(reached.interval, reached.p, reached.ahead) == "better"
     not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0]] * 3, short), shared=3)
     assert not_yet.interval == (None, pytest.approx(4.0))
-    assert (not_yet.p, verdict(not_yet.interval, not_yet.p)) == (1.0, "inconclusive")
+    assert (not_yet.p, verdict(not_yet.interval, not_yet.p, not_yet.ahead)) == (1.0, "inconclusive")
 
 
 def test_seeds_without_a_common_budget():
@@ -128,8 +128,10 @@ def test_worse_checkpoints_after_the_crossing_are_not_hidden():
     """FID at half the budget is better, at equal budget worse: no verdict in favour."""
     rows = [[9.0, 6.0 * f, 12.0 * f] for f in (1.0, 1.01, 0.99)]
     found = infer(ends([8.0, 8.1, 7.9]), curves(rows), shared=3)
-    assert found.interval[0] is None
-    assert verdict(found.interval, found.p) == "inconclusive"
+    assert found.interval[0] == 1.0  # it was there sooner, and at equal budget it is not there
+    assert found.p < 0.05
+    assert not found.ahead
+    assert verdict(found.interval, found.p, found.ahead) == "inconclusive"
 
 
 def test_the_verdict_has_the_error_of_its_own_budget():
@@ -139,7 +141,7 @@ def test_the_verdict_has_the_error_of_its_own_budget():
     found = infer(base, curves(rows), shared=3)
     assert found.p == pytest.approx(stats.ttest_rel(np.log([r[-1] for r in rows]), base.fids).pvalue)
     assert found.interval[0] is None or found.interval[0] <= 1
-    assert verdict(found.interval, found.p) == "inconclusive"
+    assert verdict(found.interval, found.p, found.ahead) == "inconclusive"
 
 
 def test_two_seeds_against_more_keep_their_level():
