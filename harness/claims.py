@@ -277,7 +277,7 @@ def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _F
 def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
     """Each against the next by FID at equal steps."""
     answers: list[Answer] = []
-    lacks, told = "", [f"{arms[0]} "]
+    lacks, told = "", [arms[0]]
     for recipe, baseline in pairwise(arms):
         if (against := _against(comparison, baseline, recipe, "iterations")) is None:
             return None
