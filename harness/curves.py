@@ -211,8 +211,8 @@ def compare(
 
     Args:
         observations: of all recipes.
-        baseline: its FID at the last step that its training seeds reach is the target; seeds that stopped before are
-            left out and named.
+        baseline: its FID at the last step that at least half of its training seeds reach is the target; seeds that
+            stopped before are left out and named.
         target: another FID, which the baseline's average curve comes down through.
         noise: how far training seeds spread on the suite, if it is known: for recipes with a single one.
         unjudged: recipes that are not ours: no verdict, since it is not known under which protocol they were scored, no
@@ -235,20 +235,17 @@ def compare(
             continue
         other = _Seeds.of(by[recipe], at)
         foreign = recipe in unjudged
-        notes += other.notes((labels or {}).get(recipe, recipe), at, None if foreign else noise)
+        known = None if foreign else noise
+        notes += other.notes((labels or {}).get(recipe, recipe), at, known)
         for currency in currencies([*by[baseline], *by[recipe]]):
             try:
-                one = (
-                    estimate(base.panel(currency), other.panel(currency), step=at, noise=None, paired=False)
-                    if foreign
-                    else estimate(base.panel(currency), other.panel(currency), step=at, noise=noise)
-                )
+                one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
             except ValueError as error:  # one recipe's clocks take nothing from the others
                 notes.append(f"{(labels or {}).get(recipe, recipe)}: not compared in {title(currency)}, since {error}")
                 continue
             found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
-    if not found and not notes:
+    if len(recipes) == 1:
         raise UserError(
             f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
         )

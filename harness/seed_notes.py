@@ -14,7 +14,7 @@ from harness.speedup import Panel, at_steps
 UNUSUAL = 1e-3
 #: A standard deviation of log FID that two trainings do not have.
 ALIKE = 1e-9
-#: A training seed whose last step is at least so much of the furthest one's got to the end.
+#: A training seed got to the end whose last step is at least so much of the one that at least half of them reach.
 TO_THE_END = 0.98
 
 
