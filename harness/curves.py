@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.estimate import Estimate, estimate
 from harness.inference import SeedNoise, holm, verdict
-from harness.seed_notes import TO_THE_END, seed_notes
+from harness.seed_notes import TO_THE_END, seed_notes, verdict_notes
 from harness.speedup import Panel, Point, at_steps, average, crossing
 from recipes.core.errors import UserError, nearest
 
@@ -234,16 +234,18 @@ def compare(
         if recipe == baseline:
             continue
         other = _Seeds.of(by[recipe], at)
-        foreign = recipe in unjudged
-        known = None if foreign else noise
-        notes += other.notes((labels or {}).get(recipe, recipe), at, known)
+        foreign, name = recipe in unjudged, (labels or {}).get(recipe, recipe)
+        known, judged = None if foreign else noise, dict[str, Estimate]()
+        notes += other.notes(name, at, known)
         for currency in currencies([*by[baseline], *by[recipe]]):
             try:
                 one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
             except ValueError as error:  # one recipe's clocks take nothing from the others
-                notes.append(f"{(labels or {}).get(recipe, recipe)}: not compared in {title(currency)}, since {error}")
+                notes.append(f"{name}: not compared in {title(currency)}, since {error}")
                 continue
             found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
+            judged[title(currency)] = one
+        notes += [f"{name}: {note}" for note in verdict_notes(judged) if not foreign]
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
     if len(recipes) == 1:
         raise UserError(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.inference import Ends, Interval, LogCurve, SeedNoise, Verdict, infer
-from harness.speedup import Panel, Speedup, at_steps, average, speedup, value_of
+from harness.inference import Baseline, Interval, LogCurve, SeedNoise, Verdict, infer
+from harness.speedup import Panel, Point, Speedup, at_steps, average, speedup, value_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Estimate:
     """Of FID at equal budget, two-sided, of this recipe alone; None without two training seeds."""
     ahead: bool = False
     """Whether its FID is the lower one in that test."""
+    share: float = 1.0
+    """Fraction of the baseline's budget at which that test is."""
+    untested: str = ""
+    """Why two training seeds or more have no test."""
     p_family: float | None = None
     """The same, with every recipe of the family counted."""
     verdict: Verdict | None = None
@@ -63,13 +67,45 @@ def estimate(baseline: Panel, other: Panel, *, step: float, noise: SeedNoise | N
         return Estimate(point, interval, by_seed, *sizes, evidence)
     # seeds that both have come first, and in one order
     first, second = (sorted(seeds, key=lambda seed: (seed not in shared, seed)) for seeds in (baseline, other))
-    logs = [np.log([(p.budget, p.fid) for p in other[seed]]).T for seed in second]
     order = [list(baseline).index(seed) for seed in first]
-    found = infer(Ends(*ends[:, order]), [LogCurve(*rows) for rows in logs], shared=len(shared))
-    same = sizes == (len(shared), len(shared))
-    seeds = f"{sizes[0]} training seeds" + ("" if same else f" and {sizes[1]} of the baseline, {len(shared)} shared")
-    interval = _holding(found.interval, point)
-    return Estimate(point, interval, by_seed, *sizes, f"{found.method} over {seeds}", found.p, found.ahead)
+    found = infer(
+        Baseline(ends[0, order], ends[1, order], [_logs(baseline[seed]) for seed in first]),
+        [_logs(other[seed]) for seed in second],
+        shared=len(shared),
+        rounding=_rounding([point.fid for curves in (baseline, other) for c in curves.values() for point in c], target),
+    )
+    return Estimate(
+        point,
+        _holding(found.interval, point),
+        by_seed,
+        *sizes,
+        f"{found.method} over {_seeds(*sizes, len(shared))}",
+        found.p,
+        found.ahead,
+        found.share,
+        found.untested,
+    )
+
+
+def _seeds(ours: int, theirs: int, shared: int) -> str:
+    """Training seeds in words."""
+    if ours == theirs == shared:
+        return f"{ours} training seeds"
+    told = f"{ours} training seeds and {theirs} of the baseline, {shared} shared"
+    return told if ours == theirs or not shared else f"{told}, {abs(ours - theirs)} without a partner left out"
+
+
+def _logs(curve: Sequence[Point]) -> LogCurve:
+    return LogCurve(*np.log([(point.budget, point.fid) for point in curve]).T)
+
+
+def _rounding(fids: Sequence[float], at: float) -> float:
+    """Standard deviation of log FID by rounding, of numbers that all have few decimals; 0 of others."""
+    values = np.array(fids)
+    for decimals in range(5):
+        if np.abs(values - values.round(decimals)).max() < 1e-9:
+            return float(10.0**-decimals / math.sqrt(12) / at)
+    return 0.0
 
 
 def _holding(interval: Interval, point: Speedup) -> Interval:

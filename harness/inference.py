@@ -7,11 +7,15 @@ The rule, whose error rates in simulation stand in docs/speedups.md:
 - The 95 % interval is every s whose mean d(s) is not significantly different from 0: within Student's t times its
   standard error, which is taken where the mean crosses 0, or else at the nearest budget that both have.
 - Where the recipe has no checkpoint, nothing is tested, and the interval is open.
-- ``better`` and ``worse`` are the test at s = 1, with its own error: FID at equal budget. It needs no crossing, so that
-  a target that is never reached cannot pass for certainty. Where it and the interval differ about 1, the test decides.
+- ``better`` and ``worse`` are the test at s = 1, with its own error: FID at equal budget, the largest up to B that all
+  training seeds have, and at least B / 2. It needs no crossing, so that a target that is never reached cannot pass for
+  certainty. Where it and the interval differ about 1, the test decides.
+- Nothing is tested far from a checkpoint: a chord lies above a curve that flattens. Where the curves cross there, the
+  interval is at least the bracket of the checkpoints around it.
+- Numbers that were rounded carry their rounding, and training seeds that agree to the last digit say nothing.
 - Equal training seeds on both sides are paired. Of others, those that both have are paired with themselves and the rest
-  in order, by Scheffé's differences, which are exact for any noise and numbers (Annals of Mathematical Statistics 14,
-  1943). With none in common and four or more on each side it is Welch's test: more powerful, and calibrated then.
+  in order; what one side has more is left out. With none in common and unequal numbers it is Scheffé's test, exact for
+  any noise (Annals of Mathematical Statistics 14, 1943), and with four or more on each side Welch's: more powerful.
 - Of several recipes against one baseline, Holm's step-down keeps the chance of any false verdict at 5 %.
 """
 
@@ -40,16 +44,15 @@ WELCH = 4
 CHANCE, MOST = 0.8, 1000
 #: Standard error of what does not vary at all.
 LEAST = 1e-12
+#: Standard deviation of log FID over training seeds that are copies.
+ALIKE = 1e-9
+#: Log FID is interpolated where the product of the log distances to both checkpoints is at most that in the middle of
+#: a doubling of the budget.
+NEAR = (math.log(2) / 2) ** 2
+#: A verdict is made at this fraction of the baseline's budget or more.
+LEAST_SHARE = 0.5
 #: An interval, None at an end that nothing bounds.
 Interval = tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Log budget and log FID of the baseline's seeds, (m,) each, where the comparison is made."""
-
-    budgets: Array
-    fids: Array
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,34 @@ class LogCurve:
     budgets: Array
     fids: Array
 
+    def at(self, budgets: Array) -> Array:
+        """Log FID there; beyond the ends that of the end."""
+        return np.interp(budgets, self.budgets, self.fids)
+
+    def around(self, budget: float) -> tuple[float, float]:
+        """Log budgets of the checkpoints before and behind it; itself, where there is none."""
+        k = int(np.searchsorted(self.budgets, budget))
+        before = self.budgets[k - 1] if k else budget
+        return float(before), float(self.budgets[k] if k < len(self.budgets) else budget)
+
+    def near(self, budget: float) -> bool:
+        """Whether it was scored near enough for the chord to say the FID; see `NEAR`."""
+        before, behind = self.around(budget)
+        inside = self.budgets[0] - 1e-9 <= budget <= self.budgets[-1] + 1e-9
+        return bool(inside) and (budget - before) * (behind - budget) <= NEAR + 1e-12
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Its training seeds, (m,), where the comparison is made."""
+
+    budgets: Array
+    """Log budgets."""
+    fids: Array
+    """Log FIDs there."""
+    curves: Sequence[LogCurve]
+    """To where the comparison is made, or further."""
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -66,11 +97,15 @@ class Inference:
 
     interval: Interval
     """95 %, of the speedup."""
-    p: float
-    """Of the test at equal budget, two-sided, for this recipe alone."""
+    p: float | None
+    """Of the test at equal budget, two-sided, for this recipe alone; None where there is none."""
     ahead: bool
     """Which way that test points."""
     method: Method
+    share: float = 1.0
+    """Fraction of the baseline's budget at which that is."""
+    untested: str = ""
+    """Why there is no test."""
 
 
 def verdict(interval: Interval, p: float, ahead: bool) -> Verdict:
@@ -87,9 +122,10 @@ def verdict(interval: Interval, p: float, ahead: bool) -> Verdict:
 class _Differences:
     """d(s) of one recipe, as a function of u = log s."""
 
-    base: Ends
+    base: Baseline
     curves: Sequence[LogCurve]
     shared: int
+    rounding: float
 
     @cached_property
     def method(self) -> Method:
@@ -116,11 +152,23 @@ class _Differences:
         inside[np.abs(inside) < 1e-12] = 0.0
         return np.unique(inside)
 
-    def at(self, u: Array) -> tuple[Array, Array, Array]:
+    def ours(self, u: Array) -> Array:
+        """Log FID of each of the recipe's seeds, (n, k)."""
+        return np.stack([curve.at(b - u) for b, curve in zip(self.budgets, self.curves, strict=True)])
+
+    def theirs(self, shift: float) -> Array:
+        """Log FID of each of the baseline's seeds at e^-shift of its budget, (m,)."""
+        if shift == 0:
+            return self.base.fids
+        pairs = zip(self.base.budgets, self.base.curves, strict=True)
+        return np.array([float(curve.at(b - shift)) for b, curve in pairs])
+
+    def at(self, u: Array, shift: float = 0.0) -> tuple[Array, Array, Array]:
         """Mean, its variance and its degrees of freedom, each of the shape of u."""
-        ours = self._ours(u)
-        theirs = np.broadcast_to(self.base.fids[:, None], (len(self.base.fids), len(u)))
+        ours = self.ours(u)
+        theirs = np.broadcast_to(self.theirs(shift)[:, None], (len(self.base.fids), len(u)))
         n, m = len(ours), len(theirs)
+        rounding = self.rounding**2 * (1 / n + 1 / m)
         if self.method != "paired t":
             # Each of its seeds moves the mean budget, and so the recipe's mean FID there by the curve's slope.
             theirs = theirs - np.outer(self.base.budgets - self.base.budgets.mean(), self._slope(u))
@@ -128,27 +176,40 @@ class _Differences:
             a, b = ours.var(0, ddof=1) / n, theirs.var(0, ddof=1) / m
             spread = np.maximum(a**2 / (n - 1) + b**2 / (m - 1), 1e-300)
             freedom = np.maximum((a + b) ** 2 / spread, min(n, m) - 1)
-            return ours.mean(0) - theirs.mean(0), a + b, freedom
+            return ours.mean(0) - theirs.mean(0), a + b + rounding, freedom
         d = _scheffe(ours, theirs) if n <= m else -_scheffe(theirs, ours)
-        return d.mean(0), d.var(0, ddof=1) / len(d), np.full(len(u), len(d) - 1.0)
-
-    def _ours(self, u: Array) -> Array:
-        """Log FID of each of the recipe's seeds, (n, k)."""
-        pairs = zip(self.budgets, self.curves, strict=True)
-        return np.stack([np.interp(b - u, curve.budgets, curve.fids) for b, curve in pairs])
+        return d.mean(0), d.var(0, ddof=1) / len(d) + rounding, np.full(len(u), len(d) - 1.0)
 
     def _slope(self, u: Array) -> Array:
         """Of the recipe's mean log FID in log budget, (k,)."""
         low, high = (np.clip(u + step, self.knots[0], self.knots[-1]) for step in (-1e-4, 1e-4))
-        change = self._ours(low).mean(0) - self._ours(high).mean(0)
+        change = self.ours(low).mean(0) - self.ours(high).mean(0)
         slope: Array = np.divide(change, high - low, out=np.zeros_like(change), where=high > low)
         return slope
 
-    def test(self, u: float) -> tuple[float, float]:
-        """Half of a 95 % interval of the mean at u, and the two-sided p-value of a mean of 0."""
-        (mean,), (variance,), (freedom,) = self.at(np.array([u]))
+    def test(self, u: float, shift: float = 0.0) -> tuple[float, float, bool]:
+        """Half of a 95 % interval of the mean at u, the two-sided p-value of a mean of 0, and whether it is below 0."""
+        (mean,), (variance,), (freedom,) = self.at(np.array([u]), shift)
         error = max(math.sqrt(variance), LEAST)
-        return float(stdtrit(freedom, (1 + LEVEL) / 2)) * error, float(2 * stdtr(freedom, -abs(mean) / error))
+        half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+        return half, float(2 * stdtr(freedom, -abs(mean) / error)), bool(mean < 0)
+
+    def near(self, u: float, shift: float) -> bool:
+        """Whether every seed of both sides was scored near there."""
+        ours = all(curve.near(b - u) for b, curve in zip(self.budgets, self.curves, strict=True))
+        return ours and all(c.near(b - shift) for b, c in zip(self.base.budgets, self.base.curves, strict=True))
+
+    def around(self, u: float) -> tuple[float, float]:
+        """The factors that the checkpoints around it stand for, of all the recipe's seeds."""
+        pairs = list(zip(self.budgets, self.curves, strict=True))
+        return (
+            math.exp(min(b - curve.around(b - u)[1] for b, curve in pairs)),
+            math.exp(max(b - curve.around(b - u)[0] for b, curve in pairs)),
+        )
+
+    def alike(self, u: float, shift: float) -> bool:
+        """Whether the seeds of one side are copies of each other."""
+        return min(float(self.ours(np.array([u])).std()), float(self.theirs(shift).std())) < ALIKE
 
 
 def _scheffe(x: Array, y: Array) -> Array:
@@ -158,30 +219,50 @@ def _scheffe(x: Array, y: Array) -> Array:
     return out
 
 
-def infer(base: Ends, curves: Sequence[LogCurve], *, shared: int) -> Inference:
+def infer(base: Baseline, curves: Sequence[LogCurve], *, shared: int, rounding: float = 0.0) -> Inference:
     """Interval and test of one recipe against a baseline.
 
     Args:
         base: two training seeds or more.
         curves: the recipe's, two or more.
         shared: how many training seeds both have; they come first on both sides, in the same order.
+        rounding: standard deviation of the rounding of one log FID.
 
     Raises:
         ValueError: the recipe's seeds have no budget in common.
     """
-    d = _Differences(base, curves, shared)
+    if shared:  # what one side has more would be correlated with only some of the pairs
+        n = min(len(curves), len(base.fids))
+        base, curves = Baseline(base.budgets[:n], base.fids[:n], base.curves[:n]), curves[:n]
+    d = _Differences(base, curves, shared, rounding)
     knots = d.knots
     mean, _, _ = d.at(knots)
     crossing = _crossing(knots, mean)
-    half, _ = d.test(crossing)
-    one = float(np.clip(0.0, knots[0], knots[-1]))
-    _, p = d.test(one)
-    ahead = float(np.interp(one, knots, mean)) < 0
-    sooner = crossing > one or (crossing == one and ahead)
-    interval = _with_test(_interval(knots, mean, half), math.exp(one), p, sooner)
-    if one != 0 and ahead != (one > 0):  # what the recipe would do at equal budget is not known
-        p = 1.0
-    return Inference(interval, p, ahead, d.method)
+    if d.alike(crossing, 0.0):
+        told = "the training seeds of one side have one FID, as copies have"
+        return Inference((None, None), None, ahead=False, method=d.method, untested=told)
+    low, high = _interval(knots, mean, d.test(crossing)[0])
+    if not d.near(crossing, 0.0):
+        least, most = d.around(crossing)
+        low, high = None if low is None else min(low, least), None if high is None else max(high, most)
+    return _judged(d, (low, high), crossing)
+
+
+def _judged(d: _Differences, interval: Interval, crossing: float) -> Inference:
+    """With the test at equal budget: where all have that, or else by what a recipe has reached before or not behind."""
+    first, last = float(d.knots[0]), float(d.knots[-1])
+    start = max(first, 0.0)
+    for u in (start, *d.knots[d.knots > start].tolist()):
+        if u <= min(last, -math.log(LEAST_SHARE)) + 1e-12 and d.near(u, u):
+            _, p, ahead = d.test(u, u)
+            sooner = crossing > u or (crossing == u and ahead)
+            return Inference(_with_test(interval, 1.0, p, sooner), p, ahead, d.method, math.exp(-u))
+    one = min(start, last)
+    _, p, ahead = d.test(one)
+    if one != 0 and ahead == (one > 0) and d.near(one, 0.0):
+        return Inference(_with_test(interval, math.exp(one), p, ahead), p, ahead, d.method)
+    told = "no budget from half of the baseline's on is near a checkpoint of every training seed"
+    return Inference(interval, None, ahead, d.method, untested=told)
 
 
 def _with_test(interval: Interval, at: float, p: float, sooner: bool) -> Interval:
@@ -191,7 +272,7 @@ def _with_test(interval: Interval, at: float, p: float, sooner: bool) -> Interva
         interval: with the error at the crossing.
         at: the factor that is tested: 1, or the nearest that can be.
         p: of that test; where it is significant the interval ends at the factor.
-        sooner: whether the curves cross above that factor.
+        sooner: whether the curves cross above the factor that the budgets allow to test.
     """
     low, high = interval
     if p >= 1 - LEVEL:

@@ -7,13 +7,12 @@ from statistics import stdev
 
 from scipy.special import chdtrc
 
-from harness.inference import SeedNoise
+from harness.estimate import Estimate
+from harness.inference import ALIKE, SeedNoise
 from harness.speedup import Panel, at_steps
 
 #: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.
 UNUSUAL = 1e-3
-#: A standard deviation of log FID that two trainings do not have.
-ALIKE = 1e-9
 #: A training seed got to the end whose last step is at least so much of the one that at least half of them reach.
 TO_THE_END = 0.98
 
@@ -48,7 +47,7 @@ def seed_notes(
         if curve[-1].step > furthest / TO_THE_END and furthest <= end
     ]
     if furthest < TO_THE_END * end:
-        out.append(f"it ends at step {furthest:,}, before {end:,.0f}: FID at equal steps is not known")
+        out.append(f"it ends at step {furthest:,}, before {end:,.0f}")
     within = min(end, furthest)
     grids = [{p.step for p in curve if first <= p.step <= within} for curve in kept.values()]
     if odd := sorted(step for step in set.union(*grids) if not all(step in grid for grid in grids)):
@@ -63,6 +62,19 @@ def seed_notes(
     return out + _unusual(kept, end, noise)
 
 
+def verdict_notes(found: Mapping[str, Estimate]) -> list[str]:
+    """Where a recipe's verdicts are not at the whole budget, or why there are none; by currency as people read it."""
+    out = []
+    for reason in dict.fromkeys(e.untested for e in found.values() if e.untested):
+        where = ", ".join(currency for currency, e in found.items() if e.untested == reason)
+        out.append(f"no verdict in {where}: {reason}")
+    shares = {currency: f"{e.share:.0%}" for currency, e in found.items() if e.share < TO_THE_END}
+    for share in dict.fromkeys(shares.values()):
+        where = ", ".join(currency for currency, value in shares.items() if value == share)
+        out.append(f"in {where} it is judged by FID at {share} of the baseline's budget, which all training seeds have")
+    return out
+
+
 def _unusual(curves: Panel, end: float, noise: SeedNoise | None) -> list[str]:
     """Whether training seeds are alike to the last digit, or spread otherwise than on the suite as it was measured."""
     step = min(end, *(float(curve[-1].step) for curve in curves.values()))
@@ -70,7 +82,7 @@ def _unusual(curves: Panel, end: float, noise: SeedNoise | None) -> list[str]:
         return []
     sd = stdev([float(at_steps(curve, [step])[1, 0]) for curve in curves.values()])
     if sd < ALIKE:
-        return [f"its {len(curves)} training seeds have one FID: are they several trainings?"]
+        return [f"its {len(curves)} training seeds have one FID, as copies have: no verdict is made of them"]
     freedom = len(curves) - 1
     more = 0.5 if noise is None else float(chdtrc(freedom, freedom * (sd / noise.cv) ** 2))
     if noise is None or UNUSUAL / 2 <= more <= 1 - UNUSUAL / 2:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,21 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from simulation import DESIGNS, GROWING, NOISES, OTHER_STEPS, STEPS, Noise, estimates, observations, panels, rates
+from simulation import (
+    DESIGNS,
+    GROWING,
+    NOISES,
+    OTHER_STEPS,
+    SPARSE_STEPS,
+    STEPS,
+    Noise,
+    estimates,
+    in_seconds,
+    observations,
+    rates,
+)
 
 from harness.curves import compare
-from harness.estimate import estimate
-from harness.speedup import Point
 
 FACTORS = (1.0, 1.2, 1.5, 2.0)
 GRIDS = {"equal": STEPS, "unequal": OTHER_STEPS}
@@ -59,25 +68,17 @@ def test_coverage_false_verdicts_and_power(benchmark, noise, design):
             assert row["worse"] <= 0.03, row
 
 
-def _in_seconds(count: int, seeds: int, spread: float, shared: int) -> Iterable[Any]:
-    """Equal recipes, counted in seconds, of which one goes on twice as long: each run has a pace, which varies so."""
-    rng = np.random.default_rng(seeds)
-    for _ in range(count):
-        base, other = (
-            {
-                seed: [Point(p.step, p.budget * pace, p.fid) for p in curve]
-                for (seed, curve), pace in zip(side.items(), np.exp(rng.normal(0, spread, seeds)), strict=True)
-            }
-            for side in panels(rng, NOISES["digits"], seeds, 1.0, steps=(*STEPS, 2000, 3000), shared=shared)
-        )
-        yield estimate(base, other, step=STEPS[-1], noise=None)
-
-
 @pytest.mark.benchmark(group="error rates of the rule")
 def test_situations_that_hurt(benchmark):
     """Never reached, ended early, unequal noise, unequal numbers of seeds, clocks that vary, families."""
     rows: list[dict[str, Any]] = []
-    digits = NOISES["digits"]
+    digits, quiet = NOISES["digits"], NOISES["literature"]
+    twin = Noise(0.04, 0.0, shared=0.9)
+
+    def clocked(what: str, seeds: int, factor: float, pace: float, shared: int) -> None:
+        found = rates(in_seconds(MANY, digits, seeds, factor, pace=pace, shared=shared), factor)
+        about = {"what": what, "seeds": seeds, "factor": factor}
+        rows.append(about | {"covered": found.covered, "better": found.better, "worse": found.worse})
 
     def add(what: str, seeds: int, factor: float, noise: Noise = digits, **more: Any) -> None:
         rows.append({"what": what, "seeds": seeds} | _row(noise, seeds, factor, MANY, **more))
@@ -98,13 +99,25 @@ def test_situations_that_hurt(benchmark):
                     GROWING,
                     shared=shared,
                 )
-                clock = rates(iter(_in_seconds(MANY, seeds, 0.1, shared)), 1.0)
-                what = {
-                    "what": f"equal, in seconds, paces of runs vary by 10 %, {design}",
-                    "seeds": seeds,
-                    "factor": 1.0,
-                }
-                rows.append(what | {"covered": clock.covered, "better": clock.better, "worse": clock.worse})
+                clocked(f"equal, in seconds, paces of runs vary by 10 %, {design}", seeds, 1.0, 0.1, shared)
+            clocked("0.6x, in seconds, paces of runs vary by 3 %", seeds, 0.6, 0.03, seeds)
+            for steps in SPARSE_STEPS:
+                listed = ", ".join(map(str, steps))
+                add(
+                    f"the recipe is scored at {listed} alone, equal, noise of the literature",
+                    seeds,
+                    1.0,
+                    quiet,
+                    steps=steps,
+                )
+            more = {"shared": seeds, "others": seeds + 3}
+            add(
+                "3 seeds more of the recipe, the others shared, noise 9 tenths in common, equal",
+                seeds,
+                1.0,
+                twin,
+                **more,
+            )
             rows.append({"what": "4 equal recipes x 3 currencies", "seeds": seeds} | _families(seeds))
 
     benchmark.pedantic(run, rounds=1)

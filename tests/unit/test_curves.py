@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_a_run_of_other_steps_takes_nothing_from_the_others():
     alone = next(iter(compare(seeded(), "SiT"))).estimate
     assert by["mine"] == alone  # one recipe with a verdict, one family
     assert (by["third"].verdict, by["third"].point.bound) == (None, pytest.approx(400 / 7))
-    assert "third: it ends at step 7,000, before 400,000: FID at equal steps is not known" in found.notes
+    assert "third: it ends at step 7,000, before 400,000" in found.notes
 
 
 def test_steps_that_differ_a_little_are_interpolated_and_said():
@@ -198,10 +199,41 @@ def test_a_target_does_not_need_what_comes_after_it():
 
 def test_seeds_that_are_alike_to_the_last_digit_are_said():
     same = [Observation(o.recipe, s, 0, o.step, o.fid, o.budgets) for o in seeded(count=1) for s in range(3)]
-    assert (
-        sum("its 3 training seeds have one FID: are they several trainings?" in n for n in compare(same, "SiT").notes)
-        == 2
-    )
+    found = compare(same, "SiT")
+    assert sum("its 3 training seeds have one FID, as copies have" in note for note in found.notes) == 2
+    (one,) = found
+    assert (one.estimate.verdict, one.estimate.interval, one.estimate.p) == (None, (None, None), None)
+    assert any("mine: no verdict in iterations: the training seeds of one side have one FID" in n for n in found.notes)
+
+
+def test_a_recipe_without_a_test_takes_nothing_from_anothers_verdict():
+    """Ended at a quarter of the budget, and not ahead: its family is one smaller."""
+    third = [
+        Observation("third", o.seed, 0, o.step, o.fid * 1.5, o.budgets)
+        for o in seeded()
+        if o.recipe == "mine" and o.step <= 100_000
+    ]
+    alone, beside = compare(seeded(), "SiT"), compare([*seeded(), *third], "SiT")
+    by = {s.recipe: s for s in beside}
+    assert by["mine"].estimate == next(iter(alone)).estimate
+    assert (by["mine"].family, by["third"].estimate.verdict) == (1, None)
+    assert any(n.startswith("third: no verdict in iterations: no budget from half") for n in beside.notes)
+
+
+def test_a_recipe_that_ends_short_is_judged_there_and_that_is_said():
+    def shortened(steps: int) -> list[Observation]:
+        return [
+            replace(o, step=steps, budgets={"iterations": float(steps)})
+            if (o.recipe, o.step) == ("mine", 400_000)
+            else o
+            for o in seeded()
+        ]
+
+    near, far = compare(shortened(394_000), "SiT"), compare(shortened(320_000), "SiT")
+    assert (next(iter(near)).estimate.verdict, near.notes) == ("better", ())
+    assert next(iter(far)).estimate.verdict == "better"
+    assert "mine: it ends at step 320,000, before 400,000" in far.notes
+    assert any("in iterations it is judged by FID at 80% of the baseline's budget" in note for note in far.notes)
 
 
 def test_the_paces_of_a_baseline_count_with_other_seeds_too():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.inference import (
-    Ends,
+    Baseline,
     LogCurve,
     SeedNoise,
     detectable,
@@ -27,8 +27,13 @@ from harness.inference import (
 BUDGETS = np.log([100.0, 200.0, 400.0])
 
 
-def ends(fids: list[float], budget: float = 400.0) -> Ends:
-    return Ends(np.full(len(fids), math.log(budget)), np.log(fids))
+def ends(fids: list[float], budget: float = 400.0) -> Baseline:
+    return baseline(np.full(len(fids), math.log(budget)), np.log(fids))
+
+
+def baseline(budgets: np.ndarray, fids: np.ndarray) -> Baseline:
+    """That was scored at its end alone."""
+    return Baseline(budgets, fids, [LogCurve(np.array([b]), np.array([f])) for b, f in zip(budgets, fids, strict=True)])
 
 
 def curves(rows: list[list[float]], budgets: np.ndarray = BUDGETS) -> list[LogCurve]:
@@ -38,14 +43,14 @@ def curves(rows: list[list[float]], budgets: np.ndarray = BUDGETS) -> list[LogCu
 def test_two_paired_seeds_by_hand():
     """FID falls as budget^-1 for both seeds, the recipe's at half the budget, 1 % apart from the baseline's noise."""
     base = ends([8.0, 8.0 * 1.02])
-    fast = curves([[16.0, 8.0, 4.0], [16.0, 8.0, 4.0]])
+    fast = curves([[16.0, 8.0, 4.0], [16.16, 8.08, 4.04]])
     found = infer(base, fast, shared=2)
-    # d(s) = log(s / 2) and log(s / 2) - log 1.02: mean log(s / 2) - log 1.02 / 2, standard error log 1.02 / 2.
-    half = 12.7062047 * math.log(1.02) / 2
-    centre = math.log(2) + math.log(1.02) / 2
+    # d(s) = log(s / 2) and log(s / 2) - c with c = log 1.02 - log 1.01: mean log(s / 2) - c / 2, standard error c / 2.
+    c = math.log(1.02 / 1.01)
+    half, centre = 12.7062047 * c / 2, math.log(2) + c / 2
     assert found.interval == pytest.approx((math.exp(centre - half), math.exp(centre + half)))
     assert found.method == "paired t"
-    assert found.p == pytest.approx(2 * stats.t.sf(centre / (math.log(1.02) / 2), 1))
+    assert found.p == pytest.approx(2 * stats.t.sf(centre / (c / 2), 1))
     assert verdict(found.interval, found.p, found.ahead) == "better"
 
 
@@ -89,6 +94,10 @@ def test_exchanged_recipes_exchange_the_verdict(noise, gap):
     at = np.array([math.log(400.0)])
     one = infer(ends(slow), [LogCurve(at, np.log([f])) for f in fast], shared=len(fast))
     two = infer(ends(fast), [LogCurve(at, np.log([f])) for f in slow], shared=len(slow))
+    if one.p is None:
+        assert min(np.std(np.log(slow)), np.std(np.log(fast))) < 1e-8
+        assert two.p is None
+        return
     assert one.p == pytest.approx(two.p)
     swapped = {"better": "worse", "worse": "better", "inconclusive": "inconclusive"}
     assert verdict(two.interval, two.p, two.ahead) == swapped[verdict(one.interval, one.p, one.ahead)]
@@ -106,17 +115,107 @@ def test_never_reached_is_a_bound_and_a_test_not_a_certainty():
 
 
 def test_there_at_once_has_no_upper_end():
-    found = infer(ends([8.0, 8.1]), curves([[5.0, 4.0, 3.0], [5.0, 4.0, 3.0]]), shared=2)
+    found = infer(ends([8.0, 8.1]), curves([[5.0, 4.0, 3.0], [5.1, 4.0, 3.1]]), shared=2)
     assert found.interval == (pytest.approx(4.0), None)
 
 
 def test_a_recipe_that_ends_before_the_budget_is_judged_by_what_it_reached():
     short = BUDGETS - math.log(4)  # 25, 50, 100
-    reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0]] * 3, short), shared=3)
+    reached = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 9.0, 5.0 + x] for x in (0, 0.1, 0.05)], short), shared=3)
     assert verdict(reached.interval, reached.p, reached.ahead) == "better"
-    not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0]] * 3, short), shared=3)
+    not_yet = infer(ends([8.0, 8.1, 7.9]), curves([[20.0, 12.0, 11.0 + x] for x in (0, 0.1, 0.05)], short), shared=3)
     assert not_yet.interval == (None, pytest.approx(4.0))
-    assert (not_yet.p, verdict(not_yet.interval, not_yet.p, not_yet.ahead)) == (1.0, "inconclusive")
+    assert (not_yet.p, not_yet.untested) == (
+        None,
+        "no budget from half of the baseline's on is near a checkpoint of every training seed",
+    )
+
+
+STEPS = np.log([100.0, 200.0, 400.0, 800.0, 1000.0])
+
+
+def falling(scale: float, exponents: list[float], budgets: np.ndarray = STEPS) -> list[LogCurve]:
+    """FID = scale * budget^-exponent."""
+    return [LogCurve(budgets, math.log(scale) - a * budgets) for a in exponents]
+
+
+def whole(curves: list[LogCurve]) -> Baseline:
+    return Baseline(np.array([c.budgets[-1] for c in curves]), np.array([c.fids[-1] for c in curves]), curves)
+
+
+@pytest.mark.parametrize("pace", [0.999, 0.98, 0.9, 0.6])
+def test_a_recipe_that_ends_a_little_earlier_is_judged_where_it_ends(pace):
+    """One training seed that is a little faster must not cost the verdict in seconds, on either side."""
+    slow, fast = falling(200.0, [0.50, 0.51, 0.49]), falling(100.0, [0.50, 0.511, 0.488])
+    quick = [LogCurve(c.budgets + math.log(p), c.fids) for c, p in zip(slow, (1.0, pace, 1.0), strict=True)]
+    found = infer(whole(fast), quick, shared=3)
+    assert found.share == pytest.approx(pace)
+    # both at that budget: the recipe's quick seed stands at its end, the others between checkpoints
+    at = STEPS[-1] + math.log(pace)
+    d = [float(a.at(at) - b.at(at)) for a, b in zip(quick, fast, strict=True)]
+    assert found.p == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+    assert verdict(found.interval, found.p, found.ahead) == "worse"
+    swapped = infer(whole(quick), fast, shared=3)
+    assert verdict(swapped.interval, swapped.p, swapped.ahead) == "better"
+
+
+def test_below_half_of_the_budget_nothing_is_tested_that_is_not_ahead_already():
+    slow, fast = falling(200.0, [0.50, 0.51, 0.49]), falling(100.0, [0.50, 0.511, 0.488])
+    early = [LogCurve(c.budgets[:3], c.fids[:3]) for c in slow]
+    assert infer(whole(fast), early, shared=3).p is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "share"),
+    [([500.0, 4000.0], 0.5), ([400.0, 4000.0], None), ([200.0, 4000.0], None), ([400.0, 800.0, 4000.0], 0.8),
+     ([900.0, 1100.0], 1.0), ([100.0, 980.0, 4000.0], 1.0)],
+)  # fmt: skip
+def test_far_from_checkpoints_nothing_is_tested(steps, share):
+    """Log FID is convex in log budget: a long chord lies above it, and equal recipes would differ."""
+
+    def scored(at: list[float], factor: float) -> LogCurve:
+        return LogCurve(np.log(at), np.log((60 * np.array(at) ** -0.55 + 3) * factor))
+
+    base = [scored([250.0, 500.0, 750.0, 1000.0], f) for f in (0.999, 1.0, 1.001)]
+    found = infer(whole(base), [scored(steps, f) for f in (1.001, 0.9995, 1.0005)], shared=3)
+    if share is None:
+        assert found.p is None
+        assert found.untested
+        low, high = found.interval
+        assert low <= 1000 / 4000 + 1e-9
+        assert high >= 1000 / steps[-2] - 1e-9
+    else:
+        assert (found.share, found.p > 0.05) == (pytest.approx(share), True)
+        assert found.interval[0] <= 1 <= found.interval[1]
+
+
+def test_copies_of_one_training_have_no_verdict():
+    found = infer(ends([8.29, 8.29]), curves([[16.0, 12.0, 8.30]] * 2), shared=2)
+    assert (found.interval, found.p) == ((None, None), None)
+    assert "one FID, as copies have" in found.untested
+
+
+def test_numbers_that_were_rounded_carry_their_rounding():
+    """8.30 and 8.31 against 8.29 and 8.30: differences agree to a millionth, since two decimals are all there is."""
+    base, rows = ends([8.29, 8.30]), curves([[16.0, 12.0, 8.30], [16.0, 12.1, 8.31]])
+    assert infer(base, rows, shared=2).p < 1e-3
+    assert infer(base, rows, shared=2, rounding=0.01 / math.sqrt(12) / 8.3).p > 0.1
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shared"), [(5, 10, 5), (10, 5, 5), (3, 10, 3), (4, 5, 4), (5, 8, 3)])
+def test_seeds_without_a_partner_take_nothing_from_the_level(ours, theirs, shared):
+    """Recipes of one seed that have nearly all their noise in common, and unequal numbers of seeds.
+
+    Pairs of seeds of which only some are shared differ in their noise, for which a t-test has fewer false verdicts.
+    """
+    rng, false, panels, rho = np.random.default_rng(1), 0, 3000, 0.9
+    for _ in range(panels):
+        x, y = rng.normal(0, 0.02, ours), rng.normal(0, 0.02, theirs)
+        x[:shared] = rho * y[:shared] + math.sqrt(1 - rho**2) * x[:shared]
+        found = infer(baseline(np.zeros(theirs), y), [LogCurve(np.zeros(1), np.array([v])) for v in x], shared=shared)
+        false += found.p < 0.05
+    slack = 4 * math.sqrt(0.05 * 0.95 / panels)
+    assert (0.05 - slack if shared == min(ours, theirs) else 0.01) < false / panels < 0.05 + slack
 
 
 def test_seeds_without_a_common_budget():
@@ -148,7 +247,7 @@ def test_two_seeds_against_more_keep_their_level():
     """Scheffé's differences: exact, also where the two seeds are the noisier ones, in which Welch's test is not."""
     rng, false, panels = np.random.default_rng(1), 0, 4000
     for _ in range(panels):
-        base = Ends(np.zeros(5), rng.normal(0, 0.01, 5))
+        base = baseline(np.zeros(5), rng.normal(0, 0.01, 5))
         few = [LogCurve(np.array([0.0]), rng.normal(0, 0.1, 1)) for _ in range(2)]
         found = infer(base, few, shared=0)
         assert found.method == "Scheffé's t"
