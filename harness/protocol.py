@@ -32,7 +32,7 @@ class Protocol(Spec):
     last_step: Share = LAST_SDE_TIME
     """Time at which the SDE's last step begins; the ODE solvers do not look at it."""
     correct_last_step: bool = False
-    """Heun's method corrects its last step too, by the drift at t = 0, as SiT does; REPA and REPA-E leave it Euler's."""
+    """Heun's method corrects its last step too, by the drift at t = 0, as SiT does; in REPA it is Euler's."""
     guidance_scale: NotNegative = 1.0
     guidance_low: Share = 0.0
     guidance_high: Share = 1.0
@@ -62,7 +62,7 @@ class Protocol(Spec):
     @property
     def guidance(self) -> Guidance:
         """Scale, interval and channels."""
-        return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high, self.guidance_channels)
+        return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high, channels=self.guidance_channels)
 
     @property
     def nfe(self) -> int:
@@ -158,7 +158,7 @@ def _built_in() -> dict[str, Protocol]:
         _released("repa-e-v3-cfg-e2e-vavae", "balanced", (2.4, 0.0, 0.73)),
         _variant("sit-sde250", v1, **sit),
         _variant("sit-sde250-cfg", v1, **sit, version=2, guidance_scale=1.5),  # before 2, all channels were guided
-        # Where SiT's paper names its ODE solver, it is Heun's method with 250 evaluations; its code's default is adaptive.
+        # Heun's method with 250 evaluations where SiT's paper names its ODE solver; its code's default is adaptive.
         _variant("sit-heun125", v1, **sit, version=2, solver="ode_heun", steps=125, correct_last_step=True),
         _variant("ode50-10k", v3, solver="ode_euler", steps=50, samples=10_000, manifold_size=10_000),
         _embedded("digits-ode25", "ode_euler", 25),

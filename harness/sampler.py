@@ -6,7 +6,7 @@ Times run from t = 1 (noise) to t = 0 (data). REPA-E's release (arXiv 2504.10483
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -33,7 +33,7 @@ class Guidance:
     scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
-    channels: int | None = None
+    channels: int | None = field(default=None, kw_only=True)
     """Of the state: so many of the first are guided, the others follow the conditional drift; None: all are guided."""
 
     def active(self, t: float) -> bool:

@@ -135,7 +135,7 @@ def test_schedules():
 )
 def test_nfe_is_what_the_network_is_asked(scale, low, width, steps, solver, channels, corrected):
     """By a network of four channels; a channel that is not guided saves nothing, the corrected last step costs one."""
-    guidance, asked = Guidance(scale, low, low + width, channels), []
+    guidance, asked = Guidance(scale, low, low + width, channels=channels), []
     labels = torch.zeros(1, dtype=torch.int64)
 
     def velocity(x, t, y):
@@ -236,7 +236,7 @@ def test_the_last_correction_of_a_network(scale):
     """It adds h / 2 (v(end, 0) - v(before, h)), guided as its step began; the network is asked at t = 0."""
     sit, y = make_sit().double().eval(), torch.tensor([0, 1])
     start = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    steps, guidance = 4, Guidance(scale, 0.2, 1.0, 3)  # off at t = 0, on where the last step begins
+    steps, guidance = 4, Guidance(scale, 0.2, 1.0, channels=3)  # off at t = 0, on where the last step begins
 
     def sampled(**options):
         return sample_latents(
