@@ -1,4 +1,4 @@
-"""LPIPS and the discriminator of REPA-E in float32 and under autocast, on the CPU: how far 16 bits move them."""
+"""LPIPS and the discriminator of REPA-E in float32 and under autocast: how far 16 bits move them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from harness.suites.imagenet import imagenet256
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
 from recipes.core.losses import discriminator_loss
+from recipes.core.precision import matrix_products
 from recipes.models.autoencoder import Posterior, to_unit
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator, initialize
 from recipes.models.perceptual import Perceptual
@@ -23,7 +24,6 @@ from recipes.networks import Networks
 from recipes.repa_e import RepaE
 
 SIDE, IMAGES = 64, 4
-BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,17 @@ def pictures(noise: float) -> tuple[Tensor, Tensor]:
     return images, images + noise * torch.randn(images.shape, generator=g)
 
 
-def term(networks: Networks, name: str, noise: float, *, autocast: bool, **options: str) -> tuple[Tensor, Tensor]:
+def term(
+    networks: Networks, name: str, noise: float, *, autocast: bool, device: str = "cpu", **options: str
+) -> tuple[Tensor, Tensor]:
     """A term of the tokenizer's loss and its gradient on the reconstruction."""
     recipe = RepaE(networks, RepaE.Options(**options))
-    images, reconstruction = pictures(noise)
+    for network in (recipe.perceptual, recipe.discriminator):
+        network.to(device)
+    images, reconstruction = (x.to(device) for x in pictures(noise))
     reconstruction.requires_grad_()
-    latents = torch.zeros(IMAGES, 1, 1, 1)
-    with torch.autocast(**BF16, enabled=autocast):
+    latents = torch.zeros(IMAGES, 1, 1, 1, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
         terms = recipe.reconstruction_terms(images, reconstruction, Posterior(latents, latents + 1))
     value = terms[name][1]
     (gradient,) = torch.autograd.grad(value, reconstruction)
@@ -77,14 +81,35 @@ def off(found: Tensor, exact: Tensor) -> float:
 )
 def test_what_bfloat16_does_to_the_losses(networks, name, noise, value_off, gradient_off):
     """Shown by `pytest -rP`: these are the figures of docs/imagenet.md."""
-    exact = term(networks, name, noise, autocast=False)
-    low = term(networks, name, noise, autocast=True, loss_precision="autocast")
+    check_what_bfloat16_does(networks, "cpu", name, noise, value_off, gradient_off)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "noise"), [("perceptual", 0.3), ("perceptual", 0.02), ("gan", 0.3)])
+def test_what_bfloat16_does_to_the_losses_on_a_gpu(networks, name, noise):
+    """Without TF32, so that float32 is float32; shown by `nox -s gpu -- -rP`."""
+    with matrix_products("fp32"):
+        check_what_bfloat16_does(copy.deepcopy(networks), "cuda", name, noise, (0, 0.15), (0.02, 0.5))
+
+
+def check_what_bfloat16_does(
+    networks: Networks,
+    device: str,
+    name: str,
+    noise: float,
+    value_off: tuple[float, float],
+    gradient_off: tuple[float, float],
+) -> None:
+    exact = term(networks, name, noise, autocast=False, device=device)
+    low = term(networks, name, noise, autocast=True, device=device, loss_precision="autocast")
     value, gradient = (off(a, b) for a, b in zip(low, exact, strict=True))
-    print(f"{name}, noise {noise:g}: value {value:.1%}, gradient {gradient:.1%} off in bf16")
+    print(f"{name}, noise {noise:g}, {device}: value {value:.1%}, gradient {gradient:.1%} off in bf16")
     assert value_off[0] <= value <= value_off[1]
     assert gradient_off[0] <= gradient <= gradient_off[1]
-    kept = term(networks, name, noise, autocast=True)
-    assert all(torch.equal(a, b) for a, b in zip(kept, exact, strict=True))
+    kept = term(networks, name, noise, autocast=True, device=device)
+    for a, b in zip(kept, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0 if device == "cpu" else 1e-4 * float(b.abs().max()))
 
 
 def test_the_discriminator_trains_in_float32_beside_16_bits():
@@ -94,7 +119,7 @@ def test_the_discriminator_trains_in_float32_beside_16_bits():
     alone, seen = copy.deepcopy(networks.discriminator), []
     hook = networks.discriminator.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out.dtype)))
     batch = make_batch(4)
-    with torch.autocast(**BF16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         steps = recipe.updates(batch, KeyedDraws(0, 0, torch.arange(4)))
         next(steps)
         update = next(steps)
@@ -116,7 +141,7 @@ def test_under_autocast_it_follows(networks):
     ]
     images, reconstruction = pictures(0.1)
     latents = torch.zeros(IMAGES, 1, 1, 1)
-    with torch.no_grad(), torch.autocast(**BF16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         recipe.reconstruction_terms(images, reconstruction, Posterior(latents, latents + 1))
     for hook in hooks:
         hook.remove()
