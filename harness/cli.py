@@ -560,7 +560,7 @@ def list_() -> None:
             guided = "no guidance"
         out_console.print(
             f"  {protocol.name:24s} {protocol.solver}, {protocol.steps} steps, {protocol.samples:,} samples, "
-            f"{protocol.labels} labels, {guided}, {protocol.to_uint8}",
+            f"{', '.join((f'{protocol.labels} labels', guided, *protocol.as_sit.values(), protocol.to_uint8))}",
             highlight=False,
             soft_wrap=True,
         )

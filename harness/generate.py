@@ -91,6 +91,7 @@ class Sampler:
             path=self.path,
             noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("sample noise", x),
             last_step=protocol.last_step,
+            correct_last_step=protocol.correct_last_step,
             precision=protocol.precision,
         )
         decoded = self.tokenizer.decode(self.sit.denormalize(latents).float())

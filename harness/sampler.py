@@ -6,7 +6,7 @@ Times run from t = 1 (noise) to t = 0 (data). REPA-E's release (arXiv 2504.10483
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -33,10 +33,19 @@ class Guidance:
     scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
+    channels: int | None = field(default=None, kw_only=True)
+    """Of the state: so many of the first are guided, the others follow the conditional drift; None: all are guided."""
 
     def active(self, t: float) -> bool:
         """Whether the null class is evaluated at time t."""
         return self.scale > 1.0 and self.low <= t <= self.high
+
+    def combine(self, conditional: Tensor, null: Tensor) -> Tensor:
+        """Two drifts (N, C, ...) to the guided one."""
+        guided = null + self.scale * (conditional - null)
+        if self.channels is None:
+            return guided
+        return torch.cat((guided[:, : self.channels], conditional[:, self.channels :]), dim=1)
 
 
 def times(solver: Solver, steps: int, last_step: float = LAST_SDE_TIME) -> list[float]:
@@ -50,12 +59,19 @@ def times(solver: Solver, steps: int, last_step: float = LAST_SDE_TIME) -> list[
     return grid
 
 
-def number_of_evaluations(solver: Solver, steps: int, guidance: Guidance, last_step: float = LAST_SDE_TIME) -> int:
-    """NFE of one sample: network evaluations, two where guidance is active."""
+def number_of_evaluations(
+    solver: Solver,
+    steps: int,
+    guidance: Guidance,
+    last_step: float = LAST_SDE_TIME,
+    *,
+    correct_last_step: bool = False,
+) -> int:
+    """NFE of one sample: network evaluations, two where guidance is active; see `ode_heun` for its last step."""
     grid = times(solver, steps, last_step)
     per_step = [2 if guidance.active(t) else 1 for t in grid[:-1]]
-    second = sum(per_step[:-1]) if solver == "ode_heun" else 0
-    return sum(per_step) + second
+    corrected = per_step if correct_last_step else per_step[:-1]
+    return sum(per_step) + (sum(corrected) if solver == "ode_heun" else 0)
 
 
 def ode_euler(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
@@ -65,12 +81,12 @@ def ode_euler(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
     return x
 
 
-def ode_heun(drift: Drift, x: Tensor, grid: list[float]) -> Tensor:
-    """Second-order steps: all but the last are corrected by the drift at their end."""
+def ode_heun(drift: Drift, x: Tensor, grid: list[float], *, correct_last_step: bool = False) -> Tensor:
+    """Second-order steps, corrected by the drift at their end: in REPA and REPA-E all but the last, in SiT all."""
     for t, t_next in pairwise(grid):
         first = drift(x, t, t)
         ahead = x + (t_next - t) * first
-        if t_next > 0:
+        if t_next > 0 or correct_last_step:
             # The release decides on guidance once for both evaluations, by the step's beginning.
             ahead = x + (t_next - t) * 0.5 * (first + drift(ahead, t_next, t))
         x = ahead
@@ -129,7 +145,7 @@ def guided_drift(
             return evaluate(x, t, labels)
         both = evaluate(torch.cat((x, x)), t, torch.cat((labels, torch.full_like(labels, null_class))))
         conditional, null = both.chunk(2)
-        return null + guidance.scale * (conditional - null)
+        return guidance.combine(conditional, null)
 
     return drift
 
@@ -146,6 +162,7 @@ def sample_latents(
     path: PathName,
     noise: StepNoise,
     last_step: float = LAST_SDE_TIME,
+    correct_last_step: bool = False,
     precision: Precision = "fp32",
 ) -> Tensor:
     """Integrate from noise to normalised latents.
@@ -156,10 +173,11 @@ def sample_latents(
         labels: int64 (N,).
         solver: which of the three.
         steps: solver steps; see `number_of_evaluations` for the cost.
-        guidance: scale and interval.
+        guidance: scale, interval and channels.
         path: the training path.
         noise: noise of the SDE's steps.
         last_step: the time at which the SDE's last step begins.
+        correct_last_step: of Heun's method; the other solvers do not look at it.
         precision: number format of the network; the state is float64 in any case.
 
     Returns:
@@ -180,5 +198,5 @@ def sample_latents(
     if solver == "ode_euler":
         return ode_euler(drift, x, grid)
     if solver == "ode_heun":
-        return ode_heun(drift, x, grid)
+        return ode_heun(drift, x, grid, correct_last_step=correct_last_step)
     return sde_euler_maruyama(drift, x, grid, noise)

@@ -6,9 +6,11 @@ The alignment loss alone reaches the tokenizer: the SiT's own step sees detached
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from recipes.core.data import Batch
@@ -24,6 +26,7 @@ from recipes.core.losses import (
     l1_loss,
     l2_loss,
 )
+from recipes.core.precision import at_least_float32, outside_autocast
 from recipes.models.autoencoder import Posterior, to_unit
 from recipes.networks import Networks
 from recipes.objective import diffuse
@@ -44,10 +47,20 @@ class RepaE(Repa):
         perceptual: float = 1.0
         kl: float = 1e-6
         gan: float = 0.1
+        loss_precision: Literal["fp32", "autocast"] = "fp32"
+        """Number format of LPIPS and the discriminator: float32, as in the release, or that of the run's autocast."""
         train_pos_embed: bool = True
         """The released loop re-enables the gradient of the position embedding."""
         batch_norm: bool = True
         """Standardise the SiT's latents by each batch's statistics; off, by those that the run started with."""
+
+        @model_serializer(mode="wrap")
+        def _dumped(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+            """Without LPIPS and GAN their number format is left out: digests of before it was an option still hold."""
+            dumped: dict[str, Any] = handler(self)
+            if not (self.perceptual or self.gan):
+                del dumped["loss_precision"]
+            return dumped
 
     trains_tokenizer: ClassVar[bool] = True
     options: Options
@@ -79,8 +92,9 @@ class RepaE(Repa):
         yield Update("vae", loss, logs)
 
         if self.discriminator is not None:
-            fake = reconstruction.detach()
-            hinge = discriminator_loss(self.discriminator(images), self.discriminator(fake))
+            with self._loss_precision():
+                real, fake = at_least_float32(images), at_least_float32(reconstruction.detach())
+                hinge = discriminator_loss(self.discriminator(real), self.discriminator(fake))
             yield Update("discriminator", hinge, {"disc": hinge.detach()})
 
         latents = latents.detach()
@@ -98,12 +112,17 @@ class RepaE(Repa):
             terms["l1"] = (self.options.l1, l1_loss(reconstruction, images))
         if self.options.l2:
             terms["l2"] = (self.options.l2, l2_loss(reconstruction, images))
-        if self.perceptual is not None:
-            terms["perceptual"] = (self.options.perceptual, self.perceptual(reconstruction, images).mean())
-        if self.discriminator is not None:
-            with frozen(self.discriminator):
-                terms["gan"] = (self.options.gan, generator_loss(self.discriminator(reconstruction)))
+        with self._loss_precision():
+            reconstruction = at_least_float32(reconstruction)
+            if self.perceptual is not None:
+                terms["perceptual"] = (self.options.perceptual, self.perceptual(reconstruction, images).mean())
+            if self.discriminator is not None:
+                with frozen(self.discriminator):
+                    terms["gan"] = (self.options.gan, generator_loss(self.discriminator(reconstruction)))
         return terms
+
+    def _loss_precision(self) -> AbstractContextManager[None]:
+        return outside_autocast() if self.options.loss_precision == "fp32" else nullcontext()
 
     def latent_terms(self, latents: Tensor, batch: Batch, draws: Draws) -> dict[str, tuple[float, Tensor]]:
         """(weight, value) of what the frozen SiT says of the latents: running statistics, no label dropout."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harness.protocol import EVERY_FIELD
 from harness.suites.digits import DigitsSuite, digits
 from harness.suites.imagenet import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
@@ -33,7 +34,7 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
     default = SUITES[name]()
     if not overrides:
         return default
-    changed = with_overrides(json.loads(default.model_dump_json()), overrides)
+    changed = with_overrides(json.loads(default.model_dump_json(context=EVERY_FIELD)), overrides)
     return _tried(type(default).parse(changed, where="--set"))
 
 

@@ -40,6 +40,13 @@ def matrix_products(precision: Precision) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
+@contextmanager
+def outside_autocast() -> Iterator[None]:
+    """Run in the tensors' own number format: autocast is off, on any device."""
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        yield
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """16-bit tensors as float32; wider ones as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -50,7 +57,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        with outside_autocast():
             return function(*args, **kwargs)
 
     return wrapped

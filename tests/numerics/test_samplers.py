@@ -7,8 +7,10 @@ probability-flow ODE carries x_1 = z to x_0 = m + s z.
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from builders import make_sit
@@ -52,7 +54,9 @@ def ode_error(solver, steps: int, path: str) -> float:
 
 
 @pytest.mark.parametrize("path", ["linear", "cosine"])
-@pytest.mark.parametrize(("solver", "order"), [(ode_euler, 1), (ode_heun, 2)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [(ode_euler, 1), (ode_heun, 2), (partial(ode_heun, correct_last_step=True), 2)]
+)
 def test_error_falls_at_the_solvers_order(solver, order, path):
     coarse, fine = ode_error(solver, 200, path), ode_error(solver, 400, path)
     assert fine < 0.02
@@ -126,9 +130,12 @@ def test_schedules():
     width=st.floats(0.05, 0.4),
     steps=st.integers(1, 12),
     solver=st.sampled_from(["ode_euler", "ode_heun", "sde_euler_maruyama"]),
+    channels=st.sampled_from([None, 3]),
+    corrected=st.booleans(),
 )
-def test_nfe_is_what_the_network_is_asked(scale, low, width, steps, solver):
-    guidance, asked = Guidance(scale, low, low + width), []
+def test_nfe_is_what_the_network_is_asked(scale, low, width, steps, solver, channels, corrected):
+    """By a network of four channels; a channel that is not guided saves nothing, the corrected last step costs one."""
+    guidance, asked = Guidance(scale, low, low + width, channels=channels), []
     labels = torch.zeros(1, dtype=torch.int64)
 
     def velocity(x, t, y):
@@ -137,12 +144,18 @@ def test_nfe_is_what_the_network_is_asked(scale, low, width, steps, solver):
 
     stochastic = solver == "sde_euler_maruyama"
     drift = guided_drift(velocity, labels, 10, guidance, path="linear", stochastic=stochastic)
-    x, grid = torch.zeros(1, 1, 2, 2, dtype=torch.float64), times(solver, steps)
+    x, grid = torch.zeros(1, 4, 2, 2, dtype=torch.float64), times(solver, steps)
     if stochastic:
         sde_euler_maruyama(drift, x, grid, lambda k, x: x)
+    elif solver == "ode_heun":
+        ode_heun(drift, x, grid, correct_last_step=corrected)
     else:
-        (ode_heun if solver == "ode_heun" else ode_euler)(drift, x, grid)
-    assert sum(asked) == number_of_evaluations(solver, steps, guidance)
+        ode_euler(drift, x, grid)
+    nfe = number_of_evaluations(solver, steps, guidance, correct_last_step=corrected)
+    assert sum(asked) == nfe
+    if solver == "ode_heun":
+        last = 2 if guidance.active(1 / steps) else 1
+        assert nfe - number_of_evaluations(solver, steps, guidance) == last * corrected
 
 
 def test_guidance_is_linear_extrapolation():
@@ -155,6 +168,102 @@ def test_guidance_is_linear_extrapolation():
     assert drift(x, 0.5, 0.5).flatten().tolist() == [10 + 2 * (3 - 10), 10 + 2 * (4 - 10)]
     assert drift(x, 0.9, 0.9).flatten().tolist() == [3, 4]
     assert drift(x, 0.8, 0.8).flatten().tolist() == [-4, -2]  # the ends belong to the interval
+
+
+CLASS_MEANS = np.array([[1.5, -0.5, 0.3, 2.0], [-1.0, 0.7, 0.1, 0.4], [0.2, 0.2, -0.2, 0.5]])  # the last: no class
+
+
+def of_the_class(x, means, a, s, da, ds):
+    """Exact velocity of N(mean, SPREAD^2) channels at x_t = a x + s eps, a' = da, s' = ds; NumPy, float64."""
+    gain = (a * da * SPREAD**2 + s * ds) / (a * a * SPREAD**2 + s * s)
+    return da * means + gain * (x - a * means)
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_sits_guidance_by_its_own_formula(scale):
+    """Written anew as SiT's release samples: time from noise (0) to data (1), guidance on the velocity's first three
+    channels, the fourth conditional, then the score term, an Euler-Maruyama step, and a last step without noise.
+    """
+    steps, y = 50, [0, 1]
+    g = np.random.default_rng(0)
+    start, noise = g.standard_normal((2, 4)), g.standard_normal((steps, 2, 4))
+
+    grid = np.linspace(0.0, 1.0 - 0.04, steps)
+    x, dt = start.copy(), grid[1] - grid[0]
+    for k, t in enumerate(grid):
+        sigma = 1.0 - t
+        conditional = of_the_class(x, CLASS_MEANS[y], t, sigma, 1.0, -1.0)
+        null = of_the_class(x, CLASS_MEANS[[2, 2]], t, sigma, 1.0, -1.0)
+        velocity = conditional.copy()
+        velocity[:, :3] = null[:, :3] + scale * (conditional[:, :3] - null[:, :3])
+        drift = velocity + sigma * (t * velocity - x) / sigma  # score (t v - x) / sigma, times w / 2 = sigma
+        x = x + drift * (dt if k < steps - 1 else 0.04)
+        if k < steps - 1:
+            x = x + np.sqrt(2 * sigma * dt) * noise[k]
+
+    def velocity_of(x, t, y):
+        means = torch.from_numpy(CLASS_MEANS)[y][..., None, None]
+        return of_the_class(x, means, 1 - t, t, -1.0, 1.0)
+
+    def ours(channels):
+        guidance = Guidance(scale, channels=channels)
+        drift = guided_drift(velocity_of, torch.tensor(y), 2, guidance, path="linear", stochastic=True)
+        draw = lambda k, _: torch.from_numpy(noise[k])[..., None, None]  # noqa: E731
+        begin = torch.from_numpy(start)[..., None, None]
+        return sde_euler_maruyama(drift, begin, times("sde_euler_maruyama", steps), draw)[..., 0, 0].numpy()
+
+    np.testing.assert_allclose(ours(3), x, rtol=1e-9, atol=1e-9)
+    # The channels of these Gaussians do not mix: three are those of full guidance, and the fourth differs.
+    np.testing.assert_array_equal(ours(3)[:, :3], ours(None)[:, :3])
+    assert np.abs(ours(3)[:, 3] - ours(None)[:, 3]).min() > 0.1 * (scale - 1)
+    np.testing.assert_array_equal(ours(9), ours(None))  # as many channels as there are
+
+
+@pytest.mark.parametrize("rate", [-3.0, 0.7])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_heuns_steps_in_closed_form(rate, steps):
+    """dx/dt = rate x from t = 1 to 0: a corrected step multiplies x by 1 + z + z^2 / 2, an Euler step by 1 + z."""
+    z = -rate / steps
+    x, grid = torch.tensor([1.0, -2.0], dtype=torch.float64), times("ode_heun", steps)
+    corrected, euler = 1 + z + z * z / 2, 1 + z
+    for option, factor in ((True, corrected**steps), (False, corrected ** (steps - 1) * euler)):
+        out = ode_heun(lambda x, t, _: rate * x, x, grid, correct_last_step=option)
+        torch.testing.assert_close(out, factor * x, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_last_correction_of_a_network(scale):
+    """It adds h / 2 (v(end, 0) - v(before, h)), guided as its step began; the network is asked at t = 0."""
+    sit, y = make_sit().double().eval(), torch.tensor([0, 1])
+    start = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps, guidance = 4, Guidance(scale, 0.2, 1.0, channels=3)  # off at t = 0, on where the last step begins
+
+    def sampled(**options):
+        return sample_latents(
+            sit, start, y, solver="ode_heun", steps=steps, guidance=guidance, path="linear", noise=lambda k, x: x,
+            **options,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def velocity(x, t):
+        time = torch.full((2,), t, dtype=torch.float64)
+        conditional = sit(x, time, y, project=False).velocity
+        null = sit(x, time, torch.full_like(y, sit.null_class), project=False).velocity
+        if scale > 1:
+            conditional[:, :3] = null[:, :3] + scale * (conditional[:, :3] - null[:, :3])
+        return conditional
+
+    h, x = 1 / steps, start
+    for k in range(steps):
+        t = 1 - k * h
+        first = velocity(x, t)
+        end = x - h * first
+        before, x = x, x - h / 2 * (first + velocity(end, t - h))
+    torch.testing.assert_close(sampled(), end, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sampled(correct_last_step=True), x, rtol=1e-9, atol=1e-9)
+    added = -h / 2 * (velocity(end, 0.0) - velocity(before, h))
+    torch.testing.assert_close(sampled(correct_last_step=True) - sampled(), added, rtol=1e-6, atol=1e-9)
+    assert added.norm() / end.norm() > 1e-4
 
 
 class _Identity(torch.nn.Module):
@@ -176,6 +285,35 @@ def test_a_sample_does_not_depend_on_its_batch(batch_size, solver):
     whole = sampler.draw(protocol, 5, torch.arange(12))[0]
     parts = torch.cat([sampler.draw(protocol, 5, indices)[0] for indices in torch.arange(12).split(batch_size)])
     assert (whole.int() - parts.int()).abs().max() <= 1  # a rounding of the last bit may cross an integer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "ode_heun", "correct_last_step": True},
+        {"solver": "ode_heun", "correct_last_step": True, "guidance_scale": 2.0, "guidance_low": 0.3},
+        {"guidance_scale": 2.0, "guidance_channels": 3},
+        {"guidance_scale": 4.0, "guidance_channels": 1, "guidance_high": 0.5},
+    ],
+)
+def test_a_protocols_options_reach_the_samples(options):
+    """The network is asked as often as the NFE says, and each option moves the latents."""
+
+    def drawn(protocol):
+        sit, asked = make_sit().double().eval(), []
+        sit.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+        latents = []
+        tokenizer = _Identity()
+        tokenizer.decode = lambda z: latents.append(z) or z[:, :3]
+        Sampler(sit, tokenizer, "linear").draw(protocol, 5, torch.arange(2))
+        assert sum(asked) == 2 * protocol.nfe
+        return latents[0]
+
+    protocol = Protocol(**(dict(PROTOCOL) | options))
+    for field, neutral in (("correct_last_step", False), ("guidance_channels", None)):
+        if field in options:
+            other = protocol.model_copy(update={field: neutral})
+            assert (drawn(protocol) - drawn(other)).abs().max() > 1e-4
 
 
 def test_generation_seeds_are_disjoint():

@@ -9,11 +9,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baselines.published import load_all
 from harness.generate import sample_labels
 from harness.metrics import inception_score
-from harness.protocol import PROTOCOLS, difference, find_protocol
+from harness.protocol import PROTOCOLS, Protocol, difference, find_protocol
+from harness.suites import suite
 from recipes.core.draws import KeyedDraws
 from recipes.core.errors import UserError
+
+#: What records of before SiT's guidance and last step were options name; of SiT's two, version 1.
+DIGESTS = {
+    "repa-e-v1": "dbec3b271ef8cd9c",
+    "repa-e-v3": "62d52eedd24d166e",
+    "repa-e-v3-cfg-sdvae": "5044490f603af2cb",
+    "repa-e-v3-cfg-invae": "5aae5504eca252c4",
+    "repa-e-v3-cfg-vavae": "f6176340e050f648",
+    "repa-e-v1-cfg-e2e-vavae": "36d92fae53533b8c",
+    "repa-e-v3-cfg-e2e-vavae": "3549da844342f4df",
+    "sit-sde250": "444725fc7cf0cfea",
+    "ode50-10k": "84698e63dbf2ef84",
+    "digits-ode25": "b2a535fefbfaa723",
+    "digits-sde50": "1f15ed8c6b89947e",
+}
+SIT_BEFORE = {"sit-sde250-cfg": "8ca92df6d0b4c524", "sit-heun125": "d6bf3db4a16f5f16"}
 
 
 def test_names_and_digests_are_unique():
@@ -28,7 +46,8 @@ def test_the_evaluations_of_the_headline():
     guided = find_protocol("repa-e-v3-cfg-e2e-vavae")
     inside = sum(t <= 0.73 for t in torch.linspace(1, 0.04, 250, dtype=torch.float64).tolist())
     assert guided.nfe == 250 + inside
-    assert find_protocol("sit-heun125").nfe == 249
+    assert find_protocol("sit-heun125").nfe == 250  # as SiT's paper counts them
+    assert find_protocol("sit-sde250-cfg").nfe == 500  # the unguided channel costs nothing less
 
 
 def test_a_difference_is_spelled_out():
@@ -98,7 +117,85 @@ def test_the_version_that_had_labels_in_order_is_read_and_not_drawn():
     assert difference(old, find_protocol("repa-e-v3")) == "version 1 and 2"
     with pytest.raises(UserError, match=r"protocol repa-e-v3@1: its balanced labels came in the order of the classes"):
         sample_labels(old, 0, torch.arange(2), 1000)
-    assert {p.version for p in PROTOCOLS.values() if p.labels == "uniform"} == {1}  # they are what they were
+    uniform = {p.name: p.version for p in PROTOCOLS.values() if p.labels == "uniform" and p.version > 1}
+    assert uniform == {"sit-sde250-cfg": 2, "sit-heun125": 2}  # the others are what they were
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_digests_are_those_of_earlier_records(name):
+    assert find_protocol(name).digest().startswith(DIGESTS[name])
+
+
+@pytest.mark.parametrize("name", SIT_BEFORE)
+def test_earlier_records_of_sits_protocols_are_read_as_what_they_were(name):
+    now = find_protocol(name)
+    written = {k: v for k, v in now.model_dump(mode="json").items() if k not in now.as_sit} | {"version": 1}
+    before = Protocol.parse(written, where="records.jsonl")
+    assert before.digest().startswith(SIT_BEFORE[name])
+    assert before.as_sit == {}
+    assert before.label == f"{name}@1"
+    assert now.label == f"{name}@2"
+    told = "guidance_channels None and 3" if now.guidance_scale > 1 else "correct_last_step False and True"
+    assert set(difference(before, now).split(", ")) == {told, "version 1 and 2"}
+    assert Protocol.parse(now.model_dump(mode="json"), where="records.jsonl").digest() == now.digest()
+
+
+def test_what_changes_nothing_is_in_no_digest():
+    """Channels without guidance, and the last step of a solver that is not Heun's."""
+    unguided = find_protocol("sit-sde250")
+    assert unguided.guidance_channels == 3
+    assert unguided.as_sit == {}
+    assert find_protocol("sit-sde250-cfg").guided(1.0).as_sit == {}
+    plain = find_protocol("repa-e-v1")
+    for idle in ({"guidance_channels": 3}, {"correct_last_step": True}):
+        assert plain.model_copy(update=idle).digest() == plain.digest()
+    guided = plain.guided(2.0)
+    assert guided.model_copy(update={"guidance_channels": 3}).digest() != guided.digest()
+    heun = plain.model_copy(update={"solver": "ode_heun"})
+    assert heun.model_copy(update={"correct_last_step": True}).digest() != heun.digest()
+
+
+def test_a_sweep_of_sits_protocols_guides_as_sit_does():
+    for name in ("sit-sde250", "sit-sde250-cfg", "sit-heun125"):
+        guided = find_protocol(name).guided(1.5)
+        assert guided.guidance.channels == 3
+        assert "guidance_channels" in guided.model_dump()
+    assert find_protocol("repa-e-v1").guided(1.5).guidance.channels is None
+
+
+def test_both_can_be_set_in_a_suite():
+    told = suite("imagenet256", {"curve_protocol.guidance_channels": 3, "curve_protocol.correct_last_step": True})
+    assert (told.curve_protocol.guidance_channels, told.curve_protocol.correct_last_step) == (3, True)
+    assert told.identity() == suite("imagenet256").identity()  # Euler's method without guidance looks at neither
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "fid", "labels"),
+    [
+        ("repa-e-v1-cfg-sdvae", "repa_e:117", 1.67, "uniform"),
+        ("repa-e-v1-cfg-invae", "repa_e:119", 1.61, "uniform"),
+        ("repa-e-v1-cfg-vavae", "repa_e:121", 1.73, "uniform"),
+        ("repa-e-v1-cfg-e2e-vavae", "repa_e:129", 1.26, "uniform"),
+        ("repa-e-v3-cfg-e2e-vavae", "repa_e:137", 1.12, "balanced"),
+        ("sit-sde250-cfg", "vanilla:25", 2.06, "uniform"),
+    ],
+)
+def test_a_protocol_is_that_of_the_published_row(name, row, fid, labels):
+    protocol, published = find_protocol(name), next(r for r in load_all() if r.ref == row)
+    assert published.gfid == fid
+    assert published.cfg is not None
+    assert published.cfg.scale == protocol.guidance_scale
+    assert (published.cfg.interval or (0.0, 1.0)) == (protocol.guidance_low, protocol.guidance_high)
+    assert protocol.labels == labels
+    if row.startswith("repa_e"):
+        assert published.note is not None
+        assert labels in published.note.replace("class-balanced", "balanced").replace("random", "uniform")
+
+
+def test_the_two_sets_of_labels_differ_in_nothing_else():
+    for name in ("sdvae", "invae", "vavae"):
+        told = difference(find_protocol(f"repa-e-v1-cfg-{name}"), find_protocol(f"repa-e-v3-cfg-{name}"))
+        assert told == "version 1 and 2, labels uniform and balanced"
 
 
 def test_generation_seeds_share_no_noise():
