@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from numpy.typing import NDArray
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -38,7 +39,7 @@ ODD = {
 }
 
 
-def opened(raw: bytes) -> PIL.Image.Image:
+def opened(raw: bytes) -> PIL.ImageFile.ImageFile:
     """A picture whose header was read.
 
     Raises:
@@ -53,7 +54,7 @@ def opened(raw: bytes) -> PIL.Image.Image:
     return image
 
 
-def oddities(image: PIL.Image.Image) -> tuple[str, ...]:
+def oddities(image: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
     """Which of `ODD` an opened picture is. Its pixels are read only where it has an alpha channel."""
     found = {
         "16-bit": image.mode == "I" or any(";16" in str(tile) or ";12" in str(tile) for tile in image.tile),
@@ -65,7 +66,7 @@ def oddities(image: PIL.Image.Image) -> tuple[str, ...]:
     return tuple(kind for kind in ODD if found[kind])
 
 
-def _frames(image: PIL.Image.Image) -> int:
+def _frames(image: PIL.ImageFile.ImageFile) -> int:
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)
@@ -74,14 +75,14 @@ def _frames(image: PIL.Image.Image) -> int:
     return count
 
 
-def _orientation(image: PIL.Image.Image) -> int:
+def _orientation(image: PIL.ImageFile.ImageFile) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken metadata say nothing
         return 1
 
 
-def _rgba(image: PIL.Image.Image) -> PIL.Image.Image | None:
+def _rgba(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image | None:
     """The picture as RGBA if it says what is transparent, in whatever way."""
     if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
         return None
@@ -93,7 +94,7 @@ def _rgba(image: PIL.Image.Image) -> PIL.Image.Image | None:
     return image.convert("RGBA")
 
 
-def _high_byte(image: PIL.Image.Image) -> NDArray[np.uint8]:
+def _high_byte(image: PIL.ImageFile.ImageFile) -> NDArray[np.uint8]:
     """Of a grey picture with 16 bits, uint8 (H, W)."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "I" and image.format == "TIFF":
@@ -104,7 +105,7 @@ def _high_byte(image: PIL.Image.Image) -> NDArray[np.uint8]:
     return (np.asarray(image) >> (bits - 8)).astype(np.uint8)
 
 
-def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def as_rgb(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image:
     """An opened picture in RGB, 8 bits.
 
     Raises:
