@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,6 +127,7 @@ class NpzImages:
         self.adm = self._member == ADM and not self._fortran
         """Whether ADM's evaluator reads it."""
         self._lock, self._file, self._at = threading.Lock(), None, 0
+        self._close: Callable[[], object] = lambda: None
         self._refuse_torn()
         self._whole = self._in_memory() if self._fortran else None
 
@@ -148,7 +151,10 @@ class NpzImages:
         raise UserError(f"{self.path}: there are no images (uint8, (N, H, W, 3)) in arr_0: {held}. Name them arr_0.")
 
     def _open(self) -> IO[bytes]:
-        return zipfile.ZipFile(self.path).open(self._member) if self._member else self.path.open("rb")
+        if not self._member:
+            return self.path.open("rb")
+        with zipfile.ZipFile(self.path) as archive:  # the member holds the file open
+            return archive.open(self._member)
 
     def _refuse_torn(self) -> None:
         """See that the array has as many bytes as its header says."""
@@ -213,7 +219,9 @@ class NpzImages:
         with self._lock:
             try:
                 if self._file is None or self._at > start:
+                    self._close()
                     self._file, self._at = self._open(), 0
+                    self._close = weakref.finalize(self, self._file.close)
                     self._bytes(self._file, self._offset)
             except UNZIPPABLE as error:
                 raise UserError(f"{self.path} cannot be read ({error}): it was damaged or cut short.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -808,6 +809,8 @@ def _of_the_machine(error: Exception) -> str | None:
 def main() -> None:
     """Entry point of ``repa-bench``."""
     _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     command = typer.main.get_command(app)
     try:
         with requeued():

@@ -360,13 +360,19 @@ def _finish(out: Path, plan: Plan) -> dict[str, Any] | None:
         converted: Counter[str] = Counter()
         for sidecar in sidecars:
             converted.update(sidecar.converted)
+        rejected = [line for sidecar in sidecars for line in sidecar.rejected]
+        if len(rejected) == plan.count:
+            raise UserError(
+                f"none of the {plan.count:,} files is an image ({rejected[0].name}: {rejected[0].reason}): remove "
+                f"{out} and choose other --data."
+            )
         manifest = ImagesManifest(
             count=sum(sidecar.shard.count for sidecar in sidecars),
             side=plan.side,
             num_classes=len(plan.synsets),
             synsets=plan.synsets,
             shards=tuple(sidecar.shard for sidecar in sidecars),
-            rejected=tuple(line for sidecar in sidecars for line in sidecar.rejected),
+            rejected=tuple(rejected),
             converted=dict(sorted(converted.items())),
             pillow=PIL.__version__,
         )

@@ -34,8 +34,6 @@ from recipes.core.images import StoredImages, is_store, open_images, stack
 
 THREADS = 8
 _JPEG = "are JPEGs: compression changes FID (5.80 for 2.50 in one report); keep samples as PNG or .npz"
-#: Images of other proportions are squeezed by this factor or more.
-OBLONG = 1.05
 
 
 class ImageSet(Protocol):
@@ -82,14 +80,6 @@ def batches(images: ImageSet, size: int) -> Iterator[Tensor]:
         yield images.read(start, min(start + size, len(images)))
 
 
-def oblong(images: ImageSet) -> tuple[str, ...]:
-    """A sentence where the images are not nearly square."""
-    width, height = images.size
-    if max(width, height) < OBLONG * min(width, height):
-        return ()
-    return (f"the images are {width} x {height} pixels: feature networks see them squeezed into squares.",)
-
-
 class NamedImages:
     """Image files of a folder, a zip or an HDF5 file, by name. Labels are not looked at."""
 
@@ -121,7 +111,7 @@ class NamedImages:
         odd, told = self._survey.odd, ODD | {"jpeg": _JPEG}
         where = f"of {len(self):,} images in {self.files.path}"
         kinds = [f"{odd[kind]:,} {where} {about}." for kind, about in told.items() if kind in odd]
-        return (*kinds, *left_out(self.files), *oblong(self))
+        return (*kinds, *left_out(self.files))
 
     @property
     def size(self) -> tuple[int, int]:
