@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tokenize
 import zlib
 from typing import Any
 
@@ -144,7 +145,10 @@ def array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    try:
+        return read(file)
+    except (tokenize.TokenError, SyntaxError) as error:  # of NumPy's second try, for files of Python 2
+        raise ValueError(f"cannot parse its header: {error}") from None
 
 
 def decode(raw: bytes, name: str) -> NDArray[np.uint8]:
