@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -84,9 +83,8 @@ class Files(Protocol):
         """Of the files below, to see that none was touched."""
         ...
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the names and contents (in a zip, of its directory's sizes and CRCs, which reading checks)."""
+    def content(self, rows: Sequence[int]) -> str:
+        """SHA-256 of names and bytes of some rows. A zip: of names, sizes and CRCs of all, which reading checks."""
         ...
 
     def read(self, row: int) -> bytes:
@@ -113,7 +111,7 @@ def is_junk(name: str) -> bool:
 
 def natural(name: str) -> tuple[tuple[str | int, ...], str]:
     """A key that sorts names by the numbers in them: 2 before 10."""
-    return tuple(int(p) if k % 2 else p for k, p in enumerate(re.split(r"(\d+)", name))), name
+    return tuple(int(p) if k % 2 else p for k, p in enumerate(re.split(r"([0-9]{1,99})", name))), name
 
 
 def printable(name: str) -> str:
@@ -233,10 +231,9 @@ class FolderFiles:
         self.names.sort()
         self.missing.sort()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """See `Files.fingerprint`."""
-        return survey(self, [row for row, name in enumerate(self.names) if not is_junk(name)]).content
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`."""
+        return survey(self, rows).content
 
     def read(self, row: int) -> bytes:
         """See `Files.read`."""
@@ -291,10 +288,13 @@ class ZipFiles:
         self._crc = np.array([m.CRC for m in members], dtype=np.int64)
         self._method = np.array([m.compress_type for m in members], dtype=np.int16)
         self._whole = np.array([m.file_size for m in members], dtype=np.int64)
-        self.fingerprint = fingerprint(self.names, [m.file_size for m in members], self._crc.tolist())
         self.state, self.missing = State.of([(str(path.absolute()), path.stat())]), list[str]()
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
+
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`."""
+        return fingerprint(self.names, self._whole.tolist(), self._crc.tolist())
 
     def read(self, row: int) -> bytes:
         """See `Files.read`; checks the CRC."""
@@ -334,10 +334,9 @@ class H5Files:
         self.names, self.missing = sorted({*names, *((LABELS,) if LABELS in self._file else ())}), list[str]()
         self.state = State.of([(str(path.absolute()), path.stat())])
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """See `Files.fingerprint`; of the file as a whole."""
-        return digest_of([self.names, content_of(self.path)])
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`; of the file as a whole."""
+        return digest_of([[self.names[row] for row in rows], content_of(self.path)])
 
     def read(self, row: int) -> bytes:
         """See `Files.read`; refuses what would be read from another file."""

@@ -120,7 +120,7 @@ class FileImages:
     @cached_property
     def content(self) -> str:
         """See `Images.content`."""
-        return digest_of([self._files.fingerprint, fingerprint((), self.labels.tolist())])
+        return digest_of([self._files.content(self._rows), fingerprint((), self.labels.tolist())])
 
     def __len__(self) -> int:
         return len(self._rows)

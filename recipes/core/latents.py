@@ -262,8 +262,8 @@ class FileLatents:
 
     @cached_property
     def content(self) -> str:
-        """Hash of the names and of what they hold; see `Files.fingerprint`."""
-        return self._files.fingerprint
+        """Hash of the names and of what they hold; see `Files.content`."""
+        return self._files.content(self._rows)
 
     def _load(self, index: int) -> NDArray[Any]:
         where = f"{self._files.path}: {self._names[index]}"
