@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,31 +18,51 @@ import nox
 
 ROOT = Path(__file__).parent
 ENVIRONMENT = Path(os.environ.get("REPA_BENCH_ENV", ROOT / ".nox" / "shared"))
-BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+BIN = "Scripts" if os.name == "nt" else "bin"
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = False
 
 
-def environment(session: nox.Session) -> None:
-    """Make the shared environment, or bring it up to date when pyproject.toml has changed."""
-    stamp = ENVIRONMENT / "repa-bench.stamp"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+def made(folder: Path, python: str, extra: str) -> bool:
+    """Make an environment, or bring it up to date when pyproject.toml has changed; whether that could be done."""
+    stamp, wanted = folder / "repa-bench.stamp", hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
-        return
-    session.log(f"setting up {ENVIRONMENT} (once; torch is about 3 GB)")
-    if not BIN.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-    pip = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--editable", f"{ROOT}[dev]"], check=True)
+        return True
+    print(f"setting up {folder} (once; torch is about 3 GB)", flush=True)
+    if not (folder / BIN).exists():
+        subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=False).returncode:
+        return False
     stamp.write_text(wanted)
+    return True
+
+
+def environment(session: nox.Session) -> None:
+    """The shared environment."""
+    if not made(ENVIRONMENT, sys.executable, "dev"):
+        session.error("pip could not install what pyproject.toml names")
+
+
+def newer_pythons() -> list[str]:
+    """The interpreters of this machine that are newer than ours, the newest first: on the path, or pyenv's."""
+    named = (shutil.which(f"python3.{minor}") for minor in range(sys.version_info.minor + 1, 30))
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/3.*/bin/python")
+    found = {}
+    for python in [name for name in named if name] + [str(path) for path in pyenv]:
+        asked = [python, "-c", "import sys; print(*sys.version_info[:3])"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False)  # a shim of pyenv may refuse
+        if not told.returncode:
+            found[tuple(map(int, told.stdout.split()))] = python
+    return [found[version] for version in sorted(found, reverse=True) if version[:2] > sys.version_info[:2]]
 
 
 def run(session: nox.Session, command: str, *arguments: str) -> None:
     """Run a command of the shared environment."""
     environment(session)
-    session.run(str(BIN / command), *arguments, external=True)
+    session.run(str(ENVIRONMENT / BIN / command), *arguments, external=True)
 
 
 @nox.session
@@ -54,6 +75,27 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests that need no GPU."""
     run(session, "pytest", *session.posargs)
+
+
+#: What reads the files of others: seconds each.
+QUICK = [
+    "tests/reliability/test_real_images.py", "tests/reliability/test_security.py", "tests/unit/test_images.py",
+    "tests/unit/test_stored_data.py", "tests/unit/test_latents.py", "tests/unit/test_files.py",
+    "tests/unit/test_pickles.py", "tests/unit/test_spec.py", "tests/unit/test_curves.py", "tests/unit/test_models.py",
+]  # fmt: skip
+
+
+@nox.session(default=False)
+def newest(session: nox.Session) -> None:
+    """The quick part of the tests on the newest Python of this machine that the dependencies have."""
+    folder = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}-newest")
+    for python in newer_pythons():
+        if made(folder, python, "test"):
+            session.run(str(folder / BIN / "python"), "-m", "pytest", *QUICK, *session.posargs, external=True)
+            return
+        session.warn(f"the dependencies cannot be had for {python}")
+        shutil.rmtree(folder, ignore_errors=True)
+    session.skip("no newer Python on this machine, on the path or of pyenv, that the dependencies have")
 
 
 @nox.session

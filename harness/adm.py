@@ -72,7 +72,7 @@ def run_evaluator(python: Path, evaluator: Path, samples: Path, reference: Path)
     refuse_absent(python, evaluator, reference)
     with tempfile.TemporaryDirectory() as scratch:
         images: ImageSet = open_samples(samples, flag="--samples")
-        if not isinstance(images, NpzImages):
+        if not (isinstance(images, NpzImages) and images.adm):
             samples = Path(scratch) / "samples.npz"
             write_npz(samples, batches(images, 64), len(images))
         command = [str(p.absolute()) for p in (python, evaluator, reference, samples)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -280,7 +281,8 @@ def _score_files(choices: Scored) -> None:
 
 
 def _store(cache: Path | None) -> Store:
-    from harness.assets import Store, default_cache
+    from harness.assets import Store
+    from recipes.core.content import default_cache
 
     root = cache or default_cache()
     if not root.is_dir():  # one that is there may be shared and not ours to write to
@@ -808,6 +810,8 @@ def _of_the_machine(error: Exception) -> str | None:
 def main() -> None:
     """Entry point of ``repa-bench``."""
     _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     command = typer.main.get_command(app)
     try:
         with requeued():

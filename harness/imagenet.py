@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from harness.imagenet_sources import Source, open_source
 from harness.progress import Reporter
 from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
+from recipes.core.content import State
+from recipes.core.decoding import ODD, as_rgb, oddities, opened
 from recipes.core.errors import UserError
-from recipes.core.files import read_json
+from recipes.core.files import printable, read_json
 from recipes.core.images import ARROW, PLAN, ImageShard, ImagesManifest, Rejected, read_images_manifest
 from recipes.core.latents import check_room
 from recipes.core.spec import Spec, digest_of
@@ -72,21 +74,51 @@ class ShardFacts(Spec):
     shard: ImageShard
     rejected: tuple[Rejected, ...]
     converted: dict[str, int]
+    source: str = ""
+    """SHA-256 of what was read."""
+    state: str = ""
+    """Of the files that were read, when they had settled (see `recipes.core.content`)."""
 
 
-def square(raw: bytes, side: int) -> tuple[str, NDArray[np.uint8]]:
+def _kept(state: State | None) -> str:
+    return state.digest if state is not None and state.settled else ""
+
+
+def _refuse_changed(out: Path, shard: int, source: Source) -> None:
+    """See that a finished shard is still of this source: files may be replaced under the same names.
+
+    Raises:
+        UserError: they were.
+    """
+    path = out / f"{shard:05d}" / SIDECAR
+    facts, state = ShardFacts.parse(read_json(path), where=str(path)), source.state()
+    if state is None or not facts.source or facts.state == state.digest:
+        return
+    digest = hashlib.sha256()
+    for index in range(len(source.names)):
+        digest.update(hashlib.sha256(source.read(index)).digest())
+    if digest.hexdigest() != facts.source:
+        raise UserError(
+            f"images from {printable(source.names[0])} to {printable(source.names[-1])} changed since {out} was "
+            f"prepared from them: remove {out} and run again, or choose another folder."
+        )
+    write_text(path, facts.model_copy(update={"state": _kept(state)}).model_dump_json(indent=1))
+
+
+def square(raw: bytes, side: int) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
     """Decode and crop an image.
 
     Returns:
-        The mode that it had, and uint8 (side, side, 3). EXIF orientation is not applied, as in ADM.
+        The mode that it had if not RGB, with its `oddities`, and uint8 (side, side, 3).
 
     Raises:
         Exception: of many kinds, where the bytes are not a whole image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about odd metadata
-        with PIL.Image.open(io.BytesIO(raw)) as image:
-            return image.mode, center_crop(image.convert("RGB"), side)
+        with opened(raw) as image:
+            told = (*((image.mode,) if image.mode != "RGB" else ()), *oddities(image))
+            return told, center_crop(as_rgb(image), side)
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
@@ -95,18 +127,22 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _squares(source: Source, side: int) -> Iterator[tuple[int, str, NDArray[np.uint8] | None]]:
-    """(index, mode, pixels) of each image; (index, reason, None) of what is not one."""
+def _squares(
+    source: Source, side: int, digest: Any = None
+) -> Iterator[tuple[int, tuple[str, ...], NDArray[np.uint8] | None]]:
+    """(index, told, pixels) of each image; (index, (reason,), None) of what is not one. `digest` sees every byte."""
     for index in range(len(source.names)):
         raw = source.read(index)
+        if digest is not None:
+            digest.update(hashlib.sha256(raw).digest())
         try:
-            mode, pixels = square(raw, side)
+            told, pixels = square(raw, side)
         except MemoryError:  # ours, not the image's
             raise
         except Exception as error:
-            yield index, f"{type(error).__name__}: {error}", None
+            yield index, (f"{type(error).__name__}: {error}",), None
         else:
-            yield index, mode, pixels
+            yield index, told, pixels
 
 
 def prepare_shard(out: Path, shard: int, source: Source, side: int) -> int:
@@ -117,21 +153,28 @@ def prepare_shard(out: Path, shard: int, source: Source, side: int) -> int:
     columns: dict[str, list[Any]] = {"image": [], "label": [], "name": []}
     rejected: list[Rejected] = []
     converted: Counter[str] = Counter()
-    digest = hashlib.sha256()
-    for index, told, pixels in _squares(source, side):
+    digest, read, state = hashlib.sha256(), hashlib.sha256(), source.state()
+    for index, told, pixels in _squares(source, side, read):
         name, label = source.names[index], source.labels[index]
+        shown = printable(name)  # Arrow's and JSON's text is UTF-8
         if pixels is None:
-            rejected.append(Rejected(name=name, reason=told.replace("\n", " ")[:200]))
+            rejected.append(Rejected(name=shown, reason=printable(told[0]).replace("\n", " ")[:200]))
             continue
-        converted.update([told] if told != "RGB" else [])
-        digest.update(f"{name}\0{label}\0".encode() + pixels.tobytes())
+        converted.update(told)
+        digest.update(f"{name}\0{label}\0".encode("utf-8", "surrogatepass") + pixels.tobytes())
         columns["image"].append({"bytes": _png(pixels), "path": None})
         columns["label"].append(label)
-        columns["name"].append(name)
+        columns["name"].append(shown)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     size, sha = _save_columns(temporary, columns)
     facts = ImageShard(count=len(columns["name"]), bytes=size, sha256=sha, pixels=digest.hexdigest())
-    sidecar = ShardFacts(shard=facts, rejected=tuple(rejected), converted=dict(sorted(converted.items())))
+    sidecar = ShardFacts(
+        shard=facts,
+        rejected=tuple(rejected),
+        converted=dict(sorted(converted.items())),
+        source=read.hexdigest(),
+        state=_kept(state),
+    )
     write_text(temporary / SIDECAR, sidecar.model_dump_json(indent=1))
     try:
         temporary.rename(folder)
@@ -254,6 +297,8 @@ def prepare_images(
     plan = Plan.of(found, side, shard_size)
     _claim(out, plan)
     missing = [i for i in range(len(plan.shards)) if not (out / f"{i:05d}").exists()]
+    for i in sorted(set(range(rank, len(plan.shards), world)) - set(missing)):
+        _refuse_changed(out, i, found.part(plan.shards[i]))
     left = sum(len(plan.shards[i]) for i in missing)
     estimate = images_estimate(found, side, left) if left else 0
     if left:
@@ -266,6 +311,8 @@ def prepare_images(
             done += covered
             tell(done)
     facts = _finish(out, plan)
+    if facts is not None:
+        facts["warnings"] += found.remarks
     return {"complete": facts is not None, "estimate_bytes": estimate, **(facts or {})}
 
 
@@ -313,13 +360,19 @@ def _finish(out: Path, plan: Plan) -> dict[str, Any] | None:
         converted: Counter[str] = Counter()
         for sidecar in sidecars:
             converted.update(sidecar.converted)
+        rejected = [line for sidecar in sidecars for line in sidecar.rejected]
+        if len(rejected) == plan.count:
+            raise UserError(
+                f"none of the {plan.count:,} files is an image ({rejected[0].name}: {rejected[0].reason}): remove "
+                f"{out} and choose other --data."
+            )
         manifest = ImagesManifest(
             count=sum(sidecar.shard.count for sidecar in sidecars),
             side=plan.side,
             num_classes=len(plan.synsets),
             synsets=plan.synsets,
             shards=tuple(sidecar.shard for sidecar in sidecars),
-            rejected=tuple(line for sidecar in sidecars for line in sidecar.rejected),
+            rejected=tuple(rejected),
             converted=dict(sorted(converted.items())),
             pillow=PIL.__version__,
         )
@@ -334,6 +387,7 @@ def _facts(manifest: ImagesManifest) -> dict[str, Any]:
             f"{manifest.count} images of {manifest.num_classes} classes; ImageNet's training set has {TRAIN_IMAGES} "
             f"of {CLASSES}, so published figures are not comparable"
         )
+    told += [f"{n:,} of {manifest.count:,} images {ODD[kind]}" for kind, n in manifest.converted.items() if kind in ODD]
     return {
         "count": manifest.count,
         "num_classes": manifest.num_classes,

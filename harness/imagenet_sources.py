@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +11,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.core.content import State
+from recipes.core.decoding import SUFFIXES
 from recipes.core.errors import UserError
+from recipes.core.files import FolderFiles, is_junk, left_out, natural, printable
 
 _SYNSET = re.compile(r"n\d{8}")
 _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 class Source(Protocol):
@@ -35,6 +36,15 @@ class Source(Protocol):
     @property
     def synsets(self) -> tuple[str, ...]:
         """Class names in the order of the labels."""
+        ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What of the source is left out or odd, in sentences."""
+        ...
+
+    def state(self) -> State | None:
+        """Of the files, to see that none was touched; None where there are none of its own."""
         ...
 
     def part(self, rows: range) -> Self:
@@ -58,6 +68,11 @@ class FolderSource:
     names: list[str]
     labels: list[int]
     synsets: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    def state(self) -> State:
+        """See `Source.state`."""
+        return State.of((name, (self.root / name).stat()) for name in self.names)
 
     def part(self, rows: range) -> Self:
         """See `Source.part`."""
@@ -83,6 +98,10 @@ class HubSource:
     names: list[str]
     labels: list[int]
     synsets: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+    def state(self) -> None:
+        """See `Source.state`."""
 
     def part(self, rows: range) -> Self:
         """See `Source.part`."""
@@ -112,10 +131,12 @@ def open_source(source: str) -> Source:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        if found := _synset_folders(path):
+        if found := _class_folders(path):
             return _folder_source(path, found)
-        if (path / "train").is_dir() and _synset_folders(path / "train"):
+        if (path / "train").is_dir() and _class_folders(path / "train"):
             raise UserError(f"{path} holds no synset folders itself: give {path / 'train'}.")
+        if _has_images(path):
+            return _folder_source(path, [])
     elif not path.exists() and (source.startswith(("/", "~", ".")) or source.count("/") != 1):
         raise UserError(
             f"{source} does not exist: give a folder of synset folders (nXXXXXXXX/*.JPEG), or a Hugging Face dataset "
@@ -124,24 +145,41 @@ def open_source(source: str) -> Source:
     return _hub_source(source if not path.exists() else str(path))
 
 
-def _synset_folders(root: Path) -> list[str]:
-    """The sorted folders with images in them; only those named like synsets if there are such."""
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    synsets = [name for name in folders if _SYNSET.fullmatch(name)]
-    return synsets or [
-        name for name in folders if any(p.suffix.lower() in _SUFFIXES for p in (root / name).iterdir() if p.is_file())
-    ]
+def _has_images(folder: Path) -> bool:
+    return any(p.name.lower().endswith(SUFFIXES) and not is_junk(p.name) and p.is_file() for p in folder.iterdir())
 
 
-def _folder_source(root: Path, synsets: Sequence[str]) -> FolderSource:
-    found = []
-    for label, synset in enumerate(synsets):
-        with os.scandir(root / synset) as entries:
-            found += [(f"{synset}/{e.name}", label) for e in entries if e.is_file() and not e.name.startswith(".")]
-    if not found:
+def _class_folders(root: Path) -> list[str]:
+    """The folders with images in them, 2 before 10; only those named like synsets if there are such."""
+    folders = sorted((p.name for p in root.iterdir() if p.is_dir() and not is_junk(p.name)), key=natural)
+    return [name for name in folders if _SYNSET.fullmatch(name)] or [n for n in folders if _has_images(root / n)]
+
+
+def _folder_source(root: Path, classes: Sequence[str]) -> FolderSource:
+    """The files of class folders, or, without any, the images of a flat folder as one class."""
+    files = FolderFiles(root)
+    label_of = {name: label for label, name in enumerate(classes)}
+    names, outside = [], []
+    for name in files.names:
+        *above, last = name.split("/")
+        image = last.lower().endswith(SUFFIXES)
+        if is_junk(name):
+            continue
+        if (len(above) == 1 and above[0] in label_of) or (not classes and not above and image):
+            names.append(name)
+        elif image:
+            outside.append(name)
+    if not names:
         raise UserError(f"{root} has synset folders and no files in them: unpack the archives of the synsets first.")
-    names, labels = zip(*sorted(found), strict=True)
-    return FolderSource(root, list(names), list(labels), tuple(synsets))
+    remarks = left_out(files)
+    if outside:
+        where = "below a flat folder" if not classes else "not directly in a class folder"
+        remarks.append(f"{root}: {len(outside):,} images left out, {where} ({printable(outside[0])}).")
+    if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
+        remarks.append(f"{root}: the classes are numbered {', '.join(classes[:4])}...; their labels are 0, 1, 2, ...")
+    labels = [label_of.get(name.split("/")[0], 0) for name in names]
+    synsets = tuple(map(printable, classes)) or (printable(root.absolute().name),)
+    return FolderSource(root, names, labels, synsets, tuple(remarks))
 
 
 def _load_hub(source: str) -> Any:

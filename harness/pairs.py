@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import unicodedata
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,8 +14,9 @@ from torch import Tensor
 from harness import metrics
 from harness.features import FeatureNetwork, Outputs
 from harness.generate import to_uint8
-from harness.samples import ImageSet
+from harness.samples import ImageSet, NamedSet
 from recipes.core.errors import UserError
+from recipes.core.files import natural, printable
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder, to_unit
 
@@ -19,40 +24,101 @@ from recipes.models.autoencoder import Autoencoder, to_unit
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
+def _bare(stems: Sequence[str]) -> list[str]:
+    """Stems without what all begin and end with; the numbers stay whole."""
+    head = os.path.commonprefix(list(stems)).rstrip("0123456789")  # noqa: RUF071 (characters are meant)
+    rest = [stem[len(head) :] for stem in stems]
+    tail = os.path.commonprefix([stem[::-1] for stem in rest])[::-1].lstrip("0123456789")  # noqa: RUF071
+    return [stem[: len(stem) - len(tail)] for stem in rest]
+
+
+def _keys(names: Sequence[str]) -> Iterator[list[Hashable]]:
+    """What names may be known by, from the strictest: all, path, last part, the same without what all share."""
+    whole = [unicodedata.normalize("NFC", name) for name in names]
+    yield [*whole]
+    parts = [PurePosixPath(name) for name in whole]
+    for stems in ([part.stem for part in parts], _bare([part.stem for part in parts])):
+        last: list[Hashable] = [natural(stem)[0] for stem in stems]
+        yield [(natural(str(part.parent))[0], stem) for part, stem in zip(parts, last, strict=True)]
+        yield last
+
+
+def paired_by_name(names: Sequence[str], originals: Sequence[str]) -> list[int]:
+    """For each image the original of that name: equal stems, numbers as numbers, common beginnings and ends taken off.
+
+    Raises:
+        UserError: they are not of the same names; the first that differ are named.
+    """
+    for mine, theirs in zip(_keys(names), _keys(originals), strict=True):
+        where = {key: k for k, key in enumerate(theirs)}
+        if len(where) == len(theirs) and len(set(mine)) == len(mine) and where.keys() == set(mine):
+            return [where[key] for key in mine]
+    pairs = list(zip(*(sorted(side, key=natural) for side in (names, originals)), strict=True))
+    one, other = next((p for p in pairs if len({natural(PurePosixPath(n).stem)[0] for n in p}) == 2), pairs[0])
+    raise UserError(
+        "psnr, ssim and lpips compare each image with its original, and the names do not say which that is: the first "
+        f"that differ are {printable(one)} and {printable(other)}. Give both sides the same names."
+    )
+
+
 class Beside:
-    """Images and their originals, in the same order, as one set of six channels."""
+    """Images and their originals as one set of six channels: by name where both have names, else by position."""
 
     def __init__(self, images: ImageSet, originals: ImageSet) -> None:
         """Pair them.
 
         Raises:
-            UserError: they are not as many, or not of one size.
+            UserError: they are not as many, not of one size, or their names do not say which belong together.
         """
-        self.images, self.originals = images, originals
-        self.warnings = (*images.warnings, *originals.warnings)
+        self.images, self.originals, self.names, self.size = images, originals, images.names, images.size
         if len(images) != len(originals):
             raise UserError(
                 f"psnr, ssim and lpips compare each image with its original, but there are {len(images):,} samples and "
                 f"{len(originals):,} reference images; leave them out with --metrics, or give as many."
             )
-        a, b = images.read(0, 1).shape, originals.read(0, 1).shape
-        if a != b:
+        if images.size != originals.size:
             raise UserError(
-                f"psnr, ssim and lpips want images of one size: the samples are {a[-1]} x {a[-2]} pixels, the "
-                f"reference {b[-1]} x {b[-2]}."
+                "psnr, ssim and lpips want images of one size: the samples are {} x {} pixels, the reference "
+                "{} x {}.".format(*images.size, *originals.size)
             )
+        self._order: list[int] | None = None
+        if images.names is not None and originals.names is not None:
+            order = paired_by_name(images.names, originals.names)
+            self._order = order if order != [*range(len(order))] else None
+        else:
+            _refuse_unsure(images.names or originals.names or ())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See `ImageSet`."""
+        return (*self.images.warnings, *self.originals.warnings)
 
     @property
     def identity(self) -> str:
         """See `ImageSet`."""
-        return digest_of([self.images.identity, self.originals.identity])
+        return digest_of([self.images.identity, self.originals.identity, self._order])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> Tensor:
         """uint8, (n, 6, H, W): the image, then its original."""
-        return torch.cat((self.images.read(start, stop), self.originals.read(start, stop)), 1)
+        if self._order is None:
+            originals = self.originals.read(start, stop)
+        else:
+            originals = cast(NamedSet, self.originals).take(self._order[start:stop])
+        return torch.cat((self.images.read(start, stop), originals), 1)
+
+
+def _refuse_unsure(names: Sequence[str]) -> None:
+    """Files beside an array go by position, which is known where text and numbers sort alike."""
+    for one, other in zip(names, sorted(names, key=natural), strict=True):
+        if one != other:
+            raise UserError(
+                f"psnr, ssim and lpips compare files with an array by position, but {printable(one)} comes before "
+                f"{printable(other)} as text and after it as a number; write the numbers with leading zeros, or give "
+                "both as folders."
+            )
 
 
 class Reconstructed:
@@ -63,7 +129,8 @@ class Reconstructed:
     def __init__(self, originals: ImageSet, tokenizer: Autoencoder, content: str, uint8_rule: str = "floor") -> None:
         """With `content`, the hash of the tokenizer's file."""
         self.originals, self.tokenizer, self.content, self.rule = originals, tokenizer, content, uint8_rule
-        height, width = originals.read(0, 1).shape[-2:]
+        self.names, self.size = originals.names, originals.size
+        width, height = originals.size
         factor = tokenizer.spec.factor
         if height % factor or width % factor:
             raise UserError(

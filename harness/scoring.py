@@ -168,7 +168,7 @@ def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
     ]
     if held is not None:
         found = found.under(known, digest=held.digest)
-    return found, warnings
+    return found, [*images.warnings, *warnings]
 
 
 def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None:
@@ -218,7 +218,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "reference": real.digest,
             "weights": job.network.content,
         },
-        "warnings": [*samples.warnings, *warnings, *shards.mended],
+        "warnings": list(dict.fromkeys([*samples.warnings, *warnings, *shards.mended])),
     }
 
 

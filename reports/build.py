@@ -51,7 +51,9 @@ def _picture(comparison: Comparison, grid: str, rows: int | None = None) -> str 
     path = comparison.roots[grid] / grid
     if not path.exists():
         return None
-    with Image.open(path) as image:
+    if not path.resolve().is_relative_to(comparison.roots[grid].resolve()):
+        raise UserError(f"a record names a picture that links outside its folder ({grid!r}); remove the link.")
+    with Image.open(path, formats=["PNG"]) as image:
         tile = image.width // GRID_SIDE_IMAGES
         cropped = image.crop((0, 0, image.width, min(image.height, tile * rows))) if rows else image
         buffer = io.BytesIO()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -15,50 +15,34 @@ import threading
 import weakref
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from recipes.core.content import State, content_of, remembered
+from recipes.core.decoding import SUFFIXES, UNDECODABLE, UNREAD, oddities, opened
 from recipes.core.errors import UserError
+from recipes.core.spec import digest_of
 
 LABELS = "dataset.json"
+#: Bytes of a picture or array, and of the labels, unpacked: more is refused, not allocated.
+MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
+#: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
+JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+#: Files whose bytes are hashed at a time.
+_HASHED_AT_ONCE, _THREADS = 1024, 8
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
 UNZIPPABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError, IndexError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
-#: What Pillow and NumPy raise for bytes that are not a whole image.
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
-
-
-def load_array(raw: bytes) -> NDArray[Any]:
-    """The array in the bytes of one .npy file.
-
-    Raises:
-        ValueError: it is no .npy file, or holds a pickle, which is never loaded.
-    """
-    return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
-
-
-def decode(raw: bytes, name: str) -> NDArray[np.uint8]:
-    """One PNG, JPEG, ... or (3 or 1, H, W) uint8 .npy file as uint8 (H, W, 3).
-
-    Raises:
-        ValueError, OSError, ...: see `UNDECODABLE`. Pickled arrays are never loaded.
-    """
-    if name.lower().endswith(".npy"):
-        array = load_array(raw)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] not in (1, 3):
-            raise ValueError(f"{array.dtype} of shape {array.shape} is not a uint8 (3, H, W) image")
-        return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
-    with PIL.Image.open(io.BytesIO(raw)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def read_json(path: Path) -> Any:
@@ -68,8 +52,8 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}). Restore it or prepare the folder again.") from None
 
 
@@ -90,30 +74,145 @@ class Files(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the names and of what tells their contents apart cheaply."""
+    def missing(self) -> list[str]:
+        """Links that lead nowhere or in a circle, and what is no file (a pipe, a device)."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """Of the files below, to see that none was touched."""
+        ...
+
+    def content(self, rows: Sequence[int]) -> str:
+        """SHA-256 of names and bytes of some rows. A zip: of names, sizes and CRCs of all, which reading checks."""
         ...
 
     def read(self, row: int) -> bytes:
-        """The bytes of ``names[row]``."""
+        """The bytes of ``names[row]``.
+
+        Raises:
+            UserError: they cannot be read, are damaged, or are more than `MOST_BYTES`.
+        """
         ...
 
 
 def fingerprint(names: Iterable[str], *columns: Sequence[int]) -> str:
     """SHA-256, in hex, of names and of columns of whole numbers."""
-    digest = hashlib.sha256("\n".join(names).encode())
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass"))
     for column in columns:
         digest.update(np.asarray(column, dtype="<i8").tobytes())
     return digest.hexdigest()
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+def is_junk(name: str) -> bool:
+    """Whether a name, or a folder in it, is hidden or of those that file managers make."""
+    return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+
+
+def natural(name: str) -> tuple[tuple[str | int, ...], str]:
+    """A key that sorts names by the numbers in them: 2 before 10."""
+    return tuple(int(p) if k % 2 else p for k, p in enumerate(re.split(r"([0-9]{1,99})", name))), name
+
+
+def printable(name: str) -> str:
+    """A name that need not be UTF-8, as text that is."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def pictures(files: Files) -> list[int]:
+    """The rows of the images: no junk, and .npy files where there are no others."""
+    rows = [row for row, name in enumerate(files.names) if not is_junk(name)]
+    encoded = [row for row in rows if files.names[row].lower().endswith(SUFFIXES)]
+    return encoded or [row for row in rows if files.names[row].lower().endswith(".npy")]
+
+
+def left_out(files: Files) -> list[str]:
+    """A sentence for each kind of picture that is there and is not among `pictures`."""
+    named = [name for name in files.names if name.lower().endswith(SUFFIXES + UNREAD)]
+    out = []
+    for found, what in (
+        ([n for n in named if is_junk(n)], "hidden, or made by a file manager or notebook"),
+        ([n for n in named if not is_junk(n) and n.lower().endswith(UNREAD)], "in a format that is not read"),
+        (files.missing, "links that lead nowhere or in a circle, or no files"),
+    ):
+        if found:
+            first = printable(found[0]) + ", ..." * (len(found) > 1)
+            out.append(f"{files.path}: {len(found):,} left out, {what} ({first}).")
+    return out
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen when all bytes were read."""
+
+    content: str
+    """SHA-256 of the names and bytes, in order."""
+    odd: dict[str, int]
+    """How many are of each kind of `oddities`, and how many are JPEGs."""
+
+
+def survey(files: Files, rows: Sequence[int], *, look: bool = False) -> Survey:
+    """Read the bytes of some rows, in parallel; not again while nothing was touched (see `remembered`).
+
+    Args:
+        files: where they lie.
+        rows: which.
+        look: count oddities of pictures; what cannot be decoded has none.
+    """
+
+    def one(row: int) -> tuple[bytes, tuple[str, ...]]:
+        raw = files.read(row)
+        return hashlib.sha256(raw).digest(), _looked_at(raw, files.names[row]) if look else ()
+
+    def make() -> dict[str, Any]:
+        digest, odd = hashlib.sha256(), Counter[str]()
+        with ThreadPoolExecutor(_THREADS, "hash") as pool:
+            for start in range(0, len(rows), _HASHED_AT_ONCE):
+                part = rows[start : start + _HASHED_AT_ONCE]
+                for row, (sha, kinds) in zip(part, pool.map(one, part), strict=True):
+                    digest.update(files.names[row].encode("utf-8", "surrogatepass") + b"\0" + sha)
+                    odd.update(kinds)
+        return {"content": digest.hexdigest(), "odd": dict(odd)}
+
+    what = f"survey {look} {fingerprint(files.names[row] for row in rows)}"
+    return Survey(**remembered(files.path, files.state, what, make))
+
+
+def _looked_at(raw: bytes, name: str) -> tuple[str, ...]:
+    if name.lower().endswith(".npy"):
+        return ()
+    try:
+        with opened(raw) as image:
+            return (*oddities(image), *(("jpeg",) if image.format in ("JPEG", "MPO") else ()))
+    except UNDECODABLE:  # reading says so
+        return ()
+
+
+def _walk(
+    folder: Path, missing: list[str], prefix: str = "", above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, os.stat_result]]:
+    """The files below a folder. Links are followed, but not in circles; those that lead nowhere are `missing`."""
+    about = folder.stat()
+    here = (about.st_dev, about.st_ino)
+    if here in above:
+        missing.append(prefix.rstrip("/"))
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            name = prefix + entry.name
+            try:
+                facts = entry.stat()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                    raise
+                missing.append(name)
+                continue
+            if stat.S_ISDIR(facts.st_mode):
+                yield from _walk(Path(entry.path), missing, f"{name}/", (*above, here))
+            elif stat.S_ISREG(facts.st_mode):
+                yield name, facts
             else:
-                yield prefix + entry.name, entry.stat().st_size
+                missing.append(name)
 
 
 class FolderFiles:
@@ -121,16 +220,38 @@ class FolderFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = sorted(_walk(path))
-        self.names = [name for name, _ in found]
-        self.fingerprint = fingerprint(self.names, [size for _, size in found])
+        self.names, self.missing = list[str](), list[str]()
+
+        def found() -> Iterator[tuple[str, os.stat_result]]:
+            for name, facts in _walk(path, self.missing):
+                self.names.append(name)
+                yield name, facts
+
+        self.state = State.of(found())
+        self.names.sort()
+        self.missing.sort()
+
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`."""
+        return survey(self, rows).content
 
     def read(self, row: int) -> bytes:
         """See `Files.read`."""
+        path = self.path / self.names[row]
         try:
-            return (self.path / self.names[row]).read_bytes()
+            with path.open("rb") as file:
+                _refuse_large(path, self.names[row], os.fstat(file.fileno()).st_size)
+                return file.read()
         except OSError as error:
-            raise UserError(f"{self.path / self.names[row]} cannot be read ({error.strerror}). Restore it.") from None
+            raise UserError(f"{path} cannot be read ({error.strerror}). Restore it.") from None
+
+
+def _refuse_large(path: Path, name: str, size: int) -> None:
+    most = MOST_LABEL_BYTES if name == LABELS else MOST_BYTES
+    if size > most:
+        raise UserError(
+            f"{path}: {printable(name)} has {size:,} bytes, more than the {most:,} that are read. Leave it out."
+        )
 
 
 def _refuse_escape(path: Path, member: zipfile.ZipInfo) -> None:
@@ -167,12 +288,17 @@ class ZipFiles:
         self._crc = np.array([m.CRC for m in members], dtype=np.int64)
         self._method = np.array([m.compress_type for m in members], dtype=np.int16)
         self._whole = np.array([m.file_size for m in members], dtype=np.int64)
-        self.fingerprint = fingerprint(self.names, [m.file_size for m in members], self._crc.tolist())
+        self.state, self.missing = State.of([(str(path.absolute()), path.stat())]), list[str]()
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
 
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`."""
+        return fingerprint(self.names, self._whole.tolist(), self._crc.tolist())
+
     def read(self, row: int) -> bytes:
         """See `Files.read`; checks the CRC."""
+        _refuse_large(self.path, self.names[row], max(int(self._size[row]), int(self._whole[row])))
         start = int(self._offset[row])
         header = os.pread(self._handle, 30, start)
         if len(header) == 30:
@@ -205,18 +331,37 @@ class H5Files:
         except OSError as error:
             raise UserError(f"{path} is not a whole HDF5 file ({error}). Copy it again.") from None
         self._lock = threading.Lock()  # h5py is not safe to use from several threads
-        self.names = sorted({*names, *((LABELS,) if LABELS in self._file else ())})
-        # The size of every key of a million would take minutes; the file's size takes none.
-        self.fingerprint = fingerprint(self.names, [path.stat().st_size])
+        self.names, self.missing = sorted({*names, *((LABELS,) if LABELS in self._file else ())}), list[str]()
+        self.state = State.of([(str(path.absolute()), path.stat())])
+
+    def content(self, rows: Sequence[int]) -> str:
+        """See `Files.content`; of the file as a whole."""
+        return digest_of([[self.names[row] for row in rows], content_of(self.path)])
 
     def read(self, row: int) -> bytes:
-        """See `Files.read`."""
+        """See `Files.read`; refuses what would be read from another file."""
+        name = self.names[row]
         try:
             with self._lock:
-                value = self._file[self.names[row]][()]
-        except (KeyError, OSError) as error:
-            raise UserError(f"{self.path}: {self.names[row]} cannot be read ({error}). Copy the file again.") from None
+                self._refuse_outside(name)
+                data = self._file[name]
+                _refuse_large(self.path, name, data.nbytes)
+                value = data[()]
+        except (KeyError, OSError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.path}: {printable(name)} cannot be read ({error}). Copy the file again.") from None
         return value if isinstance(value, bytes) else np.asarray(value).tobytes()
+
+    def _refuse_outside(self, name: str) -> None:
+        import h5py
+
+        parts = [part for part in name.split("/") if part]
+        paths = ["/".join(parts[: k + 1]) for k in range(len(parts))]
+        own = all(isinstance(self._file.get(path, getlink=True), h5py.HardLink) for path in paths)
+        if not own or self._file[name].external or self._file[name].is_virtual:
+            raise UserError(
+                f"{self.path}: {printable(name)} is a link or lies in another file. Get the file elsewhere, or write "
+                "it with its contents in it."
+            )
 
 
 def row_of(files: Files, name: str) -> int | None:
@@ -238,14 +383,15 @@ def labels_of(files: Files, names: Sequence[str]) -> Tensor:
     try:
         pairs = json.loads(files.read(row))["labels"]
         table = {str(name): int(label) for name, label in pairs}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{where} does not read {{"labels": [["NAME", LABEL], ...]}}. Prepare the set again.') from None
     try:
         return torch.tensor([table[name] for name in names], dtype=torch.int64)
     except KeyError as error:
-        raise UserError(f"{where} has no label for {error.args[0]}. Prepare the set again.") from None
+        raise UserError(f"{where} has no label for {printable(error.args[0])}. Prepare the set again.") from None
 
 
 def latent_names(files: Files) -> list[str]:
     """REPA's ``img-mean-std-XXXXXXXX.npy`` among the names."""
-    return [n for n in files.names if n.endswith(".npy") and n.rsplit("/", 1)[-1].startswith("img-mean-std-")]
+    latents = (n for n in files.names if n.endswith(".npy") and n.rsplit("/", 1)[-1].startswith("img-mean-std-"))
+    return [name for name in latents if not is_junk(name)]

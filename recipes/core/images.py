@@ -9,6 +9,7 @@ import bisect
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,19 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.core.checkpoint import MANIFEST, sha256_of
+from recipes.core.checkpoint import MANIFEST
+from recipes.core.content import content_of
+from recipes.core.decoding import SUFFIXES, UNDECODABLE, decode
 from recipes.core.errors import UserError
 from recipes.core.files import (
     LABELS,
-    UNDECODABLE,
     Files,
     FolderFiles,
     H5Files,
     ZipFiles,
-    decode,
     fingerprint,
     labels_of,
     latent_names,
+    pictures,
+    printable,
     read_json,
     row_of,
 )
@@ -39,7 +42,6 @@ from recipes.core.spec import Spec, digest_of
 #: What a preparation writes first and the manifest completes.
 PLAN = "plan.json"
 ARROW = "data-00000-of-00001.arrow"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy")
 
 
 class Images(Protocol):
@@ -62,10 +64,10 @@ class Images(Protocol):
 
     @property
     def content(self) -> str:
-        """SHA-256, in hex, of what is cheap to know at open time.
+        """SHA-256, in hex, of what the set holds.
 
-        Our store: the pixels, names and labels, from the manifest. The other formats: names, labels, sizes and, in
-        a zip, CRCs; so a copy in another format has another hash, and an edit that keeps the size may go unseen.
+        Our store: the pixels, names and labels, from the manifest. The other formats: labels, names and bytes (of a
+        zip sizes and CRCs, which are checked as images are read), so a copy in another format has another hash.
         """
         ...
 
@@ -102,9 +104,9 @@ class FileImages:
     def __init__(self, files: Files, labels: Tensor | None = None) -> None:
         """`labels` are given in the order of the names where they do not lie in the files."""
         self._files = files
-        self._rows = [row for row, name in enumerate(files.names) if name.lower().endswith(SUFFIXES)]
+        self._rows = pictures(files)
         if not self._rows:
-            raise UserError(f"{files.path} holds no images ({', '.join(SUFFIXES)}).")
+            raise UserError(f"{files.path} holds no images ({', '.join((*SUFFIXES, '.npy'))}).")
         names = [files.names[row] for row in self._rows]
         self.labels = labels_of(files, names) if labels is None else labels
         if len(self.labels) != len(names):
@@ -112,20 +114,25 @@ class FileImages:
                 f"{files.path} holds {len(names)} images and there are {len(self.labels)} labels. Prepare it again."
             )
         self.num_classes = int(self.labels.max()) + 1
-        self.content = digest_of([files.fingerprint, fingerprint((), self.labels.tolist())])
         self.side = self._decoded(0).shape[0]
         self.pixels(0)
+
+    @cached_property
+    def content(self) -> str:
+        """See `Images.content`."""
+        return digest_of([self._files.content(self._rows), fingerprint((), self.labels.tolist())])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def name(self, index: int) -> str:
         """See `Images.name`."""
-        return self._files.names[self._rows[index]]
+        return printable(self._files.names[self._rows[index]])
 
     def _decoded(self, index: int) -> NDArray[np.uint8]:
+        raw = self._files.read(self._rows[index])
         try:
-            return decode(self._files.read(self._rows[index]), self.name(index))
+            return decode(raw, self.name(index))
         except UNDECODABLE as error:
             raise UserError(f"{self._files.path}: {self.name(index)} is not an image ({error}). Restore it.") from None
 
@@ -262,13 +269,13 @@ class StoredImages:
         return _square(array, self.side, self.folder, self.name(index))
 
     def verify(self) -> None:
-        """Hash every shard again.
+        """Compare every shard's hash with the manifest's; one that was not touched is not read again.
 
         Raises:
             UserError: a shard is not the one that was written; names it.
         """
         for shard, facts in enumerate(self.manifest.shards):
-            if facts.count and sha256_of(self._arrow(shard)) != facts.sha256:
+            if facts.count and content_of(self._arrow(shard)) != facts.sha256:
                 raise self._damaged(shard, "its SHA-256 is not the manifest's")
 
 
@@ -304,17 +311,35 @@ def _unrecognised(path: Path) -> UserError:
     )
 
 
+def is_store(folder: Path) -> bool:
+    """Whether `prepare` began to fill a folder; somebody's own manifest.json or plan.json says nothing."""
+    manifest, plan = _mapping(folder / MANIFEST), _mapping(folder / PLAN)
+    return manifest.get("kind") == ImagesManifest.model_fields["kind"].default or "shard_size" in plan
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _open_folder(folder: Path) -> Images:
-    if (folder / MANIFEST).exists():
+    if is_store(folder):
+        if not (folder / MANIFEST).exists():
+            raise UserError(
+                f"{folder} is not finished. Run the `repa-bench prepare` that began it again: it continues."
+            )
         return StoredImages(folder)
-    if (folder / PLAN).exists():
-        raise UserError(f"{folder} is not finished. Run the `repa-bench prepare` that began it again: it continues.")
     if (folder / "images.h5").exists():
         return FileImages(H5Files(folder / "images.h5"))
     if (folder / "images").is_dir():
         return _open_repa(folder)
     if (folder / LABELS).exists():
         return FileImages(FolderFiles(folder))
+    if (folder / MANIFEST).exists():
+        read_images_manifest(folder)
     raise _unrecognised(folder)
 
 

@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
 from recipes.core.data import Latents, prefetched
+from recipes.core.decoding import load_array
 from recipes.core.errors import UserError
 from recipes.core.files import (
     LABELS,
@@ -29,7 +31,6 @@ from recipes.core.files import (
     ZipFiles,
     labels_of,
     latent_names,
-    load_array,
     read_json,
     row_of,
 )
@@ -254,11 +255,15 @@ class FileLatents:
         self._shape = self._load(0).shape
         self.channels, self.height, self.width = self._shape[0] // 2, *self._shape[1:]
         self.labels = labels_of(files, self._names) if row_of(files, LABELS) is not None else None
-        self.content = files.fingerprint
         self.tokenizer: str | None = None
         self.images: str | None = None
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of the names and of what they hold; see `Files.content`."""
+        return self._files.content(self._rows)
 
     def _load(self, index: int) -> NDArray[Any]:
         where = f"{self._files.path}: {self._names[index]}"

@@ -472,7 +472,9 @@ def test_files_that_are_wrong_are_sentences(tmp_path):
         "is float32 of shape": write(tmp_path / "float.npz", arr_0=with_nan),
         r"shape \(N, H, W, 3\)": write(tmp_path / "shape.npz", arr_0=images.transpose(0, 3, 1, 2)),
         "holds no image": write(tmp_path / "none.npz", arr_0=images[:0]),
-        "not an .npz with images in arr_0": write(tmp_path / "other.npz", samples=images),
+        r"no images .* in arr_0: mu is float64 of shape": write(
+            tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3)
+        ),
         "there is no such file": tmp_path / "nowhere.npz",
     }
     for sentence, path in cases.items():
