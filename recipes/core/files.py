@@ -28,6 +28,9 @@ from torch import Tensor
 from recipes.core.errors import UserError
 
 LABELS = "dataset.json"
+#: Nothing that is meant has more levels.
+JSON_DEPTH = 100
+TOO_DEEP = f"it is nested deeper than {JSON_DEPTH} levels"
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
 UNZIPPABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError, IndexError,
@@ -61,6 +64,29 @@ def decode(raw: bytes, name: str) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
+def load_json(text: str | bytes) -> Any:
+    """The value in a JSON text: the one reader of JSON that is not our own.
+
+    Raises:
+        ValueError: it is none, or nested deeper than `JSON_DEPTH`, which later readers would not survive.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(JSON_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(TOO_DEEP)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
@@ -68,7 +94,7 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return load_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}). Restore it or prepare the folder again.") from None
 
@@ -236,7 +262,7 @@ def labels_of(files: Files, names: Sequence[str]) -> Tensor:
     if row is None:
         raise UserError(f"{where} is missing, so the images have no labels. Put it back beside them.")
     try:
-        pairs = json.loads(files.read(row))["labels"]
+        pairs = load_json(files.read(row))["labels"]
         table = {str(name): int(label) for name, label in pairs}
     except (ValueError, KeyError, TypeError):
         raise UserError(f'{where} does not read {{"labels": [["NAME", LABEL], ...]}}. Prepare the set again.') from None

@@ -6,7 +6,6 @@ temporary file. What a shard holds depends on the images and the tokenizer alone
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
+from recipes.core.checkpoint import MANIFEST, sha256_of, write_text, written
 from recipes.core.data import Latents, prefetched
 from recipes.core.errors import UserError
 from recipes.core.files import (
@@ -460,21 +459,15 @@ def _write_shard(
     on_done: Callable[[int], None],
 ) -> None:
     path = _shard(folder, shard)
-    for leftover in folder.glob(f".{path.stem}.*.tmp"):  # of a process that was killed while writing
-        leftover.unlink(missing_ok=True)
     moments = np.empty(plan.shape(shard), dtype=plan.dtype)
     end = 0
     for part in parts:
         moments[end : end + len(part)] = part
         end += len(part)
         on_done(before + end)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with written(path) as file:
         np.save(file, moments, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    sidecar = Sidecar(plan=plan, sha256=sha256_of(temporary), sums=Sums.of(moments))
-    temporary.replace(path)
+    sidecar = Sidecar(plan=plan, sha256=sha256_of(path), sums=Sums.of(moments))
     write_text(path.with_suffix(".json"), sidecar.model_dump_json(indent=1))
 
 
