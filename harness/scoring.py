@@ -121,7 +121,9 @@ class Job:
         """One pass over a set; in the main process, what was measured."""
         key = digest_of([images.identity, self.network.content, self.network.convention])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
-        with self.reporter.stage(label, len(images)) as on_done:
+        # Of two commands that want the same at once, the second finds what the first has made.
+        with shards.alone(on=self.world.main), self.reporter.stage(label, len(images)) as on_done:
+            self.world.barrier()
             return shards, measure(images, self.network, shards, batch=self.batch, world=self.world, on_done=on_done)
 
 
