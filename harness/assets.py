@@ -6,7 +6,6 @@ and is recorded by the hash of its content.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,6 @@ from recipes.core import checkpoint
 from recipes.core.spec import digest_of
 
 PART = "tensors"
-CACHE_VARIABLE = "REPA_BENCH_CACHE"
-
-
-def default_cache() -> Path:
-    """``$REPA_BENCH_CACHE``, else ``repa-bench`` in the user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "repa-bench"
 
 
 @dataclass(frozen=True)

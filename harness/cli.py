@@ -280,7 +280,8 @@ def _score_files(choices: Scored) -> None:
 
 
 def _store(cache: Path | None) -> Store:
-    from harness.assets import Store, default_cache
+    from harness.assets import Store
+    from recipes.core.content import default_cache
 
     root = cache or default_cache()
     if not root.is_dir():  # one that is there may be shared and not ours to write to

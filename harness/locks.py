@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from recipes.core.checkpoint import lives, open_own, sweep
 from recipes.core.errors import UserError
-from recipes.core.files import load_json
+from recipes.core.jsons import load_json
 
 FILE = ".lock"
 _HOST = socket.gethostname()

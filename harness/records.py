@@ -22,7 +22,7 @@ from harness.locks import alone
 from harness.protocol import Protocol
 from recipes.core.checkpoint import open_own, write_text
 from recipes.core.errors import DamagedError, UserError
-from recipes.core.files import load_json
+from recipes.core.jsons import load_json
 from recipes.core.spec import Count, NotNegative, Positive, Seed, Share, Spec, digest_of
 
 FILE = "records.jsonl"

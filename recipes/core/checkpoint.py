@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.core.errors import DamagedError, UserError
+from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 MANIFEST = "manifest.json"
@@ -227,7 +228,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         DamagedError: it is not there, or not what was written.
     """
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = load_json((folder / MANIFEST).read_bytes())
         content = {"files": dict(found["files"]), "meta": dict(found["meta"])}
         sound = found.get("check") in (None, digest_of(content))  # older ones have no check
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

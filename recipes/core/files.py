@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import io
-import json
 import lzma
 import os
 import re
@@ -26,11 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.core.errors import UserError
+from recipes.core.jsons import load_json
 
 LABELS = "dataset.json"
-#: Nothing that is meant has more levels.
-JSON_DEPTH = 100
-TOO_DEEP = f"it is nested deeper than {JSON_DEPTH} levels"
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
 UNZIPPABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError, IndexError,
@@ -62,29 +59,6 @@ def decode(raw: bytes, name: str) -> NDArray[np.uint8]:
         return np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0)
     with PIL.Image.open(io.BytesIO(raw)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def load_json(text: str | bytes) -> Any:
-    """The value in a JSON text: the one reader of JSON that is not our own.
-
-    Raises:
-        ValueError: it is none, or nested deeper than `JSON_DEPTH`, which later readers would not survive.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(TOO_DEEP) from None
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(JSON_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return value
-    raise ValueError(TOO_DEEP)
 
 
 def read_json(path: Path) -> Any:

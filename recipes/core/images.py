@@ -214,6 +214,7 @@ class StoredImages:
         self._tables = [self._table(i) for i in range(len(self.manifest.shards))]
         labels = [table.column("label").to_numpy() for table in self._tables if table is not None]
         self.labels = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *labels]))
+        self.verify()
 
     def _arrow(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}" / ARROW
