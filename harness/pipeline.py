@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -319,7 +320,8 @@ def score_cells(
 def _clear_leftovers(session: Session, scored: Sequence[Cell]) -> None:
     """Shards of cells whose record is there: their process was killed before it cleared them."""
     for cell in scored:
-        for folder in (session.folder / "shards").glob(f"{cell.run.folder.name}-{cell.name}-*"):
+        # a protocol's name may hold what is a pattern to glob, such as [0,0.7]
+        for folder in (session.folder / "shards").glob(f"{glob.escape(f'{cell.run.folder.name}-{cell.name}')}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from harness import code
 from harness.locks import alone
 from harness.protocol import Protocol
 from recipes.core.checkpoint import open_own, write_text
@@ -30,6 +30,8 @@ FILE = "records.jsonl"
 LOCK = f".{FILE}.lock"
 #: Where lines go that are not what was written.
 DAMAGED_FILE = "records.damaged.jsonl"
+#: Among the versions: the hash of the code that ran, which an installed package has too.
+SOURCE = "repa-bench source"
 #: A line's own digest, beside its fields.
 CHECK = "check"
 PACKAGES = (
@@ -44,6 +46,7 @@ class Provenance(Spec):
     created: str
     """UTC, ISO 8601."""
     commit: str | None
+    """Of our own repository; none for installed packages, which `SOURCE` among the versions identifies."""
     dirty: bool | None
     """Whether tracked files differed from the commit."""
     versions: dict[str, str]
@@ -237,21 +240,6 @@ Record = Annotated[AnyRecord, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Record)
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        # git is wherever the user's path has it
-        result = subprocess.run(  # nosec B607
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -269,11 +257,11 @@ def _version(package: str) -> str:
 
 @lru_cache(maxsize=1)
 def _surroundings() -> dict[str, object]:
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    commit, dirty = code.commit()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "versions": {"python": platform.python_version(), "repa-bench": _version("repa-bench")}
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), "repa-bench": _version("repa-bench"), SOURCE: code.digest()}
         | {package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processor": _processor(),
