@@ -18,7 +18,7 @@ from recipes.core.errors import UserError
 GRID_SIDE_IMAGES = 10
 #: What Pillow raises for bytes that are no whole picture.
 BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error,
+    OSError, ValueError, SyntaxError, EOFError, RuntimeError, SystemError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
@@ -44,20 +44,19 @@ class Pictures:
         if not path.is_symlink() and not path.exists():
             return None
         try:
-            return _encoded(path.resolve(), root.resolve(), rows)
-        except BROKEN as error:
-            told = f"{grid} was left out: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-            if told not in self.remarks:
-                self.remarks.append(told)
-            return None
+            # A link may lead anywhere, and the page be published; a pipe would never end.
+            if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+                told = "it is no file below the records' folder"
+            else:
+                return _encoded(path.read_bytes(), rows)
+        except BROKEN:
+            told = "it is no whole PNG"
+        if (remark := f"{grid} was left out: {told}") not in self.remarks:
+            self.remarks.append(remark)
+        return None
 
 
-def _encoded(path: Path, root: Path, rows: int | None) -> str:
-    if not path.is_relative_to(root):  # a link; the page may be published
-        raise ValueError("it leads out of its folder")
-    if not path.is_file():  # a pipe would never end
-        raise ValueError("it is no file")
-    raw = path.read_bytes()
+def _encoded(raw: bytes, rows: int | None) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:
