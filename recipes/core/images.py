@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.core.checkpoint import MANIFEST, sha256_of
+from recipes.core.content import content_of
 from recipes.core.errors import UserError
 from recipes.core.files import (
     LABELS,
@@ -214,7 +215,6 @@ class StoredImages:
         self._tables = [self._table(i) for i in range(len(self.manifest.shards))]
         labels = [table.column("label").to_numpy() for table in self._tables if table is not None]
         self.labels = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *labels]))
-        self.verify()
 
     def _arrow(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}" / ARROW
@@ -233,6 +233,8 @@ class StoredImages:
         path = self._arrow(shard)
         if not path.is_file() or path.stat().st_size != facts.bytes:
             raise self._damaged(shard, f"the manifest says that it has {facts.bytes} bytes")
+        if content_of(path) != facts.sha256:
+            raise self._damaged(shard, "its SHA-256 is not the manifest's")
         loaded = datasets.Dataset.load_from_disk(str(path.parent), keep_in_memory=False)
         if len(loaded) != facts.count:
             raise self._damaged(shard, f"it holds {len(loaded)} images, the manifest says {facts.count}")
