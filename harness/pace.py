@@ -44,9 +44,9 @@ def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World
 
 def quiet(run: Run) -> float | None:
     """Seconds of a step in the run's quiet stretch, if that was measured."""
-    rows, _ = read_rows(run.folder / FILE)  # damaged is as good as absent: measure it again
-    found = rows[0].get("step_seconds") if rows else None
-    return float(found) if isinstance(found, int | float) and 0 < found < inf else None
+    rows, _ = read_rows(run.folder / FILE, step_seconds=float)  # damaged is as good as absent: measure it again
+    found: float | None = rows[0]["step_seconds"] if rows else None
+    return found if found is not None and 0 < found < inf else None
 
 
 @dataclass(frozen=True)

@@ -380,8 +380,8 @@ class Run:
 
     def remarks(self) -> list[str]:
         """The sentences, in order; a line cut short is passed over."""
-        rows, damaged = read_rows(self.remarks_path)
-        return [str(row.get("text")) for row in rows] + left_out(self.remarks_path, damaged)
+        rows, damaged = read_rows(self.remarks_path, text=str)
+        return [row["text"] for row in rows] + left_out(self.remarks_path, damaged)
 
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
         """Write a checkpoint, then let go of what older ones hold too much of.
@@ -434,9 +434,8 @@ class Run:
 
     def log(self, step: int) -> tuple[list[dict[str, Any]], int]:
         """What was logged up to a step, and how many lines are damaged."""
-        rows, damaged = read_rows(self.log_path)
-        sound = [r for r in rows if isinstance(r.get("step"), int) and isinstance(r.get("seconds"), int | float)]
-        return [row for row in sound if row["step"] <= step], damaged + len(rows) - len(sound)
+        rows, damaged = read_rows(self.log_path, step=int, seconds=int | float)
+        return [row for row in rows if row["step"] <= step], damaged
 
     def trim_log(self, step: int) -> None:
         """Forget what was logged after the checkpoint that we continue from, and say what was damaged."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 #: Nothing that is meant has more levels.
 DEPTH = 100
+
+
+def _nested(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
 
 
 class TooDeepError(ValueError):
@@ -24,14 +29,10 @@ def load_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise TooDeepError(f"it is nested deeper than {DEPTH} levels") from None
-    level = [value]
-    for _ in range(DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return value
-    raise TooDeepError(f"it is nested deeper than {DEPTH} levels")
+    level, depth = _nested([value]), 0
+    while level:
+        if depth == DEPTH:
+            raise TooDeepError(f"it is nested deeper than {DEPTH} levels")
+        level = _nested(inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        depth += 1
+    return value

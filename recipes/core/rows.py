@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from recipes.core.checkpoint import open_own
@@ -27,15 +28,16 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(("\n" * torn + row_text(row)).encode())
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_rows(path: Path, **fields: type | UnionType) -> tuple[list[dict[str, Any]], int]:
     """The rows, and how many lines are not what was written. A last line without its end was cut short: it is none.
 
-    Rows of older versions have no digest, and are believed where they are JSON objects.
+    Rows of older versions have no digest, and are believed where they have these fields.
     """
     if not path.is_file():
         return [], 0
     lines = path.read_bytes().split(b"\n")
-    rows = [row for line in lines[:-1] if (row := _row(line)) is not None]
+    found = [row for line in lines[:-1] if (row := _row(line)) is not None]
+    rows = [row for row in found if all(isinstance(row.get(name), kind) for name, kind in fields.items())]
     return rows, len(lines) - 1 - len(rows)
 
 
@@ -50,5 +52,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def left_out(path: Path, count: int) -> list[str]:
     """A remark on lines that are not what was written."""
-    lines = "1 line" if count == 1 else f"{count} lines"
-    return [f"{lines} of {path.name} were damaged and are left out"] if count else []
+    if count == 1:
+        return [f"1 line of {path.name} was damaged and is left out"]
+    return [f"{count} lines of {path.name} were damaged and are left out"] if count else []
