@@ -105,6 +105,8 @@ def temporary(path: Path) -> Iterator[Path]:
     except Exception as error:
         if (number := _errno_behind(error)) is not None:
             raise OSError(number, os.strerror(number), str(path)) from None
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write does not say of which file
         raise
     finally:
         _discard(made)

@@ -377,5 +377,5 @@ def test_a_full_disk_is_one_error_whatever_the_library_says(error, tmp_path):
 
     with pytest.raises(OSError, match="No space left on device") as raised, written(tmp_path / "x"):
         fail()
-    assert raised.value.errno == 28
+    assert (raised.value.errno, raised.value.filename) == (28, str(tmp_path / "x"))
     assert not list(tmp_path.iterdir())
