@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,21 @@ def held(folder: Path, *, on: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path, *, on: bool = True) -> Iterator[None]:
-    """Wait until nobody else holds a file of that name, then hold it; it is gone afterwards. Not to be nested."""
+def alone(path: Path, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Wait until nobody else holds a file of that name, then hold it; it is gone afterwards. Not to be nested.
+
+    Args:
+        path: the file.
+        on: false does nothing: of several processes of one command, one holds.
+        on_wait: called before a wait.
+    """
     if not on:
         yield
         return
-    while (lock := _taken(path, wait=True)) is None:
-        time.sleep(POLL_SECONDS)
+    if (lock := _taken(path, wait=False)) is None:
+        on_wait()
+        while (lock := _taken(path, wait=True)) is None:
+            time.sleep(POLL_SECONDS)
     with lock.kept(beating=lock.claim is not None):
         yield
 

@@ -222,14 +222,13 @@ class Shards:
         for indices in self.ranges():
             yield checkpoint.load_part(self.place(indices), name)[name]
 
-    def alone(self, *, on: bool = True) -> AbstractContextManager[None]:
+    def alone(self, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Wait until no other command makes or removes them; see `harness.locks.alone`."""
-        return alone(self.folder.with_name(f".{self.folder.name}.lock"), on=on)
+        return alone(self.folder.with_name(f".{self.folder.name}.lock"), on=on, on_wait=on_wait)
 
     def clear(self) -> None:
         """Remove them."""
-        with self.alone():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def measure(

@@ -20,7 +20,7 @@ from harness.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
 from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
-from harness.locks import held
+from harness.locks import alone, held
 from harness.measured import Measured, Shards
 from harness.metrics import Moments
 from harness.pace import pace_of
@@ -525,11 +525,17 @@ def score_imported(
     judge = prepared.require_judge()
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
     for cell in cells:
-        with threads_of(session), session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
+        lock = session.folder / "shards" / f".{folder.name}-{cell.name}.lock"
+        with (
+            alone(lock, on=session.world.main),  # another command may score the same
+            threads_of(session),
+            session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample,
+        ):
+            session.world.barrier()
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
-        if judged.metrics is None:
-            continue
-        judged.shards.clear()
+            if judged.metrics is None:
+                continue
+            judged.shards.clear()
         out[cell.protocol.label] = {
             **judged.metrics.model_dump(exclude_none=True),
             **judged.more,
