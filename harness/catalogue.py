@@ -6,16 +6,19 @@ lies on this machine, without copying it. Nothing else in this project goes to t
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from harness.assets import Store
-from recipes.core import checkpoint
+from recipes.core import content
+from recipes.core.checkpoint import sha256_of, write_text
 from recipes.core.errors import UserError, nearest
+from recipes.core.files import read_json
 from recipes.core.spec import Spec, digest_of
 from recipes.models.encoder import DINOV2, ENCODERS, EncoderSpec
 
@@ -141,20 +144,38 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name != CARD)
 
 
-def _measure(path: Path) -> tuple[str, int]:
+def content_of(path: Path, hash_of: Callable[[Path], str] = content.content_of) -> str:
+    """The hash that identifies a file, or a folder's files; by default what was not touched is not read again."""
     files = _files(path)
-    hashes = {str(f.relative_to(path)) if path.is_dir() else f.name: checkpoint.sha256_of(f) for f in files}
-    content = next(iter(hashes.values())) if len(files) == 1 else digest_of(hashes)
-    return content, sum(f.stat().st_size for f in files)
+    hashes = {str(f.relative_to(path)) if path.is_dir() else f.name: hash_of(f) for f in files}
+    return next(iter(hashes.values())) if len(files) == 1 else digest_of(hashes)
 
 
-def content_of(path: Path) -> str:
-    """The hash that identifies a file, or a folder's files."""
-    return _measure(path)[0]
+class Card(Spec):
+    """``asset.json``: where an asset lies, and what it was when it was registered."""
+
+    path: str
+    sha256: str
+    size: int
+    source: dict[str, JsonValue]
 
 
 def _card(store: Store, name: str) -> Path:
     return store.root / "external" / name / CARD
+
+
+def refuse_unpublished(name: str, path: Path, found: str) -> None:
+    """Compare a file's hash with the one that its published address promises, if it does.
+
+    Raises:
+        UserError: it is another.
+    """
+    promised = re.search(r"-([0-9a-f]{8,})\.\w+$", source(name).url or "")
+    if promised and path.is_file() and not found.startswith(promised[1]):
+        raise UserError(
+            f"{path} is not the published {name}: its SHA-256 begins with {found[:8]}, not {promised[1]}. "
+            "Fetch it again."
+        )
 
 
 def register(store: Store, name: str, path: Path, *, content: str | None = None, published: bool = True) -> External:
@@ -176,43 +197,38 @@ def register(store: Store, name: str, path: Path, *, content: str | None = None,
         raise UserError(f"--from {path}: there is no such file or folder.")
     if path.is_dir() and not any(path.iterdir()):
         raise UserError(f"--from {path}: the folder is empty.")
+    size = 0  # of what is large, and hashed by its own manifest
     if content is None:
-        content, size = _measure(path)
-    else:
-        size = 0  # large, and hashed by its own manifest
-    promised = re.search(r"-([0-9a-f]{8,})\.\w+$", known.url or "")
-    if published and promised and path.is_file() and not content.startswith(promised[1]):
-        raise UserError(
-            f"{path} is not the published {name}: its SHA-256 begins with {content[:8]}, not {promised[1]}. "
-            "Fetch it again."
-        )
-    found = External(name, path, content, size)
-    write = {"path": str(path), "sha256": content, "size": size, "source": known.model_dump(mode="json")}
-    checkpoint.write_text(_card(store, name), json.dumps(write, indent=1))
-    return found
+        content, size = content_of(path), sum(f.stat().st_size for f in _files(path))
+    if published:
+        refuse_unpublished(name, path, content)
+    card = Card(path=str(path), sha256=content, size=size, source=known.model_dump(mode="json"))
+    write_text(_card(store, name), card.model_dump_json(indent=1))
+    return External(name, path, content, size)
 
 
 def find(store: Store, name: str) -> External | None:
     """The asset of that name, if it lies on this machine.
 
+    Its files are hashed again if anybody has touched them since they were (see `recipes.core.content`): what is used is
+    what was registered, whatever its size and time say. An image set is hashed by who opens it.
+
     Raises:
-        UserError: it moved, or it has changed since it was registered.
+        UserError: it moved, it has changed since it was registered, or its card is damaged.
     """
-    source(name)
-    card = _card(store, name)
-    if not card.exists():
+    kind, place = source(name).kind, _card(store, name)
+    if not place.exists():
         return None
-    known: dict[str, Any] = json.loads(card.read_text())
-    path = Path(known["path"])
+    card = Card.parse(read_json(place), where=str(place))
+    path = Path(card.path)
     if not path.exists():
         raise UserError(f"asset {name} was at {path} and is gone; repa-bench fetch {name} --from PATH names its place.")
-    size = sum(f.stat().st_size for f in _files(path)) if known["source"]["kind"] != "data" else known["size"]
-    if size != known["size"]:
+    if kind != "data" and (found := content_of(path)) != card.sha256:
         raise UserError(
-            f"asset {name} at {path} has {size} bytes and had {known['size']} when it was registered; "
-            f"if that is meant, register it again: repa-bench fetch {name} --from {path}."
+            f"asset {name} at {path} has changed since it was registered: its SHA-256 began with {card.sha256[:8]} and "
+            f"begins with {found[:8]}; if that is meant, register it again: repa-bench fetch {name} --from {path}."
         )
-    return External(name, path, known["sha256"], known["size"])
+    return External(name, path, card.sha256, card.size)
 
 
 def require(store: Store, name: str) -> External:
@@ -234,7 +250,7 @@ def require(store: Store, name: str) -> External:
 
 def verify(found: External) -> bool:
     """Whether the asset still has its hash. Reads every byte."""
-    return _measure(found.path)[0] == found.content
+    return content_of(found.path, sha256_of) == found.content
 
 
 def inventory(store: Store) -> Iterator[tuple[str, Source, External | str | None]]:

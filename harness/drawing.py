@@ -17,6 +17,7 @@ from harness.features import FeatureNetwork, Outputs
 from harness.generate import Sampler, sample_labels
 from harness.measured import GRID, IMAGES, Measured, Shards
 from harness.protocol import Protocol
+from recipes.core.checkpoint import written
 from recipes.core.distributed import World
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
@@ -159,10 +160,8 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     for k, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         y, x = divmod(k, columns)
         canvas[y * height : (y + 1) * height, x * width : (x + 1) * width] = image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(canvas).save(temporary, format="PNG")
-    temporary.replace(path)
+    with written(path) as file:
+        Image.fromarray(canvas).save(file, format="PNG")
 
 
 def write_npz(path: Path, images: Iterator[Tensor], count: int, labels: Tensor | None = None) -> None:
@@ -177,9 +176,8 @@ def write_npz(path: Path, images: Iterator[Tensor], count: int, labels: Tensor |
     Raises:
         ValueError: there are not `count` images.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, done = path.with_suffix(".tmp"), 0
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    done = 0
+    with written(path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             for part in images:
                 pixels = part.permute(0, 2, 3, 1).contiguous().numpy()
@@ -191,7 +189,5 @@ def write_npz(path: Path, images: Iterator[Tensor], count: int, labels: Tensor |
         if labels is not None:
             with archive.open("labels.npy", "w") as file:
                 np.lib.format.write_array(file, labels.numpy())
-    if done != count:
-        temporary.unlink()
-        raise ValueError(f"{done} images for an .npz of {count}")
-    temporary.replace(path)
+        if done != count:
+            raise ValueError(f"{done} images for an .npz of {count}")

@@ -12,8 +12,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from rich.progress import wrap_file
 
 from harness.assets import Store
-from harness.catalogue import External, Source, register, source
-from recipes.core.checkpoint import sha256_of
+from harness.catalogue import External, Source, refuse_unpublished, register, source
+from recipes.core.checkpoint import put, sha256_of, temporary
 from recipes.core.errors import UserError
 
 WEIGHT_FILES = ["*.pt", "*.pth", "*.safetensors", "*.json", "*.bin"]
@@ -41,22 +41,21 @@ def fetch(store: Store, name: str, *, hub: str | None = None) -> External:
     if not (known.hub or known.url):
         raise UserError(f"'{name}' is not published for download: {known.about}.")
     folder = store.root / "external" / name / "files"
-    partial = folder.with_name("files.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _download(known, partial)
-    except Exception as error:  # every library below has its own family of network errors
-        shutil.rmtree(partial, ignore_errors=True)
-        where = known.url or f"https://huggingface.co/{known.hub}"
-        raise UserError(
-            f"{name} could not be downloaded from {where} ({type(error).__name__}: {error}). Without a network, bring "
-            f"the files over and run: repa-bench fetch {name} --from PATH."
-        ) from None
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    return register(store, name, files[0] if len(files) == 1 else folder, published=hub is None)
+    with temporary(folder) as partial:
+        partial.mkdir()
+        try:
+            _download(known, partial)
+        except Exception as error:  # every library below has its own family of network errors
+            where = known.url or f"https://huggingface.co/{known.hub}"
+            raise UserError(
+                f"{name} could not be downloaded from {where} ({type(error).__name__}: {error}). Without a network, "
+                f"bring the files over and run: repa-bench fetch {name} --from PATH."
+            ) from None
+        files = [p.relative_to(partial) for p in partial.rglob("*") if p.is_file()]
+        if len(files) == 1 and hub is None:  # before what was there goes
+            refuse_unpublished(name, partial / files[0], sha256_of(partial / files[0]))
+        put(partial, folder)
+    return register(store, name, folder / files[0] if len(files) == 1 else folder, published=hub is None)
 
 
 class _HTTPSOnly(HTTPRedirectHandler):

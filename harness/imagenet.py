@@ -11,7 +11,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 import warnings
 from collections import Counter
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from harness.imagenet_sources import Source, open_source
 from harness.progress import Reporter
-from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
+from recipes.core.checkpoint import MANIFEST, sha256_of, temporary, write_text
 from recipes.core.content import State
 from recipes.core.decoding import ODD, as_rgb, oddities, opened
 from recipes.core.errors import UserError
@@ -148,8 +147,6 @@ def _squares(
 def prepare_shard(out: Path, shard: int, source: Source, side: int) -> int:
     """Write one shard under a name that appears at the end, and return how many source images it covers."""
     folder = out / f"{shard:05d}"
-    for leftover in out.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while writing
-        shutil.rmtree(leftover, ignore_errors=True)
     columns: dict[str, list[Any]] = {"image": [], "label": [], "name": []}
     rejected: list[Rejected] = []
     converted: Counter[str] = Counter()
@@ -165,23 +162,22 @@ def prepare_shard(out: Path, shard: int, source: Source, side: int) -> int:
         columns["image"].append({"bytes": _png(pixels), "path": None})
         columns["label"].append(label)
         columns["name"].append(shown)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    size, sha = _save_columns(temporary, columns)
-    facts = ImageShard(count=len(columns["name"]), bytes=size, sha256=sha, pixels=digest.hexdigest())
-    sidecar = ShardFacts(
-        shard=facts,
-        rejected=tuple(rejected),
-        converted=dict(sorted(converted.items())),
-        source=read.hexdigest(),
-        state=_kept(state),
-    )
-    write_text(temporary / SIDECAR, sidecar.model_dump_json(indent=1))
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(temporary)  # a worker that outlived a killed preparation was faster
+    with temporary(folder) as made:
+        size, sha = _save_columns(made, columns)
+        facts = ImageShard(count=len(columns["name"]), bytes=size, sha256=sha, pixels=digest.hexdigest())
+        sidecar = ShardFacts(
+            shard=facts,
+            rejected=tuple(rejected),
+            converted=dict(sorted(converted.items())),
+            source=read.hexdigest(),
+            state=_kept(state),
+        )
+        write_text(made / SIDECAR, sidecar.model_dump_json(indent=1))
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
     return len(source.names)
 
 

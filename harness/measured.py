@@ -10,7 +10,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.features import FeatureNetwork, Outputs
+from harness.locks import alone
 from harness.metrics import Moments, Points, Sums
 from harness.samples import ImageSet
 from recipes.core import checkpoint
@@ -36,18 +39,21 @@ PART = "outputs"
 IMAGES, GRID = "images", "grid"
 
 
-def reserve(path: Path) -> None:
-    """Take the space of a sparse file on the disk. A mapped file that finds the disk full kills its process.
+def mapped(folder: Path, like: NDArray[Any], rows: int) -> NDArray[Any]:
+    """An array on the disk with rows like these, in a file without a name: nobody shares it, and nobody finds it later.
+
+    Its space is taken at once: a mapped file that finds the disk full kills its process.
 
     Raises:
         OSError: there is not so much.
     """
-    with path.open("r+b") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            os.posix_fallocate(file.fileno(), 0, rows * like[0].nbytes)
         except OSError as error:
-            path.unlink()
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from None
+        return np.memmap(file, like.dtype, "r+", shape=(rows, *like.shape[1:]))
 
 
 class Measured:
@@ -119,13 +125,7 @@ class Measured:
         return self._points[name]
 
     def _gathered(self, name: str, folder: Path) -> NDArray[Any]:
-        folder.mkdir(parents=True, exist_ok=True)
-        like = self._parts[0][name].numpy()
-        out: NDArray[Any] = np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=(self.rows, *like.shape[1:])
-        )
-        reserve(folder / f"{name}.npy")
-        done = 0
+        out, done = mapped(folder, self._parts[0][name].numpy(), self.rows), 0
         for part in self._parts:
             out[done : done + len(part[name])] = part[name].numpy()
             done += len(part[name])
@@ -212,7 +212,7 @@ class Shards:
         parts = [checkpoint.load_part(place, PART) for place in places]
         if digest is None:
             digest = digest_of([checkpoint.read_manifest(place)["pixels"] for place in places])
-        out = Measured(parts, folder=self.folder / "gathered", digest=digest)
+        out = Measured(parts, folder=self.folder.parent, digest=digest)
         if out.rows != self.count:
             raise ValueError(f"{out.rows} images were measured of {self.count}")
         return out
@@ -221,6 +221,10 @@ class Shards:
         """The kept images of each shard, uint8 (n, 3, H, W)."""
         for indices in self.ranges():
             yield checkpoint.load_part(self.place(indices), name)[name]
+
+    def alone(self, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Wait until no other command makes or removes them; see `harness.locks.alone`."""
+        return alone(self.folder.with_name(f".{self.folder.name}.lock"), on=on, on_wait=on_wait)
 
     def clear(self) -> None:
         """Remove them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -14,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from recipes.core.errors import UserError
+from recipes.core.jsons import TooDeepError, load_json
 
 #: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
 SEVERAL = ("--seeds", "--recipes", "--scales", "--intervals", "--search-seeds", "--generation-seeds")
@@ -262,7 +262,9 @@ def overrides(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--set {pair}: write it as KEY=VALUE, for example --set sit.depth=6.")
         try:
-            out[key] = json.loads(text)
+            out[key] = load_json(text)
+        except TooDeepError as error:
+            raise UserError(f"--set {key}: {error}. Write what is meant.") from None
         except ValueError:
             out[key] = text
     return out

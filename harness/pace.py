@@ -6,9 +6,9 @@ that shares the machine with others has no such stretch: its pace is measured be
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 from harness.locks import held
@@ -18,6 +18,7 @@ from harness.step_times import disturbances, steady
 from recipes.core.checkpoint import write_text
 from recipes.core.data import batches
 from recipes.core.distributed import World
+from recipes.core.rows import left_out, read_rows, row_text
 from recipes.core.spec import Execution
 from recipes.run import Run, TrainingInputs, build_trainer
 
@@ -38,15 +39,14 @@ def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World
         trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
         stream = batches(inputs.data, seed=train.seed, batch_size=train.batch_size, start=0, stop=sys.maxsize)
         times = step_times(trainer, stream, QUIET_SECONDS, least=QUIET_STEPS)
-        write_text(run.folder / FILE, json.dumps({"step_seconds": median(times), "steps": len(times)}) + "\n")
+        write_text(run.folder / FILE, row_text({"step_seconds": median(times), "steps": len(times)}))
 
 
 def quiet(run: Run) -> float | None:
     """Seconds of a step in the run's quiet stretch, if that was measured."""
-    try:
-        return float(json.loads((run.folder / FILE).read_text())["step_seconds"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # damaged is as good as absent: measure it again
-        return None
+    rows, _ = read_rows(run.folder / FILE, step_seconds=float)  # damaged is as good as absent: measure it again
+    found: float | None = rows[0]["step_seconds"] if rows else None
+    return found if found is not None and 0 < found < inf else None
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Pace:
     step_seconds: float | None
     source: PaceSource | None
     remarks: list[str]
-    """Where it was disturbed; of a run that shared the machine nobody can tell."""
+    """Where it was disturbed, or its log damaged; of a run that shared the machine nobody can tell."""
 
 
 def pace_of(run: Run, step: int) -> Pace:
     """The quiet stretch if there is one, else what the log says."""
     if (measured := quiet(run)) is not None:
         return Pace(measured, "quiet stretch", [])
-    lines = run.log_path.read_text().splitlines() if run.log_path.exists() else []
-    rows = [row for line in lines if line.endswith("}") and (row := json.loads(line))["step"] <= step]
+    rows, damaged = run.log(step)
     steps, seconds = [int(row["step"]) for row in rows], [float(row["seconds"]) for row in rows]
     found = steady(steps, seconds)
-    return Pace(found, None if found is None else "median of the log", disturbances(steps, seconds))
+    remarks = disturbances(steps, seconds) + left_out(run.log_path, damaged)
+    return Pace(found, None if found is None else "median of the log", remarks)

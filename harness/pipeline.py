@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from harness.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
 from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
-from harness.locks import held
+from harness.locks import alone, held
 from harness.measured import Measured, Shards
 from harness.metrics import Moments
 from harness.pace import pace_of
@@ -319,7 +320,8 @@ def score_cells(
 def _clear_leftovers(session: Session, scored: Sequence[Cell]) -> None:
     """Shards of cells whose record is there: their process was killed before it cleared them."""
     for cell in scored:
-        for folder in (session.folder / "shards").glob(f"{cell.run.folder.name}-{cell.name}-*"):
+        # a protocol's name may hold what is a pattern to glob, such as [0,0.7]
+        for folder in (session.folder / "shards").glob(f"{glob.escape(f'{cell.run.folder.name}-{cell.name}')}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -523,11 +525,17 @@ def score_imported(
     judge = prepared.require_judge()
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
     for cell in cells:
-        with threads_of(session), session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
+        lock = session.folder / "shards" / f".{folder.name}-{cell.name}.lock"
+        with (
+            alone(lock, on=session.world.main),  # another command may score the same
+            threads_of(session),
+            session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample,
+        ):
+            session.world.barrier()
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
-        if judged.metrics is None:
-            continue
-        judged.shards.clear()
+            if judged.metrics is None:
+                continue
+            judged.shards.clear()
         out[cell.protocol.label] = {
             **judged.metrics.model_dump(exclude_none=True),
             **judged.more,

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import resource
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from harness import code
+from harness.locks import alone
 from harness.protocol import Protocol
-from recipes.core.checkpoint import write_text
+from recipes.core.checkpoint import open_own, write_text
 from recipes.core.errors import DamagedError, UserError
+from recipes.core.jsons import load_json
 from recipes.core.spec import Count, NotNegative, Positive, Seed, Share, Spec, digest_of
 
 FILE = "records.jsonl"
+#: Who writes to it has this, beside it.
+LOCK = f".{FILE}.lock"
 #: Where lines go that are not what was written.
 DAMAGED_FILE = "records.damaged.jsonl"
+#: Among the versions: the hash of the code that ran, which an installed package has too.
+SOURCE = "repa-bench source"
 #: A line's own digest, beside its fields.
 CHECK = "check"
 PACKAGES = (
@@ -41,6 +46,7 @@ class Provenance(Spec):
     created: str
     """UTC, ISO 8601."""
     commit: str | None
+    """Of our own repository; none for installed packages, which `SOURCE` among the versions identifies."""
     dirty: bool | None
     """Whether tracked files differed from the commit."""
     versions: dict[str, str]
@@ -234,21 +240,6 @@ Record = Annotated[AnyRecord, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Record)
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        # git is wherever the user's path has it
-        result = subprocess.run(  # nosec B607
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -266,11 +257,11 @@ def _version(package: str) -> str:
 
 @lru_cache(maxsize=1)
 def _surroundings() -> dict[str, object]:
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    commit, dirty = code.commit()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "versions": {"python": platform.python_version(), "repa-bench": _version("repa-bench")}
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), "repa-bench": _version("repa-bench"), SOURCE: code.digest()}
         | {package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processor": _processor(),
@@ -299,10 +290,10 @@ def parse(line: str, where: str) -> AnyRecord:
         UserError: it is not a record of this schema.
     """
     try:
-        fields = json.loads(line)
+        fields = load_json(line)
         check = fields.pop(CHECK, None)
         sound = check is None or check == digest_of(fields)
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, TypeError):
         sound = False
     if not sound:
         raise DamagedError(
@@ -322,7 +313,7 @@ def parse(line: str, where: str) -> AnyRecord:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Every finished line with its place; a last one without its newline is a write cut short, and is passed over."""
-    if not path.exists():
+    if not path.is_file():
         return
     text = path.read_bytes().decode(errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
@@ -359,10 +350,9 @@ class RecordFile:
         """Append one record under a lock, and flush it to the disk, unless its key is there: another process was
         faster. A torn last line is cut off first, and what a full disk cuts short is taken back.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         fields = record.model_dump(mode="json")
         line = json.dumps(fields | {CHECK: digest_of(fields)}, sort_keys=True, allow_nan=False) + "\n"
-        with self._locked() as file:
+        with self._alone(), open_own(self.path) as file:
             if record.key() in self._sound_keys():
                 return
             file.seek(0)
@@ -385,7 +375,7 @@ class RecordFile:
         bad = []
         if not self.path.exists():
             return []
-        with self._locked():
+        with self._alone():
             lines = list(_lines(self.path))
             for line, where in lines:
                 try:
@@ -393,8 +383,8 @@ class RecordFile:
                 except DamagedError:
                     bad.append((line, where))
             if bad:
-                with (self.folder / DAMAGED_FILE).open("a") as aside:
-                    aside.writelines(f"{line}\n" for line, _ in bad)
+                with open_own(self.folder / DAMAGED_FILE) as aside:
+                    aside.writelines(f"{line}\n".encode() for line, _ in bad)
                 damaged = {where for _, where in bad}
                 kept = [f"{line}\n" for line, where in lines if where not in damaged]
                 write_text(self.path, "".join(kept))
@@ -409,20 +399,14 @@ class RecordFile:
         """
         if not self.path.exists():
             return []
-        with self._locked():
+        with self._alone():
             lines = [(line, wanted(parse(line, where))) for line, where in _lines(self.path)]
             write_text(self.path, "".join(f"{line}\n" for line, gone in lines if not gone))
         return [line for line, gone in lines if gone]
 
-    @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        """The file, when nobody else writes to it; not one that `mend` has just replaced."""
-        while True:
-            with self.path.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
-                    yield file
-                    return
+    def _alone(self) -> AbstractContextManager[None]:
+        """While nobody else writes to the file."""
+        return alone(self.folder / LOCK)
 
     def _sound_keys(self) -> set[tuple[object, ...]]:
         """`keys`, passing over what cannot be read: a bad line must not cost the next measurement."""

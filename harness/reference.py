@@ -16,6 +16,7 @@ from harness.compare import load
 from harness.records import ScoreRecord
 from harness.speedup import value_of
 from recipes.core.checkpoint import write_text
+from recipes.core.rows import read_rows
 
 #: Relative differences that other machines' arithmetic explains. A change of code moves a trace by more.
 TOLERANCES = {"loss": 1e-2, "fid": 5e-2, "speedup": 0.25}
@@ -43,7 +44,7 @@ def summarize(folder: Path) -> dict[str, Any]:
 
 
 def _traces(run: Path) -> dict[str, dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rows, _ = read_rows(run / "log.jsonl")
     return {
         name: {str(row["step"]): row[name] for row in rows if name in row}
         for name in TRACED

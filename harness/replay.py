@@ -6,7 +6,6 @@ and outputs on tiny networks; see tests/golden/README.md. Everything is computed
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from harness.sampler import Guidance, Solver, sample_latents
 from recipes.core.data import Batch
 from recipes.core.errors import UserError
 from recipes.core.interpolant import PathName, interpolate
+from recipes.core.jsons import load_json
 from recipes.core.loop import Trainer, subset
 from recipes.core.losses import alignment_loss, denoising_loss, kl_loss
 from recipes.core.spec import OptimizerSpec, TrainSpec
@@ -77,7 +77,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
+            self.meta: dict[str, Any] = load_json((path / "meta.json").read_bytes())
             self.dims: dict[str, Any] = self.meta["dims"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is not a replay folder: meta.json cannot be read ({error}).") from None

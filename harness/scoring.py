@@ -31,6 +31,7 @@ VERSION = 2
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 BATCH = 64
+BESIDE = "another command is measuring the same images; waiting for it"
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
 
@@ -121,7 +122,10 @@ class Job:
         """One pass over a set; in the main process, what was measured."""
         key = digest_of([images.identity, self.network.content, self.network.convention])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
-        with self.reporter.stage(label, len(images)) as on_done:
+        # Of two commands that want the same at once, the second finds what the first has made.
+        beside = shards.alone(on=self.world.main, on_wait=lambda: self.reporter.say(f"  {label}: {BESIDE}"))
+        with beside, self.reporter.stage(label, len(images)) as on_done:
+            self.world.barrier()
             return shards, measure(images, self.network, shards, batch=self.batch, world=self.world, on_done=on_done)
 
 
@@ -205,7 +209,8 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "compares only with the same number of samples."
         )
     protocol = job.protocol()
-    shards.clear()
+    with shards.alone():
+        shards.clear()
     return {
         **told,
         **({"frechet": details} if details else {}),

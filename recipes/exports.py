@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recipes.core.checkpoint import put, temporary
 from recipes.core.errors import UserError
 from recipes.core.loop import subset
 from recipes.models.autoencoder import Autoencoder
@@ -39,5 +40,8 @@ def export_autoencoder(run_folder: Path, out: Path, name: str, step: int | None)
     vae = Autoencoder(run.spec.tokenizer)
     vae.load_state_dict(tuned)
     statistics = subset(weights, "ema.sit.bn")
-    save_autoencoder(out, name, vae, statistics["running_mean"], statistics["running_var"].sqrt())
+    with temporary(out / name) as made:  # a full disk leaves nothing half written
+        save_autoencoder(made, name, vae, statistics["running_mean"], statistics["running_var"].sqrt())
+        for part in made.iterdir():
+            put(part, out / part.name)
     return out / f"{name}.pt"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from recipes.core.checkpoint import write_text
+from recipes.core.checkpoint import write_text, written
 from recipes.core.errors import UserError
 from recipes.core.pickles import load_exactly, load_state, some
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
@@ -393,11 +392,9 @@ def save_autoencoder(folder: Path, name: str, vae: Autoencoder, mean: Tensor, st
 
 
 def _save_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Through a stream: given a path, torch writes its name into the file, and equal tensors get other hashes.
-    with temporary.open("wb") as file:
+    with written(path) as file:
         torch.save(dict(state), file)
-    temporary.replace(path)
 
 
 def load_discriminator(path: Path) -> PatchDiscriminator:

@@ -23,7 +23,9 @@ from recipes.core.data import Batch, TrainingData, batches, order
 from recipes.core.distributed import World
 from recipes.core.draws import KeyedDraws, seed_of
 from recipes.core.errors import DamagedError, Diverged, Stopped, UserError
+from recipes.core.jsons import load_json
 from recipes.core.loop import Trainer, subset
+from recipes.core.rows import append_row, left_out, read_rows, row_text
 from recipes.core.spec import Execution, Spec, TrainSpec
 from recipes.core.watchdog import EXPLODED, Finding
 from recipes.models import discriminator as gan
@@ -266,7 +268,7 @@ class Run:
             UserError: the folder holds no readable specification.
         """
         try:
-            data = json.loads((folder / "spec.json").read_text())
+            data = load_json((folder / "spec.json").read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} is not a run: its spec.json cannot be read ({error}).") from None
         return cls(RunSpec.parse(data, where=str(folder / "spec.json")), folder)
@@ -373,15 +375,13 @@ class Run:
 
     def remark(self, text: str) -> str:
         """Keep a sentence for whoever reads the run's numbers; returns it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.remarks_path.open("a") as file:
-            file.write(json.dumps({"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n")
+        append_row(self.remarks_path, {"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         return text
 
     def remarks(self) -> list[str]:
         """The sentences, in order; a line cut short is passed over."""
-        rows = self.remarks_path.read_text().splitlines() if self.remarks_path.exists() else []
-        return [str(json.loads(row)["text"]) for row in rows if row.endswith("}")]
+        rows, damaged = read_rows(self.remarks_path, text=str)
+        return [row["text"] for row in rows] + left_out(self.remarks_path, damaged)
 
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
         """Write a checkpoint, then let go of what older ones hold too much of.
@@ -432,11 +432,17 @@ class Run:
         trainer.restore(self.weights(step), state, int(clock["position"]))
         trainer.clock.start(float(clock["seconds"]), float(clock["device_seconds"]))
 
+    def log(self, step: int) -> tuple[list[dict[str, Any]], int]:
+        """What was logged up to a step, and how many lines are damaged."""
+        rows, damaged = read_rows(self.log_path, step=int, seconds=int | float)
+        return [row for row in rows if row["step"] <= step], damaged
+
     def trim_log(self, step: int) -> None:
-        """Forget what was logged after the checkpoint that we continue from."""
-        rows = self.log_path.read_text().splitlines() if self.log_path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-        checkpoint.write_text(self.log_path, "".join(f"{row}\n" for row in kept))
+        """Forget what was logged after the checkpoint that we continue from, and say what was damaged."""
+        rows, damaged = self.log(step)
+        for told in left_out(self.log_path, damaged):
+            self.remark(told)
+        checkpoint.write_text(self.log_path, "".join(map(row_text, rows)))
 
     def write_incident(self, what: str, network: str, trainer: Trainer, finding: Finding, images: int) -> Path:
         """Keep what is needed to do a step again that went wrong: draws are functions of seed, position and image."""
@@ -569,8 +575,7 @@ class _Session:
             row: dict[str, float | None] = {name: round(v, 7) if v - v == 0 else None for name, v in read.items()}
             row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
             seconds = round(self.trainer.clock.seconds, 4)
-            with self.run.log_path.open("a") as log:
-                log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
+            append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
         every = self.training.execution.save_every
         if stop or step in self.missing or (every and step % every == 0):
             if self.training.world.main:

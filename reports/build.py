@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import re
@@ -14,7 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
 
 from baselines.claims import ledger
 from harness.claims import judge
@@ -24,9 +22,9 @@ from harness.records import Provenance, ScoreRecord
 from recipes.core.checkpoint import write_bytes
 from recipes.core.errors import UserError
 from reports import figures, tables
+from reports.pictures import Pictures
 from reports.speedup_tables import headline, interval, speedup_table
 
-GRID_SIDE_IMAGES = 10
 #: Currencies of the first sentences.
 SHOWN = ("iterations", "flops", "device_seconds")
 #: Folder of the figures.
@@ -40,28 +38,7 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 
 
-def _picture(comparison: Comparison, grid: str, rows: int | None = None) -> str | None:
-    """A stored grid, its first rows, as a data URL; nothing if the file is gone.
-
-    Raises:
-        UserError: a record names a picture that is not below its own folder.
-    """
-    if Path(grid).is_absolute() or ".." in Path(grid).parts:
-        raise UserError(f"a record names a picture outside its folder ({grid!r}); remove the record.")
-    path = comparison.roots[grid] / grid
-    if not path.exists():
-        return None
-    if not path.resolve().is_relative_to(comparison.roots[grid].resolve()):
-        raise UserError(f"a record names a picture that links outside its folder ({grid!r}); remove the link.")
-    with Image.open(path, formats=["PNG"]) as image:
-        tile = image.width // GRID_SIDE_IMAGES
-        cropped = image.crop((0, 0, image.width, min(image.height, tile * rows))) if rows else image
-        buffer = io.BytesIO()
-        cropped.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _sample_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
     """For the first seed that every arm brought to its end: samples at a third of the budget and at its end."""
     shared = set.intersection(*(set(comparison.complete(arm)[0]) for arm in comparison.arms))
     if not shared:
@@ -69,28 +46,28 @@ def _sample_rows(comparison: Comparison) -> list[dict[str, Any]]:
     seed, steps = min(shared), comparison.steps()
     rows = []
     for step in dict.fromkeys((steps[max(0, len(steps) // 3 - 1)], steps[-1])):
-        pictures = [
+        shown = [
             {"label": label, "fid": f"{r.metrics.fid:.2f}", "url": url}
             for arm, label in comparison.arms.items()
             for r in comparison.curve(arm, seed)
-            if r.step == step and (url := _picture(comparison, r.grid, SHOWN_ROWS))
+            if r.step == step and (url := pictures.url(r.grid, SHOWN_ROWS))
         ]
-        rows.append({"step": f"{step:,}", "seed": seed, "pictures": pictures})
+        rows.append({"step": f"{step:,}", "seed": seed, "pictures": shown})
     return rows
 
 
-def _reconstructions(comparison: Comparison) -> list[dict[str, Any]]:
+def _reconstructions(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
     out = []
     seen: set[tuple[str | None, str | None]] = set()
     for t in sorted(comparison.tokenizers, key=lambda t: (t.arm is not None, -(t.step or 0), t.seed or 0)):
         key = (t.arm, t.name if t.arm is None else None)
-        if key in seen or (url := _picture(comparison, t.grid)) is None:
+        if key in seen or (url := pictures.url(t.grid)) is None:
             continue
         seen.add(key)
         several = len({other.name for other in comparison.tokenizers if other.arm is None}) > 1
         before = f"before, {t.name}" if several else "before"
         label = before if t.arm is None else f"after {comparison.arms[t.arm]}, step {t.step:,}, seed {t.seed}"
-        latents = None if t.components is None else _picture(comparison, t.components)
+        latents = None if t.components is None else pictures.url(t.components)
         out.append({"label": label, "psnr": f"{t.psnr:.2f}", "rfid": f"{t.rfid:.3f}", "url": url, "latents": latents})
     return out
 
@@ -205,7 +182,7 @@ def _inline(figure: Figure, name: str) -> Markup:
 
 def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
-    pictures = [(title(name), _inline(figure, name)) for name, figure in drawn.items()]
+    curves, pictures = [(title(name), _inline(figure, name)) for name, figure in drawn.items()], Pictures(comparison)
     swept = _inline(figures.guidance_figure(comparison), "guidance") if comparison.searches else ""
     against = _inline(figures.alignment_figure(comparison), "alignment") if comparison.alignments else ""
     environment = Environment(
@@ -221,13 +198,14 @@ def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
         suite=first.suite,
         notice=first.notice,
         answer=_answer(comparison),
-        pictures=pictures,
+        pictures=curves,
         swept=swept,
         against=against,
         tables=made,
         arms=[(label, abouts[arm]) for arm, label in comparison.arms.items()],
-        samples=_sample_rows(comparison),
-        reconstructions=_reconstructions(comparison),
+        samples=_sample_rows(comparison, pictures),
+        reconstructions=_reconstructions(comparison, pictures),
+        left_out=pictures.remarks,
         provenance=_provenance(comparison),
         rerun=_rerun(comparison),
     )

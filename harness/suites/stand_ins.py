@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness import catalogue
 from harness.assets import Store
+from harness.locks import alone
 from recipes.core.draws import seed_of
 from recipes.models.autoencoder import Autoencoder
 from recipes.models.discriminator import PatchDiscriminator
@@ -32,13 +33,14 @@ def make(suite: ImagenetSuite, store: Store) -> None:
         **{name: lambda folder, name=name: _encoder(suite, name, folder) for name in suite.encoders},  # type: ignore[misc]
     }
     for name, write in makers.items():
-        if catalogue.find(store, name) is None:
-            folder = store.root / "stand-ins" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(0, "stand-in", name))
-                path = write(folder)
-            catalogue.register(store, name, path, published=False)
+        with alone(store.root / "stand-ins" / ".lock"):  # another command may make them too
+            if catalogue.find(store, name) is None:
+                folder = store.root / "stand-ins" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed_of(0, "stand-in", name))
+                    path = write(folder)
+                catalogue.register(store, name, path, published=False)
 
 
 def _tokenizer(suite: ImagenetSuite, folder: Path) -> Path:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
+import socket
+import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.core.errors import DamagedError
+from recipes.core.errors import DamagedError, UserError
+from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 MANIFEST = "manifest.json"
+#: Of this machine, short: it stands in the names of temporaries.
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_SERIAL = itertools.count()
+#: Names of the temporaries that this process is writing.
+_OURS: set[str] = set()
+#: Whether a process of another machine lives, nobody here can ask.
+ABANDONED_SECONDS = 24 * 3600.0
 
 
 def sha256_of(path: Path) -> str:
@@ -38,59 +51,130 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_bytes(path, text.encode())
+# What is written appears under its name when it is whole.
 
 
-@contextmanager
-def _whole(temporary: Path) -> Iterator[None]:
-    """What could not be written to the end is removed: on a full disk it would be in the way of the next try."""
-    try:
-        yield
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        # safetensors tells the system's error in words
-        if isinstance(error, SafetensorError) and (told := re.search(r"os error (\d+)", str(error))):
-            raise OSError(int(told[1]), os.strerror(int(told[1])), str(temporary)) from None
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        if not _lives(leftover.name.split(".")[-2]):
-            leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _whole(temporary):
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(path)
-    _sync(path.parent)
-
-
-def _lives(pid: str) -> bool:
+def lives(pid: int) -> bool:
     """Whether a process of this machine has that number."""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # somebody else's
         return True
     return True
 
 
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _abandoned(leftover: Path) -> bool:
+    """Whether whoever made a temporary is dead; one of another machine is, when it was silent for long enough."""
+    made = re.search(r"\.(?:([0-9a-f]{8})-)?([0-9]+)(?:-[0-9]+)?\.tmp$", leftover.name)
+    if made and made[1] in (None, _HOST):
+        pid = int(made[2])  # a process of a container often has the number of the one before it
+        return leftover.name not in _OURS if pid == os.getpid() else not lives(pid)
+    try:
+        return time.time() - leftover.lstat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside a path that no other process or thread has. What still has it at the end is removed.
+
+    What dead processes left half written under the same name goes; what living ones are writing does not.
+
+    Raises:
+        OSError: a full disk, whatever the library made of it that wrote.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _abandoned(leftover):
+            _discard(leftover)
+    made = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_SERIAL)}.tmp")
+    _discard(made)
+    _OURS.add(made.name)
+    try:
+        yield made
+    except Exception as error:
+        if (number := _errno_behind(error)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from None
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write does not say of which file
+        raise
+    finally:
+        _discard(made)
+        _OURS.discard(made.name)
+
+
+def _errno_behind(error: BaseException) -> int | None:
+    """The system's error that a library has told in words of its own: safetensors in a text, torch as a context."""
+    if isinstance(error, SafetensorError) and (told := re.search(r"os error (\d+)", str(error))):
+        return int(told[1])
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__.errno
+    return None
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name when it is whole and on the disk."""
+    with temporary(path) as made:
+        with made.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+    _sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with written(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def open_own(path: Path) -> BinaryIO:
+    """A file of ours to read and append to in place, made if it is not there: never through a link.
+
+    Raises:
+        UserError: somebody has put a link, a pipe or a device in its place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise
+        raise _no_file(path) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _no_file(path)
+    return os.fdopen(handle, "a+b")
+
+
+def _no_file(path: Path) -> UserError:
+    return UserError(f"{path} is a link, a pipe or a device, and nothing is written through it. Remove it.")
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that nobody else writes to."""
     for leftover in folder.rglob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _discard(leftover)
+
+
+# Folders.
 
 
 def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
@@ -101,43 +185,37 @@ def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: M
         parts: tensors by name, by file.
         meta: JSON-able facts, kept in the manifest.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed while writing
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with _whole(temporary):
-        temporary.mkdir()
+    with temporary(folder) as made:
+        made.mkdir()
         hashes = {}
         for name, tensors in parts.items():
-            path = temporary / f"{name}.safetensors"
+            path = made / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
             _sync(path)
             hashes[path.name] = sha256_of(path)
-        (temporary / MANIFEST).write_text(_manifest_text(hashes, meta))
-        _sync(temporary / MANIFEST)
-        _put(temporary, folder)
+        (made / MANIFEST).write_text(_manifest_text(hashes, meta))
+        _sync(made / MANIFEST)
+        put(made, folder)
     _sync(folder.parent)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that it is never seen half there."""
-    gone = folder.with_name(f".{folder.name}.gone.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    with temporary(folder) as gone:
+        folder.rename(gone)
 
 
-def _put(temporary: Path, folder: Path) -> None:
+def put(made: Path, folder: Path) -> None:
     """Give a finished folder its name; another of that name goes only when the new one is there."""
-    before = folder.with_name(f".{folder.name}.before.tmp")
     try:
-        temporary.rename(folder)
+        made.rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        folder.rename(before)
-        temporary.rename(folder)
-        shutil.rmtree(before, ignore_errors=True)
+        with temporary(folder) as before:
+            with suppress(FileNotFoundError):  # another process was as far
+                folder.rename(before)
+            put(made, folder)
 
 
 def _manifest_text(hashes: Mapping[str, str], meta: Mapping[str, Any]) -> str:
@@ -152,7 +230,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         DamagedError: it is not there, or not what was written.
     """
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = load_json((folder / MANIFEST).read_bytes())
         content = {"files": dict(found["files"]), "meta": dict(found["meta"])}
         sound = found.get("check") in (None, digest_of(content))  # older ones have no check
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

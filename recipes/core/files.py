@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import errno
 import hashlib
-import json
 import lzma
 import os
 import re
@@ -29,6 +28,7 @@ from torch import Tensor
 from recipes.core.content import State, content_of, remembered
 from recipes.core.decoding import SUFFIXES, UNDECODABLE, UNREAD, oddities, opened
 from recipes.core.errors import UserError
+from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 LABELS = "dataset.json"
@@ -52,8 +52,8 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return load_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}). Restore it or prepare the folder again.") from None
 
 
@@ -381,7 +381,7 @@ def labels_of(files: Files, names: Sequence[str]) -> Tensor:
     if row is None:
         raise UserError(f"{where} is missing, so the images have no labels. Put it back beside them.")
     try:
-        pairs = json.loads(files.read(row))["labels"]
+        pairs = load_json(files.read(row))["labels"]
         table = {str(name): int(label) for name, label in pairs}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{where} does not read {{"labels": [["NAME", LABEL], ...]}}. Prepare the set again.') from None

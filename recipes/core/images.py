@@ -239,6 +239,8 @@ class StoredImages:
         path = self._arrow(shard)
         if not path.is_file() or path.stat().st_size != facts.bytes:
             raise self._damaged(shard, f"the manifest says that it has {facts.bytes} bytes")
+        if content_of(path) != facts.sha256:
+            raise self._damaged(shard, "its SHA-256 is not the manifest's")
         loaded = datasets.Dataset.load_from_disk(str(path.parent), keep_in_memory=False)
         if len(loaded) != facts.count:
             raise self._damaged(shard, f"it holds {len(loaded)} images, the manifest says {facts.count}")

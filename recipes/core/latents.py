@@ -6,7 +6,6 @@ temporary file. What a shard holds depends on the images and the tokenizer alone
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.core.checkpoint import MANIFEST, sha256_of, write_text
+from recipes.core.checkpoint import MANIFEST, sha256_of, write_text, written
+from recipes.core.content import content_of
 from recipes.core.data import Latents, prefetched
 from recipes.core.decoding import load_array
 from recipes.core.errors import UserError
@@ -172,10 +172,10 @@ class LatentStore:
 
     @classmethod
     def open(cls, folder: Path) -> LatentStore:
-        """Map the shards into memory.
+        """Map the shards into memory, after a look whether they are what was written.
 
         Raises:
-            UserError: the folder is not finished, or a shard is missing or of another shape.
+            UserError: the folder is not finished, or a shard is missing, of another shape or damaged.
         """
         path = folder / MANIFEST
         if not path.exists() and _shard(folder, 0).with_suffix(".json").exists():
@@ -185,7 +185,9 @@ class LatentStore:
         data = read_json(path)
         if not isinstance(data, dict) or "plan" not in data:
             raise UserError(f"{path} is not the manifest of cached latents. Choose the folder that `prepare` wrote.")
-        return cls(folder, LatentsManifest.parse(data, where=str(path)))
+        store = cls(folder, LatentsManifest.parse(data, where=str(path)))
+        store.verify()
+        return store
 
     def _map(self, shard: int) -> NDArray[Any]:
         plan, path = self.manifest.plan, _shard(self.folder, shard)
@@ -212,13 +214,18 @@ class LatentStore:
         return both[0], both[1]
 
     def verify(self) -> None:
-        """Hash every shard again.
+        """Compare every shard's hash with the manifest's; one that was not touched since is not read again.
+
+        ImageNet's latents are tens of gigabytes: a minute or two for the first command that opens them, nothing for the
+        next. What changes on the disk without being written through the file system is seen by no later one.
 
         Raises:
             UserError: names the damaged shards.
         """
         paths = [_shard(self.folder, shard) for shard in range(self.manifest.plan.shards)]
-        bad = [path for path, sha in zip(paths, self.manifest.sha256, strict=True) if sha256_of(path) != sha]
+        with ThreadPoolExecutor(8, "verify") as pool:  # hashing lets other threads run
+            found = list(pool.map(content_of, paths))
+        bad = [path for path, sha, wanted in zip(paths, found, self.manifest.sha256, strict=True) if sha != wanted]
         if bad:
             raise _damaged(bad[0], f"its SHA-256 is not the manifest's{_others(len(bad) - 1)}")
 
@@ -465,21 +472,15 @@ def _write_shard(
     on_done: Callable[[int], None],
 ) -> None:
     path = _shard(folder, shard)
-    for leftover in folder.glob(f".{path.stem}.*.tmp"):  # of a process that was killed while writing
-        leftover.unlink(missing_ok=True)
     moments = np.empty(plan.shape(shard), dtype=plan.dtype)
     end = 0
     for part in parts:
         moments[end : end + len(part)] = part
         end += len(part)
         on_done(before + end)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with written(path) as file:
         np.save(file, moments, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    sidecar = Sidecar(plan=plan, sha256=sha256_of(temporary), sums=Sums.of(moments))
-    temporary.replace(path)
+    sidecar = Sidecar(plan=plan, sha256=sha256_of(path), sums=Sums.of(moments))
     write_text(path.with_suffix(".json"), sidecar.model_dump_json(indent=1))
 
 

@@ -65,6 +65,8 @@ class Spec(BaseModel):
         """
         try:
             text = json.dumps(data, allow_nan=False)
+        except RecursionError:
+            raise UserError(f"{where}: it is nested too deep. Write it anew.") from None
         except ValueError:
             raise UserError(f"{where}: {_not_finite(data)}: Input should be a finite number.") from None
         try:

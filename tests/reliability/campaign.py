@@ -55,7 +55,9 @@ def state_of(out: Path) -> dict[str, Any]:
         state[f"weights {manifest.parent.relative_to(out)}"] = json.loads(manifest.read_text())["files"]
     for log in sorted(out.glob("runs/*/log.jsonl")):
         rows = [json.loads(row) for row in log.read_text().splitlines()]
-        state[f"log {log.relative_to(out)}"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        state[f"log {log.relative_to(out)}"] = [
+            {k: v for k, v in row.items() if k not in ("seconds", "check")} for row in rows
+        ]
     for picture in sorted([*out.glob("samples/**/*.png"), *out.glob("reconstructions/*.png")]):
         state[f"picture {picture.relative_to(out)}"] = sha256_of(picture)
     left = [p for p in out.rglob("*") if p.suffix == ".tmp" or p.name == ".lock" or p.parent.name == "shards"]

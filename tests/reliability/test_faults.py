@@ -522,14 +522,34 @@ def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "IN_MEMORY", 0)
     found = measured.Measured([{"f": torch.arange(8.0).reshape(4, 2)}], folder=tmp_path)
     assert torch.equal(torch.as_tensor(found.points("f")), torch.arange(8.0).reshape(4, 2))
-    assert (tmp_path / "f.npy").stat().st_blocks > 0
+    assert not list(tmp_path.iterdir())  # two commands that gather the same at once have a file each
 
     def full(handle: int, start: int, size: int) -> None:
+        assert (start, size) == (0, 32)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     again = measured.Measured([{"f": torch.zeros(4, 2)}], folder=tmp_path / "more")
     with pytest.raises(OSError, match="No space left") as raised:
         again.points("f")
-    assert str(raised.value.filename).endswith("f.npy")
-    assert not (tmp_path / "more" / "f.npy").exists()
+    assert raised.value.filename == str(tmp_path / "more")
+
+
+def test_damaged_odds_and_ends_stop_neither_run_nor_report(small, tmp_path):
+    """An empty picture, a torn remark and a log with a bad line: of a finished run, and of one that is extended."""
+    out = tmp_path / "out"
+    shutil.copytree(small[0], out)
+    folder = next(out.glob("runs/vanilla-*"))
+    for grid in out.glob("samples/*/*.png"):
+        grid.write_bytes(b"")
+    (folder / "remarks.jsonl").write_text('{"text": "torn{"text": "after"}\n')
+    (folder / "log.jsonl").write_bytes(b"\xff\n" + (folder / "log.jsonl").read_bytes())
+    arguments = ["run", "--suite", "smoke", "--recipes", "vanilla", "--out", out, "--cache", small[1]]
+    assert _main(*arguments) == 0
+    assert _main("report", out) == 0
+    assert "was left out: it is no whole PNG" in (out / "report" / "index.html").read_text()
+    assert _main(*arguments, "--steps", 32) == 0
+    rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    remarks = next(r["remarks"] for r in rows if r["kind"] == "score" and r["step"] == 32)
+    assert "1 line of log.jsonl was damaged and is left out" in remarks
+    assert "1 line of remarks.jsonl was damaged and is left out" in remarks

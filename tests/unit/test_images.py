@@ -242,8 +242,8 @@ def test_killed_preparation_continues(raw, prepared, tmp_path, monkeypatch):
 
     def killed(out, shard, source, side):
         if shard == 2:
-            (out / ".00002.123.tmp").mkdir()
-            (out / ".00002.123.tmp" / "half.arrow").write_bytes(b"half")
+            (out / ".00002.4194305.tmp").mkdir()
+            (out / ".00002.4194305.tmp" / "half.arrow").write_bytes(b"half")
             raise KeyboardInterrupt
         return prepare_shard(out, shard, source, side)
 

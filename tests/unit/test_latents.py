@@ -112,7 +112,7 @@ def test_killed_writing_continues(images, store, tmp_path):
         open_latents(tmp_path)
     with pytest.raises(UserError, match=r"00001\.npy is missing \(and so for 3 more\)"):
         finish_latents(tmp_path)
-    (tmp_path / ".00001.npy.99.tmp").write_bytes(b"half")
+    (tmp_path / ".00001.npy.4194305.tmp").write_bytes(b"half")
     (tmp_path / "00002.npy").write_bytes(b"named, but its sidecar was never written")
     before = (tmp_path / "00000.npy").stat().st_mtime_ns
     told = []
