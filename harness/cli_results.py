@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from harness.cli_printing import out_console, print_tables
+from harness.cli_printing import out_console, print_table, print_tables
 from harness.options import MAX_SEED, refuse_idle, refuse_unwritable, shared
 from recipes.core.errors import UserError, nearest
 
@@ -172,7 +172,7 @@ def baselines(
     from typing import get_args
 
     from baselines.published import Kind, load_all, select
-    from reports.tables import published_table
+    from reports.published import published_table
 
     kinds = get_args(Kind)
     chosen: Any = kind
@@ -184,7 +184,7 @@ def baselines(
     elif not found:
         out_console.print("no published row matches; `repa-bench baselines` lists all")
     else:
-        print_tables([published_table(found)])
+        print_table("Published numbers", *published_table(found))
 
 
 @results.command()
