@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 out_console = Console(markup=False, emoji=False)
 #: Cells that say nothing; a block leaves them out.
 EMPTY = ("", "–")
+Justify = Literal["left", "right"]
 
 
 def print_tables(tables: Sequence[ReportTable]) -> None:
@@ -26,7 +27,9 @@ def print_tables(tables: Sequence[ReportTable]) -> None:
         print_table(table.title, table.columns, table.rows, table.note)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", *, justify: Justify = "right"
+) -> None:
     """A table whose cells break between words only.
 
     On a terminal, and where `COLUMNS` is set, it is as wide as there; in a file or a pipe as wide as it needs to be.
@@ -37,6 +40,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         columns: names; the first is that of the rows.
         rows: finished text.
         note: lines below it.
+        justify: of all columns but the first.
     """
     space = out_console.width if out_console.is_terminal or "COLUMNS" in os.environ else None
     say(title, space, "bold")
@@ -48,7 +52,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     else:
         shown = Table()
         for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
-            shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold", width=width)
+            shown.add_column(column, justify=justify if number else "left", overflow="fold", width=width)
         for row in rows:
             shown.add_row(*row)
         wide = Console(markup=False, emoji=False, width=sum(widths) + 3 * len(widths) + 1)

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from harness.cli_printing import out_console, print_table, print_tables
-from harness.options import MAX_SEED, refuse_idle, refuse_unwritable, shared
+from harness.options import HELP, MAX_SEED, refuse_idle, refuse_unwritable, shared
 from recipes.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 results = typer.Typer()
 
 FORMATS = "html,md,tex,csv,svg,png,pdf"
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS", help="Results folders.")]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Part:
 
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipes", help="Only these and the baseline, several after one flag. Default: all."),
+        typer.Option("--recipes", help="Only these and the baseline, with spaces or commas between. Default: all."),
     ] = None
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seeds", min=0, max=MAX_SEED, help="Only these training seeds, several after one flag."),
+        typer.Option("--seeds", min=0, max=MAX_SEED, help="Only these training seeds, with spaces or commas between."),
     ] = None
     until: Annotated[int | None, typer.Option("--until", min=1, help="Only checkpoints up to this step.")] = None
 
@@ -49,7 +49,7 @@ class Part:
 @shared(Part)
 def speedup(
     part: Part,
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUNS", help="Results folders.")] = None,
     curves: Annotated[
         Path | None,
         typer.Option("--curves", help="Instead: a CSV with recipe, step, fid; seed, generation_seed, images, ..."),
@@ -119,7 +119,7 @@ def compare(
 @shared(Part)
 def claims(
     part: Part,
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUNS", help="Results folders.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if an accepted verdict has changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -205,7 +205,8 @@ def report(
     formats: Annotated[
         str,
         typer.Option(
-            "--format", help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas between."
+            "--format",
+            help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas or spaces between.",
         ),
     ] = FORMATS,
     check: Annotated[
@@ -241,7 +242,7 @@ class _ListedByDefault(typer.core.TyperGroup):
     """`runs FOLDER` is `runs list FOLDER`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        if not args or (args[0] not in self.commands and args[0] not in HELP):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -272,7 +273,7 @@ def list_runs(
 @runs_app.command("remove")
 def remove_run(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A results folder.")],
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names that `repa-bench runs FOLDER` shows.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Names that `repa-bench runs FOLDER` shows.")],
 ) -> None:
     """Take runs out of a results folder, with their records and samples, into its trash folder. Nothing is deleted.
 
