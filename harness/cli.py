@@ -19,7 +19,7 @@ import typer
 from harness.cli_machine import machine
 from harness.cli_printing import out_console, print_tables
 from harness.cli_results import results
-from harness.cli_session import arms_of, open_session, store_of
+from harness.cli_session import arms_of, jobs_of, open_session, store_of
 from harness.options import (
     HELP,
     MAX_SEED,
@@ -64,20 +64,11 @@ PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 def _work(session: Session, jobs: int | None, runs: int) -> Work:
-    """How the runs of a grid are worked on: one after the other, or several at a time.
-
-    Raises:
-        UserError: several are wanted where one has the whole machine.
-    """
-    from harness.parallel import at_once, cores
+    """How the runs of a grid are worked on: one after the other, or several at a time."""
+    from harness.parallel import at_once
     from harness.pipeline import in_turn
 
-    here = session.world
-    if here.device.type != "cpu" or here.size > 1 or session.suite.threads is None:
-        small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
-        refuse_idle({"--jobs": jobs is not None}, small)
-        return in_turn
-    most = min(session.suite.default_jobs, cores()) if jobs is None else jobs
+    most = jobs_of(session, jobs)
     return at_once(most) if min(most, runs) > 1 else in_turn
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli_printing import out_console, print_table
-from harness.cli_session import arms_of, open_session, store_of
-from harness.options import CacheOption, Laid, refuse_idle, shared
+from harness.cli_session import arms_of, jobs_of, open_session, store_of
+from harness.options import CacheOption, Several, refuse_idle, shared
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,36 +58,43 @@ def list_() -> None:
 
 
 @machine.command()
-@shared(Laid)
+@shared(Several)
 def plan(
-    choices: Laid,
+    choices: Several,
     devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
     tflops: Annotated[
         float | None,
-        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured for 2 s."),
+        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead.")
+        float | None,
+        typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead. On a CPU: 2."),
     ] = None,
     detect: Annotated[
         float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a comparison will cost (images, FLOPs, GPU-hours, memory, disk), what is missing, and which speedup its
-    seeds can show.
+    """Say what a comparison will cost (time, images, FLOPs, memory, disk), what is missing, and which speedup its seeds
+    can show. Of digits, every stage is rehearsed here for half a minute, and the whole run's time follows.
 
     Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`, or `repa-bench plan --detect 1.2`
     """
     if detect is not None and not 1 < detect < 1000:
         raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
-    from harness.plan import make_plan
-    from reports.plan import as_dict, print_plan
+    began = time.process_time()
+    from harness.plan import Rehearsal, make_plan
+    from reports.build import Wanted, build
+    from reports.plan import as_dict, plan_lines, plan_table
 
     with open_session(choices, writes=False) as session:
-        chosen = session.suite
+        chosen, jobs = session.suite, jobs_of(session, choices.jobs)
+        start = time.process_time() - began
         if tflops is None and seconds is None and not chosen.wants_gpu:
             seconds = 2.0
+        rehearsal = None
+        if seconds and session.world.device.type == "cpu" and session.world.size == 1:
+            rehearsal = Rehearsal(lambda folder: build(Wanted([folder]), folder / "report"), jobs, start)
         made = make_plan(
             chosen,
             session.budget,
@@ -99,11 +107,14 @@ def plan(
             tflops=tflops or 200.0,
             seconds=seconds,
             detect=detect,
+            rehearsal=rehearsal,
         )
     if as_json:
         print(json.dumps(as_dict(made), indent=1))
     else:
-        print_plan(made, chosen.name, chosen.notice, out_console)
+        print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))
+        for line in plan_lines(made):
+            out_console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 @machine.command()
@@ -162,7 +173,7 @@ def doctor(
     Example: `repa-bench doctor --verify`, or `repa-bench doctor --metrics`
     """
     from harness.doctor import examine
-    from reports.plan import print_health
+    from reports.plan import health_lines
 
     store = store_of(cache)
     if metrics or known:
@@ -174,7 +185,8 @@ def doctor(
     if as_json:
         print(json.dumps(health.as_dict(), indent=1))
     else:
-        print_health(health, out_console)
+        for line, style in health_lines(health):
+            out_console.print(line, style=style, highlight=False, soft_wrap=True)
     if health.faults:
         raise typer.Exit(1)
 

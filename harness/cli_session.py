@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.options import Chosen, Laid, Place, Scored, overrides, refuse_unwritable
+from harness.options import Chosen, Laid, Place, Scored, overrides, refuse_idle, refuse_unwritable
 from recipes.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -91,3 +91,19 @@ def store_of(cache: Path | None) -> Store:
     if not root.is_dir():  # one that is there may be shared and not ours to write to
         refuse_unwritable("--cache", root)
     return Store(root)
+
+
+def jobs_of(session: Session, jobs: int | None) -> int:
+    """Runs at a time: as many as were asked for, or as cores, as far as the suite goes; 1 where one has the machine.
+
+    Raises:
+        UserError: several are wanted where one has the whole machine.
+    """
+    from harness.parallel import cores
+
+    here = session.world
+    if here.device.type != "cpu" or here.size > 1 or session.suite.threads is None:
+        small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
+        refuse_idle({"--jobs": jobs is not None}, small)
+        return 1
+    return min(session.suite.default_jobs, cores()) if jobs is None else jobs
