@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli_cache import cache_app
 from harness.cli_machine import machine
 from harness.cli_printing import out_console, print_tables
 from harness.cli_results import results
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(machine)
 app.add_typer(results)
+app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
 DIVERGED = 3

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from harness.cli_printing import out_console, print_table, print_tables
-from harness.options import HELP, MAX_SEED, refuse_idle, refuse_unwritable, shared
+from harness.options import MAX_SEED, ListedByDefault, refuse_idle, refuse_unwritable, shared
 from recipes.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -238,16 +237,7 @@ def report(
     out_console.print(build.build(whole, place, wanted), highlight=False, soft_wrap=True)
 
 
-class _ListedByDefault(typer.core.TyperGroup):
-    """`runs FOLDER` is `runs list FOLDER`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in HELP):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-runs_app = typer.Typer(cls=_ListedByDefault, help="What a results folder holds; take one run away.")
+runs_app = typer.Typer(cls=ListedByDefault, help="What a results folder holds; take one run away.")
 results.add_typer(runs_app, name="runs")
 
 

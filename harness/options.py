@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+import typer.core
 
 from recipes.core.errors import UserError
 
@@ -25,6 +26,16 @@ UNSPLIT = ("--set",)
 MAX_SEED = 2**63 - 1
 #: How a command is asked what it does.
 HELP = ["-h", "--help"]
+
+
+class ListedByDefault(typer.core.TyperGroup):
+    """A group in which `runs FOLDER` is `runs list FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `click.Group.parse_args`."""
+        if not args or (args[0] not in self.commands and args[0] not in HELP):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 class OnNaN(StrEnum):

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import catalogue
 from harness.assets import Store
+from harness.cached import made_by
 from harness.inference import SeedNoise, detectable, seeds_to_detect
 from harness.probe import Probe, probe
-from harness.rehearsal import Whole, found, rehearse, scoring, whole
+from harness.rehearsal import Whole, rehearse, scoring, whole
 from harness.suites.base import Budget, Suite, draws_of
 from harness.suites.digits import DigitsSuite
 from harness.suites.noise import NOISE
@@ -181,7 +182,8 @@ def _whole(
 ) -> tuple[float, Whole]:
     """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison."""
     began = time.perf_counter()
-    costs, there = rehearse(suite, execution, rehearsal.report), found(suite, store)
+    costs = rehearse(suite, execution, rehearsal.report)
+    there = tuple(path.name.removeprefix("digits-").rpartition("-")[0] for path in made_by(suite, store))
     steps = {arm: one for arm, one in measured.items() if one is not None}
     stages = whole(suite, budget, steps, seeds, costs, cached=there, jobs=rehearsal.jobs, start=rehearsal.start)
     scored = sum(scoring(suite, budget, costs, first=number == 0) for number in range(seeds))

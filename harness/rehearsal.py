@@ -9,15 +9,14 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from harness import pipeline
-from harness.assets import Asset, Store
+from harness.assets import Store
 from harness.drawing import Cell
 from harness.pace import QUIET_SECONDS, QUIET_STEPS
 from harness.probe import WARM_UP, Probe
@@ -135,37 +134,6 @@ def whole(
 def scoring(suite: DigitsSuite, budget: Budget, costs: Costs, *, first: bool) -> float:
     """Seconds to draw and judge the samples of one run; of the grid's `first` seed there are more."""
     return sum(p.samples * costs.sample[p.name] for _, p, _ in draws_of(suite, budget, first=first))
-
-
-def found(suite: DigitsSuite, store: Store) -> tuple[str, ...]:
-    """The suite's assets that the cache holds, in the order of need up to the first that is missing."""
-    looking = _Looking(store.root)
-    with suppress(_Missing):
-        suite.prepare(Surroundings(looking, Reporter(quiet=True), World(), Execution(device="cpu")), [])
-    return tuple(kind.removeprefix("digits-") for kind in looking.found)
-
-
-class _Missing(Exception):  # noqa: N818 (an answer, not a mistake)
-    """An asset would have to be made."""
-
-
-class _Looking(Store):
-    """A cache that makes nothing."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.found: list[str] = []
-
-    def get(self, kind: str, spec: Mapping[str, Any], sources: Mapping[str, str], make: Any) -> Asset:
-        """See `Store.get`.
-
-        Raises:
-            _Missing: it is not there.
-        """
-        if not self.folder_of(kind, spec, sources).exists():
-            raise _Missing
-        self.found.append(kind)
-        return super().get(kind, spec, sources, make)
 
 
 @dataclass
