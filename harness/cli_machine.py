@@ -83,6 +83,7 @@ def plan(
     if detect is not None and not 1 < detect < 1000:
         raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
     began = time.process_time()
+    from harness.pipeline import threads_of
     from harness.plan import Rehearsal, make_plan
     from reports.build import Wanted, build
     from reports.plan import as_dict, plan_lines, plan_table
@@ -95,20 +96,21 @@ def plan(
         rehearsal = None
         if seconds and session.world.device.type == "cpu" and session.world.size == 1:
             rehearsal = Rehearsal(lambda folder: build(Wanted([folder]), folder / "report"), jobs, start)
-        made = make_plan(
-            chosen,
-            session.budget,
-            arms_of(chosen, choices.recipes),
-            len(session.seeds),
-            store=chosen.place(session.store),
-            execution=session.execution,
-            world=session.world,
-            devices=devices,
-            tflops=tflops or 200.0,
-            seconds=seconds,
-            detect=detect,
-            rehearsal=rehearsal,
-        )
+        with threads_of(session):
+            made = make_plan(
+                chosen,
+                session.budget,
+                arms_of(chosen, choices.recipes),
+                len(session.seeds),
+                store=chosen.place(session.store),
+                execution=session.execution,
+                world=session.world,
+                devices=devices,
+                tflops=tflops or 200.0,
+                seconds=seconds,
+                detect=detect,
+                rehearsal=rehearsal,
+            )
     if as_json:
         print(json.dumps(as_dict(made), indent=1))
     else:

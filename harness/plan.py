@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -151,12 +151,11 @@ def make_plan(
         UserError: a speedup is to be shown on a suite whose spread over seeds is not known.
     """
     specs = {arm: suite.run_spec(arm, 0, {}) for arm in arms}
-    measured = {
-        arm: probe(spec, seconds, execution=execution, world=world) if seconds else None for arm, spec in specs.items()
-    }
+    began = time.perf_counter(), time.process_time()
+    measured = {arm: _probe(spec, seconds, execution, world) if seconds else None for arm, spec in specs.items()}
     scored, complete = None, None
     if rehearsal is not None and isinstance(suite, DigitsSuite):
-        scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal)
+        scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal, began)
     cells = [
         _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[arm], scored)
         for arm, spec in specs.items()
@@ -171,6 +170,21 @@ def make_plan(
     return Plan(tuple(cells), _disk(suite, arms, store, cells), missing, throughput, shows, complete)
 
 
+def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
+    """A probe; on the CPU, as of a quiet machine: less the time in which others had its processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = probe(spec, seconds, execution=execution, world=world)
+    if world.device.type != "cpu":
+        return found
+    free = min(1.0, (time.process_time() - processor) / (time.perf_counter() - wall))
+    return replace(
+        found,
+        seconds_per_step=found.seconds_per_step * free,
+        images_per_second=found.images_per_second / free,
+        flops_per_second=found.flops_per_second / free,
+    )
+
+
 def _whole(
     suite: DigitsSuite,
     budget: Budget,
@@ -179,15 +193,21 @@ def _whole(
     store: Store,
     execution: Execution,
     rehearsal: Rehearsal,
+    began: tuple[float, float],
 ) -> tuple[float, Whole]:
-    """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison."""
-    began = time.perf_counter()
+    """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison.
+
+    What was measured so far began at the seconds `began` of the wall clock and of the processor.
+    """
+    wall, processor = began
+    steps = {arm: one.seconds_per_step for arm, one in measured.items() if one is not None}
     costs = rehearse(suite, execution, rehearsal.report)
     there = tuple(path.name.removeprefix("digits-").rpartition("-")[0] for path in made_by(suite, store))
-    steps = {arm: one for arm, one in measured.items() if one is not None}
     stages = whole(suite, budget, steps, seeds, costs, cached=there, jobs=rehearsal.jobs, start=rehearsal.start)
     scored = sum(scoring(suite, budget, costs, first=number == 0) for number in range(seeds))
-    return scored, Whole(rehearsal.jobs, stages, there, time.perf_counter() - began)
+    took = time.perf_counter() - wall
+    busy = max(1.0, took / (time.process_time() - processor))
+    return scored, Whole(rehearsal.jobs, stages, busy, there, took)
 
 
 def _shows(suite: Suite, cells: Sequence[Cell], seeds: int, detect: float | None) -> Shows | None:

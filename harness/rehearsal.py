@@ -1,25 +1,26 @@
 """What a whole comparison takes on this machine, of a suite that makes its own data and runs on the CPU.
 
 Nothing is looked up: the suite's own stages are rehearsed for a few steps, images and samples each, in a folder that is
-thrown away, and what one unit took is multiplied.
+thrown away, and what one unit took is multiplied. Seconds are of the processor: such a suite has one thread, so they
+are the wall clock of a quiet machine, however busy this one is now.
 """
 
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from time import process_time
 
 from harness import pipeline
 from harness.assets import Store
 from harness.drawing import Cell
 from harness.pace import QUIET_SECONDS, QUIET_STEPS
-from harness.probe import WARM_UP, Probe
+from harness.probe import WARM_UP
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.suites.base import Budget, Surroundings, draws_of
@@ -41,7 +42,9 @@ class Whole:
     jobs: int
     """Runs at a time."""
     seconds: dict[str, float]
-    """Wall clock of each stage, in their order."""
+    """Of each stage, in their order, on a quiet machine."""
+    busy: float
+    """How many times as long it takes while the machine is as busy as during the rehearsal."""
     cached: tuple[str, ...]
     """Assets that are there already."""
     rehearsed: float
@@ -91,7 +94,7 @@ def rehearse(suite: DigitsSuite, execution: Execution, report: Callable[[Path], 
 def whole(
     suite: DigitsSuite,
     budget: Budget,
-    steps: Mapping[str, Probe],
+    steps: Mapping[str, float],
     seeds: int,
     costs: Costs,
     *,
@@ -104,7 +107,7 @@ def whole(
     Args:
         suite: see `rehearse`.
         budget: of each run.
-        steps: what a training step of each arm takes.
+        steps: seconds of a training step of each arm.
         seeds: how many of each arm.
         costs: of everything else.
         cached: assets that need not be made.
@@ -112,10 +115,10 @@ def whole(
         start: seconds until a process works.
     """
     runs = {
-        (arm, seed): budget.steps * measured.seconds_per_step
+        (arm, seed): budget.steps * step
         + scoring(suite, budget, costs, first=seed == 0)
         + costs.examination * recipe(suite.arms[arm].recipe).trains_tokenizer
-        for arm, measured in steps.items()
+        for arm, step in steps.items()
         for seed in range(seeds)
     }
     at_once = min(jobs, len(runs))
@@ -125,7 +128,7 @@ def whole(
         "tokenizer and noise floor": costs.examination,
     }
     if at_once > 1:  # see `harness.parallel`: paces first, then processes that have to start too
-        stages["pace"] = seeds * sum(_pace(measured.seconds_per_step) for measured in steps.values())
+        stages["pace"] = seeds * sum(map(_pace, steps.values()))
         stages["start of the workers"] = start
     stages["training and scoring"] = _makespan(list(runs.values()), at_once)
     return stages | {"report": costs.report}
@@ -155,9 +158,9 @@ class _Watch(Reporter):
     @contextmanager
     def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
         """See `Reporter.stage`."""
-        times = [time.perf_counter()]
-        yield lambda done: times.append(time.perf_counter())
-        self.made.append(_Made(label, [*times, time.perf_counter()]))
+        times = [process_time()]
+        yield lambda done: times.append(process_time())
+        self.made.append(_Made(label, [*times, process_time()]))
 
 
 def _scaled(made: _Made, suite: DigitsSuite) -> float:
@@ -198,9 +201,9 @@ def _shortened(suite: DigitsSuite) -> DigitsSuite:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = process_time()
     work()
-    return time.perf_counter() - began
+    return process_time() - began
 
 
 def _pace(step: float) -> float:

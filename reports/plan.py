@@ -9,6 +9,9 @@ from harness.doctor import Health
 from harness.inference import CHANCE, MOST
 from harness.plan import Plan
 
+#: A machine is worth a remark where work takes so many times as long as its processor works on it.
+BUSY = 1.15
+
 
 def size(count: int | None) -> str:
     """Bytes for people."""
@@ -89,8 +92,10 @@ def _whole(plan: Plan) -> list[str]:
         f"{name} {duration(seconds)}{cached if name == 'preparation' else ''}"
         for name, seconds in found.seconds.items()
     )
+    total = sum(found.seconds.values())
+    busy = f" when it is quiet, {duration(found.busy * total)} while it is as busy as now" if found.busy > BUSY else ""
     return [
-        f"start to report: about {duration(sum(found.seconds.values()))}, {runs}, on this machine as busy as it is now",
+        f"start to report: about {duration(total)} on this machine{busy}, {runs}",
         f"  {parts}",
         f"  every stage was rehearsed just now, for {duration(found.rehearsed)}; that runs at a time slow each other "
         "down is not counted, nor what is trained and scored already",
