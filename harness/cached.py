@@ -40,6 +40,8 @@ WHAT = {
     "features-images": "what the feature network says of training images",
     "features-reference": "what the feature network says of the reference",
 }
+#: What this module reads itself, which is no use of a thing.
+OURS = (MANIFEST, CARD)
 #: What was half written and is older has no writer any more.
 ABANDONED_SECONDS = 3600.0
 
@@ -115,7 +117,7 @@ def _below(top: Path, root: Path, suites: Collection[str]) -> Iterator[Item]:
                 continue
         kind, what = _known(path, root, asset)
         place = path if asset is None or kind != "registered" else asset.path
-        used = max((_last(file) for file in _files(place) if file.name != MANIFEST), default=0.0)  # we read manifests
+        used = max((_last(file) for file in _files(place) if file.name not in OURS), default=0.0)
         spare = kind == "measured" or (kind in ("made", "fetched") and _unused(path, root, asset, users))
         if path.name.endswith((".tmp", ".partial")):
             spare = time.time() - used > ABANDONED_SECONDS
