@@ -18,7 +18,7 @@ import typer
 
 from harness.cli_cache import cache_app
 from harness.cli_machine import machine
-from harness.cli_printing import out_console, print_tables
+from harness.cli_printing import print_tables, say
 from harness.cli_results import results
 from harness.cli_session import arms_of, jobs_of, open_session, store_of
 from harness.options import (
@@ -129,9 +129,9 @@ def prepare(choices: Chosen) -> None:
         pipeline.examine(session, prepared, arms)
         if session.world.main:
             for name, content in sorted(prepared.hashes.items()):
-                out_console.print(f"{name:20s} {content[:16]}", highlight=False)
+                say(f"{name:20s} {content[:16]}")
             for name, value in sorted(prepared.facts.items()):
-                out_console.print(f"{name:20s} {value:,.4g}", highlight=False)
+                say(f"{name:20s} {value:,.4g}")
 
 
 @app.command()
@@ -151,7 +151,7 @@ def train(choices: Several) -> None:
         if session.world.main:
             for arm, seed in grid:
                 folder = pipeline.open_run(session, prepared, arm, seed).folder
-                out_console.print(folder, highlight=False, soft_wrap=True)
+                say(folder)
 
 
 @app.command()
@@ -265,14 +265,12 @@ def _tell(choices: Scored, found: dict[str, Any]) -> None:
             beside = f" ± {error:.2g}" if error is not None else ""
             beside += f"   floor {floor:.4g}" if floor is not None else ""
             beside += f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
-            out_console.print(f"{name:12s} {value:.6g}{beside}", highlight=False)
-    out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
+            say(f"{name:12s} {value:.6g}{beside}")
+    say(f"{found['n_fake']:,} samples, protocol {found['protocol']}")
     if any(name.endswith("_floor") for name in found):
-        out_console.print(
-            "±: standard error; floor: of as many perfect samples, were features Gaussian", highlight=False
-        )
+        say("±: standard error; floor: of as many perfect samples, were features Gaussian")
     for warning in found["warnings"]:
-        out_console.print(warning, style="yellow", highlight=False)
+        say(warning, style="yellow")
 
 
 @app.command()
@@ -339,7 +337,7 @@ def sample(
         drawing.save_grid(images, first, drawing.GRID_COLUMNS)
         drawing.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(drawing.LABELS)))
         shards.clear()
-    out_console.print(f"{images} and {npz} ({protocol.label})", highlight=False, soft_wrap=True)
+    say(f"{images} and {npz} ({protocol.label})")
 
 
 @app.command()
@@ -481,7 +479,7 @@ def import_(
     if not path.exists() and str(path) in catalogue.CATALOGUE:
         path = catalogue.require(store_of(cache), str(path)).path
     run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
-    out_console.print(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}", highlight=False, soft_wrap=True)
+    say(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}")
 
 
 @app.command("export-vae")
@@ -501,8 +499,8 @@ def export_vae(
     if Path(name).name != name:
         raise UserError(f"--name {name}: a file's name is meant, without folders.")
     written = export_autoencoder(run_folder, out, name, step)
-    out_console.print(f"{written}, and {out / f'{name}-hf'} for diffusers", highlight=False, soft_wrap=True)
-    out_console.print(f"next: repa-bench fetch tuned-vae --from {written}", highlight=False, soft_wrap=True)
+    say(f"{written}, and {out / f'{name}-hf'} for diffusers")
+    say(f"next: repa-bench fetch tuned-vae --from {written}")
 
 
 def _print_summary(runs: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli_printing import out_console, print_table
+from harness.cli_printing import print_table, say
 from harness.cli_session import store_of
 from harness.options import CacheOption, ListedByDefault
 from recipes.core.errors import UserError
@@ -36,7 +36,7 @@ def list_cache(cache: CacheOption = None, as_json: JsonOption = False) -> None:
         print(json.dumps({"cache": str(store.root), "items": [_as_dict(item) for item in found]}, indent=1))
         return
     if not found:
-        out_console.print(f"{store.root} holds nothing.", highlight=False, soft_wrap=True)
+        say(f"{store.root} holds nothing.")
         return
     rows = [(i.name, i.what, f"{i.size / 2**20:,.1f}", _date(i)[:10], _owner(i)) for i in found]
     total = sum(i.size for i in found if i.kind != "registered") / 2**20
@@ -80,7 +80,7 @@ def remove_cached(
         if as_json or not sys.stdin.isatty():
             raise UserError(f"{len(chosen)} things ({size}) would be deleted for good; say --yes if they are to be.")
         for item in chosen:
-            out_console.print(f"  {item.name} ({item.what})", highlight=False, soft_wrap=True)
+            say(f"  {item.name} ({item.what})")
         if not typer.confirm(f"Delete {size} for good?"):
             raise typer.Exit(1)
     for item in chosen:
@@ -89,8 +89,8 @@ def remove_cached(
         print(json.dumps({"removed": [_as_dict(item) for item in chosen]}, indent=1))
     else:
         for item in chosen:
-            out_console.print(f"removed {item.name}", highlight=False, soft_wrap=True)
-        out_console.print(f"{size} freed" if chosen else "nothing is spare", highlight=False)
+            say(f"removed {item.name}")
+        say(f"{size} freed" if chosen else "nothing is spare")
 
 
 @cache_app.command("verify")
@@ -116,8 +116,8 @@ def verify_cached(
         print(json.dumps({"verified": list(told), "damaged": damaged}, indent=1))
     else:
         for name, sentence in damaged.items():
-            out_console.print(f"{name}: {sentence}", style="red", highlight=False, soft_wrap=True)
-        out_console.print(f"{len(told) - len(damaged)} of {len(told)} things are as they were written", highlight=False)
+            say(f"{name}: {sentence}", style="red")
+        say(f"{len(told) - len(damaged)} of {len(told)} things are as they were written")
     if damaged:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli_printing import out_console, print_table
+from harness.cli_printing import print_table, say
 from harness.cli_session import arms_of, jobs_of, open_session, store_of
 from harness.options import CacheOption, Several, refuse_idle, shared
 from recipes.core.errors import UserError
@@ -38,22 +38,19 @@ def list_() -> None:
         print_table(f"{name}: {chosen.notice}", ("recipe", "label", "what it is"), rows, justify="left")
         protocols = [chosen.curve_protocol, *chosen.final_protocols]
         text = ", ".join(f"{p.label} (NFE {p.nfe}, N {p.samples:,})" for p in protocols)
-        out_console.print(
+        say(
             f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; training seeds "
             f"{', '.join(map(str, chosen.default_seeds))}; protocols: {text}; "
-            "* only if asked for\n",
-            highlight=False,
+            "* only if asked for",
         )
-    out_console.print("protocols (--protocol)", style="bold")
+    say("protocols (--protocol)", style="bold")
     for protocol in PROTOCOLS.values():
         guided = f"guidance {protocol.guidance_scale:g} in [{protocol.guidance_low:g}, {protocol.guidance_high:g}]"
         if protocol.guidance_scale <= 1:
             guided = "no guidance"
-        out_console.print(
+        say(
             f"  {protocol.name:24s} {protocol.solver}, {protocol.steps} steps, {protocol.samples:,} samples, "
             f"{protocol.labels} labels, {guided}, {protocol.to_uint8}",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -116,7 +113,7 @@ def plan(
     else:
         print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))
         for line in plan_lines(made):
-            out_console.print(f"  {line}", highlight=False, soft_wrap=True)
+            say(f"  {line}")
 
 
 @machine.command()
@@ -146,10 +143,8 @@ def fetch(
     else:
         found = catalogue.register(store, name, Path(source))
     licence = catalogue.source(name).licence
-    out_console.print(
+    say(
         f"{name}: {found.path} ({found.size / 2**20:,.1f} MiB, SHA-256 {found.content[:16]}..., licence: {licence})",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -188,7 +183,7 @@ def doctor(
         print(json.dumps(health.as_dict(), indent=1))
     else:
         for line, style in health_lines(health):
-            out_console.print(line, style=style, highlight=False, soft_wrap=True)
+            say(line, style=style)
     if health.faults:
         raise typer.Exit(1)
 

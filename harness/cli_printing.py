@@ -42,13 +42,13 @@ def print_table(
         note: lines below it.
         justify: of all columns but the first.
     """
-    space = out_console.width if out_console.is_terminal or "COLUMNS" in os.environ else None
-    say(title, space, "bold")
+    space = _space()
+    say(title, style="bold")
     widths = _widths([columns, *rows], space)
     if widths is None:
         assert space is not None
         for row in rows:
-            out_console.print("\n".join(_block(columns, row, space)), highlight=False, soft_wrap=True)
+            _put("\n".join(_block(columns, row, space)))
     else:
         shown = Table()
         for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
@@ -58,14 +58,27 @@ def print_table(
         wide = Console(markup=False, emoji=False, width=sum(widths) + 3 * len(widths) + 1)
         (wide if space is None else out_console).print(shown)
     if note:
-        say(note, space)
+        say(note)
 
 
-def say(text: str, space: int | None = None, style: str | None = None) -> None:
-    """Text that breaks between words only, if it is told where."""
+def say(text: object, style: str | None = None) -> None:
+    """A line, or several: on a terminal broken between words only, in a file not at all."""
+    lines, space = str(text).split("\n"), _space()
     if space is not None:
-        text = "\n".join(_wrapped(text, space))
+        indents = [line[: len(line) - len(line.lstrip())] for line in lines]
+        lines = [part for line, indent in zip(lines, indents, strict=True)
+                 for part in _wrapped(line, space, indent + "  " * bool(indent)) or [""]]  # fmt: skip
+    _put("\n".join(lines), style)
+
+
+def _put(text: str, style: str | None = None) -> None:
+    """As it is: no mark, no colon and no number of it means anything, and nothing is cut."""
     out_console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _space() -> int | None:
+    """Columns that there are; None in a file or a pipe."""
+    return out_console.width if out_console.is_terminal or "COLUMNS" in os.environ else None
 
 
 def _widths(cells: Sequence[Sequence[str]], space: int | None) -> list[int] | None:
@@ -106,8 +119,4 @@ def _block(columns: Sequence[str], row: Sequence[str], space: int) -> Iterator[s
 
 def _wrapped(text: str, space: int, indent: str = "") -> list[str]:
     """Lines of at most so many characters if their words let them, the later ones indented."""
-    return [
-        line
-        for part in text.split("\n")
-        for line in textwrap.wrap(part, space, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    ]
+    return textwrap.wrap(text, space, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

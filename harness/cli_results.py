@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli_printing import out_console, print_table, print_tables
+from harness.cli_printing import print_table, print_tables, say
 from harness.options import MAX_SEED, ListedByDefault, refuse_idle, refuse_unwritable, shared
 from recipes.core.errors import UserError, nearest
 
@@ -145,7 +145,7 @@ def claims(
     else:
         print_tables([claims_table(found)])
         for line in changed:
-            out_console.print(f"changed: {line}", style="red", highlight=False)
+            say(f"changed: {line}", style="red")
     if check and changed:
         raise typer.Exit(1)
 
@@ -181,7 +181,7 @@ def baselines(
     if as_json:
         print(json.dumps({"rows": [row.model_dump(mode="json") for row in found]}, indent=1))
     elif not found:
-        out_console.print("no published row matches; `repa-bench baselines` lists all")
+        say("no published row matches; `repa-bench baselines` lists all")
     else:
         print_table("Published numbers", *published_table(found))
 
@@ -234,7 +234,7 @@ def report(
         raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
     place = out or runs[0] / "report"
     refuse_unwritable("--out", place)
-    out_console.print(build.build(whole, place, wanted), highlight=False, soft_wrap=True)
+    say(build.build(whole, place, wanted))
 
 
 runs_app = typer.Typer(cls=ListedByDefault, help="What a results folder holds; take one run away.")
@@ -272,4 +272,4 @@ def remove_run(
     from harness.run_folders import remove
 
     for name in names:
-        out_console.print(f"{name} is now in {remove(folder, name)}", highlight=False, soft_wrap=True)
+        say(f"{name} is now in {remove(folder, name)}")
