@@ -351,7 +351,8 @@ def guidance(
         list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time; t = 1 is noise. Default: 0:1.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=2, help="Of each setting tried. Default: a fifth of the protocol's.")
+        int | None,
+        typer.Option("--samples", min=2, help="Samples of each setting tried. Default: a fifth of the protocol's."),
     ] = None,
     search_seeds: Annotated[
         list[int] | None,

@@ -65,7 +65,9 @@ def plan(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead. On a CPU: 2."),
+        typer.Option(
+            "--probe", min=0.0, help="Measure each arm here for so many seconds instead. Default on a CPU: 2."
+        ),
     ] = None,
     detect: Annotated[
         float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
@@ -124,7 +126,7 @@ def fetch(
         typer.Option("--from", help="A file or folder on this machine (not copied), or another hub repository."),
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", help="For which suite; the smoke suite keeps its own.")
+        str, typer.Option("--suite", help="For which suite; imagenet-smoke keeps its own files.")
     ] = "imagenet256",
     cache: CacheOption = None,
 ) -> None:

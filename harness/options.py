@@ -71,8 +71,8 @@ class Place:
         str | None,
         typer.Option(
             "--data",
-            help="ImageNet suites: a folder of synsets, a Hugging Face data set, or data prepared for REPA, REPA-E or "
-            "EDM2. Remembered.",
+            help="ImageNet suites: a folder with a folder of images for each class, a Hugging Face data set, or data "
+            "prepared for REPA, REPA-E or EDM2. Remembered.",
         ),
     ] = None
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU if the suite wants one.")] = "auto"
@@ -88,11 +88,15 @@ class Chosen(Place):
     ] = None
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seeds", min=0, max=MAX_SEED, help="Training seeds, with spaces or commas between."),
+        typer.Option(
+            "--seeds", min=0, max=MAX_SEED, help="Training seeds, with spaces or commas between. Default: the suite's."
+        ),
     ] = None
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train to this many effective steps.")] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Train to so many effective steps. Default: the suite's.")
+    ] = None
     score_every: Annotated[
-        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints.")
+        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints. Default: the suite's.")
     ] = None
 
 
@@ -139,6 +143,12 @@ class Several(Laid):
 class Scored(Several):
     """What is scored: files, a run's folder, a tokenizer, or the checkpoints of the suite."""
 
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Results folder; default: runs/SUITE. With --reference: a JSON file for the result."
+        ),
+    ] = None
     samples: Annotated[
         Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
     ] = None

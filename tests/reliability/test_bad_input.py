@@ -150,7 +150,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["cache", "remove", "nothing", "--yes"], "no 'nothing'"),
     (["cache", "verify", "nothing"], "no 'nothing'"),
     (["run", *SMOKE, "--recipes", "repa,rapa_e"], "no recipe 'rapa_e'. Did you mean 'repa_e'"),
-    (["run", *SMOKE, "--seeds", "0,x"], "'x'"),
+    (["run", *SMOKE, "--seeds", "0,x"], "--seeds"),
     (["run", *SMOKE, "--set", "sit.depth=2", "sit.hidden=50"], "does not divide"),
     (["report", str(EXAMPLE), "--format", "html", "docx"], "no format 'docx'"),
     (["report", str(EXAMPLE.parent)], "reports/examples/digits"),
