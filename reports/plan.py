@@ -38,9 +38,9 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
         [
             cell.arm,
             f"{sum(cell.parameters.values()) / 1e6:,.1f}",
-            f"{cell.flops_per_step / cell.batch_size / 1e9:,.3g}",
-            f"{cell.training_flops / unit:,.3g}",
-            f"{cell.sampling_flops / unit:,.3g}",
+            _amount(cell.flops_per_step / cell.batch_size / 1e9),
+            _amount(cell.training_flops / unit),
+            _amount(cell.sampling_flops / unit),
             duration(3600 * cell.device_hours),
             size(cell.state_bytes),
             size(cell.peak_bytes),
@@ -49,6 +49,11 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     ]
     costs = [f"train {name}", f"sample {name}", "device time", "states", "peak memory"]
     return ["recipe", "params M", "GFLOP /image", *costs], rows
+
+
+def _amount(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from harness.rehearsal import Costs, Whole, _Made, _scaled, _shortened, rehearse
 from harness.suites import suite
 from harness.suites.base import Budget
 from recipes.core.spec import Execution
-from reports.plan import plan_lines
+from reports.plan import _amount, plan_lines
 
 COSTS = Costs({"features": 40.0, "tokenizer": 50.0}, 2.0, {"digits-ode25": 0.0025, "digits-sde50": 0.005}, 7.0)
 STEPS = {"vanilla": 0.05, "repa_e": 0.1}
@@ -87,3 +87,9 @@ def test_what_a_person_reads():
     assert "preparation 86 s (data cached)" in text
     other = "\n".join(plan_lines(Plan((), {}, {}, "assumed", None, None)))
     assert "preparation, decoding, metrics and the report come on top" in other
+
+
+def test_amounts_have_no_exponent():
+    assert [_amount(value) for value in (0.0455, 8.731, 711.66, 3771.44, 123456.7)] == [
+        "0.0455", "8.73", "711.7", "3,771.4", "123,456.7",
+    ]  # fmt: skip
