@@ -38,6 +38,10 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def folder_of(self, kind: str, spec: Mapping[str, Any], sources: Mapping[str, str]) -> Path:
+        """Where an asset lies once it is made; see `get`."""
+        return self.root / f"{kind}-{digest_of({'spec': spec, 'sources': sources})[:16]}"
+
     def get(
         self,
         kind: str,
@@ -56,7 +60,7 @@ class Store:
         Raises:
             UserError: the cached folder is damaged.
         """
-        folder = self.root / f"{kind}-{digest_of({'spec': spec, 'sources': sources})[:16]}"
+        folder = self.folder_of(kind, spec, sources)
         if not folder.exists():
             with alone(folder.with_name(f".{folder.name}.lock")):
                 if not folder.exists():  # nor has another process made it meanwhile

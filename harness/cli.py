@@ -16,33 +16,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from harness.cli_printing import out_console, print_tables
+from harness.cli_cache import cache_app
+from harness.cli_machine import machine
+from harness.cli_printing import print_tables, say
 from harness.cli_results import results
+from harness.cli_session import arms_of, jobs_of, open_session, store_of
 from harness.options import (
+    HELP,
     MAX_SEED,
+    CacheOption,
     Chosen,
-    Laid,
     Place,
     Scored,
     Several,
-    expand_several,
-    overrides,
+    expand_lists,
     refuse_idle,
     refuse_idle_to_score,
     refuse_unwritable,
     shared,
 )
 from harness.signals import TERMINATED, requeued
-from recipes.core.errors import Diverged, Stopped, UserError, nearest
+from recipes.core.errors import Diverged, Stopped, UserError
 
 if TYPE_CHECKING:
-    from harness.assets import Store
     from harness.pipeline import Session, Work
     from harness.replay import Comparison
     from harness.scoring import Job
-    from harness.suites.base import Suite
 
 # Heavy imports (torch, diffusers, matplotlib) stay inside the commands, so that --help and a mistyped option answer
 # at once.
@@ -51,11 +51,13 @@ app = typer.Typer(
     name="repa-bench",
     help="Reproduce and compare training of latent diffusion transformers: vanilla SiT, REPA, REPA-E.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": HELP},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(machine)
 app.add_typer(results)
+app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
 DIVERGED = 3
@@ -64,79 +66,12 @@ DIVERGED = 3
 PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
-@contextmanager
-def _session(place: Place, *, writes: bool = True) -> Iterator[Session]:
-    """Everything that a command works with; joins the other processes under torchrun."""
-    from harness.pipeline import Session
-    from harness.progress import Reporter
-    from harness.suites import suite
-    from harness.suites.base import Budget
-    from recipes.core.distributed import world
-    from recipes.core.spec import Execution
-
-    chosen = suite(place.suite, overrides(place.set_ or ()))
-    changed = chosen.identity() != suite(place.suite).identity()
-    folder = place.out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)
-    if writes:
-        refuse_unwritable("--out", folder)
-    if place.data is not None and not chosen.reads_data:
-        raise UserError(f"--data: suite {chosen.name} makes its own data and reads none of yours; leave it out.")
-    steps = place.steps if isinstance(place, Chosen) else None
-    every = place.score_every if isinstance(place, Chosen) else None
-    budget = Budget(
-        steps=steps or chosen.budget.steps,
-        score_every=every or min(chosen.budget.score_every, steps or 10**9),
-    )
-    device = "cpu" if place.device == "auto" and not chosen.wants_gpu else place.device
-    with world(device) as here:
-        execution = Execution(device=here.device.type)
-        if isinstance(place, Laid):
-            execution = Execution(
-                device=here.device.type,
-                part=place.part,
-                compile=here.device.type == "cuda" if place.compile is None else place.compile,
-                checkpointing=place.checkpointing,
-                threads=place.threads,
-                save_every=place.save_every,
-                keep=place.keep,
-                on_nan=place.on_nan.value,
-            )
-        yield Session(
-            chosen,
-            budget,
-            folder,
-            _store(place.cache),
-            Reporter(quiet=not here.main),
-            world=here,
-            execution=execution,
-            data=place.data,
-            keep_samples=isinstance(place, Scored) and place.keep_samples,
-            seeds=tuple(dict.fromkeys((isinstance(place, Chosen) and place.seeds) or chosen.default_seeds)),
-        )
-
-
-def _arms(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
-    for arm in chosen or ():
-        if arm not in suite.arms:
-            raise UserError(f"--recipes: suite {suite.name} has no recipe '{arm}'.{nearest(arm, suite.arms)}")
-    return list(dict.fromkeys(chosen or suite.default_arms))
-
-
 def _work(session: Session, jobs: int | None, runs: int) -> Work:
-    """How the runs of a grid are worked on: one after the other, or several at a time.
-
-    Raises:
-        UserError: several are wanted where one has the whole machine.
-    """
-    from harness.parallel import at_once, cores
+    """How the runs of a grid are worked on: one after the other, or several at a time."""
+    from harness.parallel import at_once
     from harness.pipeline import in_turn
 
-    here = session.world
-    if here.device.type != "cpu" or here.size > 1 or session.suite.threads is None:
-        small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
-        refuse_idle({"--jobs": jobs is not None}, small)
-        return in_turn
-    most = min(session.suite.default_jobs, cores()) if jobs is None else jobs
+    most = jobs_of(session, jobs)
     return at_once(most) if min(most, runs) > 1 else in_turn
 
 
@@ -167,8 +102,8 @@ def run(choices: Several) -> None:
     from harness.pipeline import run_suite
     from reports.build import Wanted, build
 
-    with _session(choices) as session:
-        arms, seeds = _arms(session.suite, choices.recipes), session.seeds
+    with open_session(choices) as session:
+        arms, seeds = arms_of(session.suite, choices.recipes), session.seeds
         work = _work(session, choices.jobs, len(arms) * len(seeds))
         session.reporter.say(
             f"{session.suite.name} ({session.suite.notice}): {', '.join(arms)}; seeds "
@@ -189,15 +124,15 @@ def prepare(choices: Chosen) -> None:
     """
     from harness import pipeline
 
-    with _session(choices) as session:
-        arms = _arms(session.suite, choices.recipes)
+    with open_session(choices) as session:
+        arms = arms_of(session.suite, choices.recipes)
         prepared = pipeline.prepare(session, arms)
         pipeline.examine(session, prepared, arms)
         if session.world.main:
             for name, content in sorted(prepared.hashes.items()):
-                out_console.print(f"{name:20s} {content[:16]}", highlight=False)
+                say(f"{name:20s} {content[:16]}")
             for name, value in sorted(prepared.facts.items()):
-                out_console.print(f"{name:20s} {value:,.4g}", highlight=False)
+                say(f"{name:20s} {value:,.4g}")
 
 
 @app.command()
@@ -209,15 +144,15 @@ def train(choices: Several) -> None:
     """
     from harness import pipeline
 
-    with _session(choices) as session:
-        grid = pipeline.grid_of(_arms(session.suite, choices.recipes), session.seeds)
+    with open_session(choices) as session:
+        grid = pipeline.grid_of(arms_of(session.suite, choices.recipes), session.seeds)
         work = _work(session, choices.jobs, len(grid))
         prepared = pipeline.prepare(session, [arm for arm, _ in grid])
         work(session, prepared, grid, False)
         if session.world.main:
             for arm, seed in grid:
                 folder = pipeline.open_run(session, prepared, arm, seed).folder
-                out_console.print(folder, highlight=False, soft_wrap=True)
+                say(folder)
 
 
 @app.command()
@@ -236,7 +171,7 @@ def score(choices: Scored) -> None:
     if choices.samples is not None or choices.reference is not None:
         _score_files(choices)
         return
-    with _session(choices) as session:
+    with open_session(choices) as session:
         if choices.run_folder is not None:
             protocols = [find_protocol(choices.protocol)] if choices.protocol else session.suite.final_protocols
             more = evaluate.parse(choices.metrics, ())
@@ -244,7 +179,7 @@ def score(choices: Scored) -> None:
             if session.world.main:
                 print(json.dumps(told, indent=1))
             return
-        arms = _arms(session.suite, choices.recipes)
+        arms = arms_of(session.suite, choices.recipes)
         run_suite(session, arms, session.seeds, _work(session, choices.jobs, len(arms) * len(session.seeds)))
         if session.world.main:
             _print_summary([session.folder])
@@ -270,7 +205,7 @@ def _score_files(choices: Scored) -> None:
         if samples is not None:
             found = scoring.score(open_samples(samples, flag="--samples"), reference, job)
         else:
-            network, content = open_tokenizer(_store(choices.cache), choices.tokenizer or "")
+            network, content = open_tokenizer(store_of(choices.cache), choices.tokenizer or "")
             found = scoring.score_tokenizer(reference, network, content, job)
         if found is None:  # another process tells
             return
@@ -278,16 +213,6 @@ def _score_files(choices: Scored) -> None:
         theirs = adm.run_evaluator(python, choices.adm_evaluator, samples, reference)
         found |= {"adm": theirs, "adm_difference": {k: found[k] - v for k, v in theirs.items() if k in found}}
     _tell(choices, found)
-
-
-def _store(cache: Path | None) -> Store:
-    from harness.assets import Store
-    from recipes.core.content import default_cache
-
-    root = cache or default_cache()
-    if not root.is_dir():  # one that is there may be shared and not ours to write to
-        refuse_unwritable("--cache", root)
-    return Store(root)
 
 
 @contextmanager
@@ -299,7 +224,7 @@ def _job(choices: Scored) -> Iterator[Job]:
     from recipes.core.distributed import world
     from recipes.models.perceptual import load_perceptual
 
-    store, name = _store(choices.cache), features.network_name(choices.features)
+    store, name = store_of(choices.cache), features.network_name(choices.features)
     default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
     if choices.samples is None:
         has_lpips = catalogue.find(store, "vgg16") is not None
@@ -341,14 +266,12 @@ def _tell(choices: Scored, found: dict[str, Any]) -> None:
             beside = f" ± {error:.2g}" if error is not None else ""
             beside += f"   floor {floor:.4g}" if floor is not None else ""
             beside += f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
-            out_console.print(f"{name:12s} {value:.6g}{beside}", highlight=False)
-    out_console.print(f"{found['n_fake']:,} samples, protocol {found['protocol']}", highlight=False)
+            say(f"{name:12s} {value:.6g}{beside}")
+    say(f"{found['n_fake']:,} samples, protocol {found['protocol']}")
     if any(name.endswith("_floor") for name in found):
-        out_console.print(
-            "±: standard error; floor: of as many perfect samples, were features Gaussian", highlight=False
-        )
+        say("±: standard error; floor: of as many perfect samples, were features Gaussian")
     for warning in found["warnings"]:
-        out_console.print(warning, style="yellow", highlight=False)
+        say(warning, style="yellow")
 
 
 @app.command()
@@ -396,13 +319,13 @@ def sample(
         raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
     refuse_unwritable("--images", images, folder=False)
     npz = images.with_suffix(".npz")
-    with _session(place) as session:
+    with open_session(place) as session:
         protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
         if run_folder is not None:
             cell = pipeline.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
         else:
             seed = session.suite.default_seeds[0] if seed is None else seed
-            run, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
+            run, start = pipeline.open_trained(session, arms_of(session.suite, [recipe or ""])[0], seed)
             cell = drawing.Cell(run, pipeline.checkpoint_of(run, step), protocol, generation_seed, start)
         shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
         with pipeline.threads_of(session), session.reporter.stage("sample", count) as on_sample:
@@ -415,7 +338,7 @@ def sample(
         drawing.save_grid(images, first, drawing.GRID_COLUMNS)
         drawing.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(drawing.LABELS)))
         shards.clear()
-    out_console.print(f"{images} and {npz} ({protocol.label})", highlight=False, soft_wrap=True)
+    say(f"{images} and {npz} ({protocol.label})")
 
 
 @app.command()
@@ -423,13 +346,14 @@ def sample(
 def guidance(
     choices: Chosen,
     scales: Annotated[
-        list[float] | None, typer.Option("--scales", help="Guidance scales to try, several after one flag.")
+        list[float] | None, typer.Option("--scales", help="Guidance scales to try, with spaces or commas between.")
     ] = None,
     intervals: Annotated[
-        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time, several; t = 1 is noise. Default: 0:1.")
+        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time; t = 1 is noise. Default: 0:1.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=2, help="Of each setting tried. Default: a fifth of the protocol's.")
+        int | None,
+        typer.Option("--samples", min=2, help="Samples of each setting tried. Default: a fifth of the protocol's."),
     ] = None,
     search_seeds: Annotated[
         list[int] | None,
@@ -453,7 +377,7 @@ def guidance(
     from reports.build import Wanted, build
     from reports.summary import summarize
 
-    with _session(choices) as session:
+    with open_session(choices) as session:
         suite = session.suite
         base = find_protocol(protocol_name) if protocol_name else (suite.final_protocols or (suite.curve_protocol,))[-1]
         sweep = Sweep(
@@ -464,7 +388,7 @@ def guidance(
             tuple(dict.fromkeys(generation_seeds or (0,))),
             samples or max(2, base.samples // 5),
         )
-        arms, step = _arms(suite, choices.recipes), session.budget.milestones()[-1]
+        arms, step = arms_of(suite, choices.recipes), session.budget.milestones()[-1]
         prepared = pipeline.prepare(session, arms)
         for arm in arms:
             runs = [pipeline.open_run(session, prepared, arm, seed) for seed in session.seeds]
@@ -490,8 +414,8 @@ def analyse(
     from reports.build import Wanted, build
     from reports.summary import summarize
 
-    with _session(choices) as session:
-        arms = _arms(session.suite, choices.recipes)
+    with open_session(choices) as session:
+        arms = arms_of(session.suite, choices.recipes)
         reference = alignment.aligned_arm(session, arms)
         prepared = pipeline.prepare(session, arms)
         runs = [pipeline.open_run(session, prepared, arm, seed) for arm in arms for seed in session.seeds]
@@ -530,134 +454,6 @@ def replay(
         raise typer.Exit(1)
 
 
-@app.command("list")
-def list_() -> None:
-    """Name the suites, with their recipes, protocols and budget.
-
-    Example: `repa-bench list`
-    """
-    from harness.protocol import PROTOCOLS
-    from harness.suites import SUITES
-
-    for name, make in SUITES.items():
-        chosen = make()
-        table = Table(title=f"{name}: {chosen.notice}", title_justify="left", title_style="bold")
-        for column in ("recipe", "label", "what it is"):
-            table.add_column(column)
-        for arm, spec in chosen.arms.items():
-            table.add_row(arm + ("" if arm in chosen.default_arms else " *"), spec.label, spec.about)
-        out_console.print(table)
-        protocols = [chosen.curve_protocol, *chosen.final_protocols]
-        text = ", ".join(f"{p.label} (NFE {p.nfe}, N {p.samples:,})" for p in protocols)
-        out_console.print(
-            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; training seeds "
-            f"{', '.join(map(str, chosen.default_seeds))}; protocols: {text}; "
-            "* only if asked for\n",
-            highlight=False,
-        )
-    out_console.print("protocols (--protocol)", style="bold")
-    for protocol in PROTOCOLS.values():
-        guided = f"guidance {protocol.guidance_scale:g} in [{protocol.guidance_low:g}, {protocol.guidance_high:g}]"
-        if protocol.guidance_scale <= 1:
-            guided = "no guidance"
-        out_console.print(
-            f"  {protocol.name:24s} {protocol.solver}, {protocol.steps} steps, {protocol.samples:,} samples, "
-            f"{', '.join((f'{protocol.labels} labels', guided, *protocol.as_sit.values(), protocol.to_uint8))}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-@app.command()
-@shared(Laid)
-def plan(
-    choices: Laid,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
-    tflops: Annotated[
-        float | None,
-        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured for 2 s."),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--probe", min=0.0, help="Measure each arm here for so many seconds instead.")
-    ] = None,
-    detect: Annotated[
-        float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Say what a comparison will cost (images, FLOPs, GPU-hours, memory, disk), what is missing, and which speedup its
-    seeds can show.
-
-    Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`, or `repa-bench plan --detect 1.2`
-    """
-    if detect is not None and not 1 < detect < 1000:
-        raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
-    from harness.plan import make_plan
-    from reports.plan import as_dict, print_plan
-
-    with _session(choices, writes=False) as session:
-        chosen = session.suite
-        if tflops is None and seconds is None and not chosen.wants_gpu:
-            seconds = 2.0
-        made = make_plan(
-            chosen,
-            session.budget,
-            _arms(chosen, choices.recipes),
-            len(session.seeds),
-            store=chosen.place(session.store),
-            execution=session.execution,
-            world=session.world,
-            devices=devices,
-            tflops=tflops or 200.0,
-            seconds=seconds,
-            detect=detect,
-        )
-    if as_json:
-        print(json.dumps(as_dict(made), indent=1))
-    else:
-        print_plan(made, chosen.name, chosen.notice, out_console)
-
-
-CacheOption = Annotated[
-    Path | None,
-    typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
-]
-
-
-@app.command()
-def fetch(
-    name: Annotated[str, typer.Argument(help="An asset; `repa-bench doctor` names them.")],
-    source: Annotated[
-        str | None,
-        typer.Option("--from", help="A file or folder on this machine (not copied), or another hub repository."),
-    ] = None,
-    suite: Annotated[
-        str, typer.Option("--suite", help="For which suite; the smoke suite keeps its own.")
-    ] = "imagenet256",
-    cache: CacheOption = None,
-) -> None:
-    """Download an asset, or name its place on this machine. The only command that goes to the network.
-
-    Example: `repa-bench fetch inception`
-    """
-    from harness import catalogue
-    from harness.fetch import fetch as download
-    from harness.fetch import is_hub_id
-    from harness.suites import suite as find_suite
-
-    store = find_suite(suite).place(_store(cache))
-    if source is None or is_hub_id(source):
-        found = download(store, name, hub=source)
-    else:
-        found = catalogue.register(store, name, Path(source))
-    licence = catalogue.source(name).licence
-    out_console.print(
-        f"{name}: {found.path} ({found.size / 2**20:,.1f} MiB, SHA-256 {found.content[:16]}..., licence: {licence})",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 @app.command("import")
 def import_(
     path: Annotated[
@@ -683,9 +479,9 @@ def import_(
 
     refuse_unwritable("--out", out)
     if not path.exists() and str(path) in catalogue.CATALOGUE:
-        path = catalogue.require(_store(cache), str(path)).path
+        path = catalogue.require(store_of(cache), str(path)).path
     run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
-    out_console.print(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}", highlight=False, soft_wrap=True)
+    say(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}")
 
 
 @app.command("export-vae")
@@ -705,70 +501,8 @@ def export_vae(
     if Path(name).name != name:
         raise UserError(f"--name {name}: a file's name is meant, without folders.")
     written = export_autoencoder(run_folder, out, name, step)
-    out_console.print(f"{written}, and {out / f'{name}-hf'} for diffusers", highlight=False, soft_wrap=True)
-    out_console.print(f"next: repa-bench fetch tuned-vae --from {written}", highlight=False, soft_wrap=True)
-
-
-CROSSCHECKED = 48
-
-
-@app.command()
-def doctor(
-    verify: Annotated[bool, typer.Option("--verify", help="Read every byte again and compare the hashes.")] = False,
-    metrics: Annotated[
-        bool, typer.Option("--metrics", help="Instead: score a mini set by us, torch-fidelity and clean-fid.")
-    ] = False,
-    images: Annotated[int, typer.Option("--images", min=20, help="With --metrics: of each set.")] = CROSSCHECKED,
-    known: Annotated[
-        bool, typer.Option("--known", help="The same, and ADM's own samples, whose numbers its README prints.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: Annotated[str, typer.Option("--device", help="With --metrics: cpu, cuda or auto.")] = "auto",
-    cache: CacheOption = None,
-) -> None:
-    """Show versions, hardware and every asset, and the mend for each fault; exit 1 if there is one.
-
-    Example: `repa-bench doctor --verify`, or `repa-bench doctor --metrics`
-    """
-    from harness.doctor import examine
-    from reports.plan import print_health
-
-    store = _store(cache)
-    if metrics or known:
-        refuse_idle({"--verify": verify}, "no other examination")
-        _crosscheck(store, images, device, known=known, as_json=as_json)
-        return
-    refuse_idle({"--device": device != "auto", "--images": images != CROSSCHECKED}, "--metrics")
-    health = examine(store, verify=verify)
-    if as_json:
-        print(json.dumps(health.as_dict(), indent=1))
-    else:
-        print_health(health, out_console)
-    if health.faults:
-        raise typer.Exit(1)
-
-
-def _crosscheck(store: Store, images: int, device: str, *, known: bool, as_json: bool) -> None:
-    from harness.crosscheck import crosscheck, known_answer
-    from harness.progress import Reporter
-    from recipes.core.distributed import choose_device
-
-    reporter = Reporter()
-    checks, network = crosscheck(store, choose_device(device), images, reporter)
-    if known:
-        checks += known_answer(store, choose_device(device), reporter)
-    if as_json:
-        print(json.dumps({"network": network, "images": images, "checks": [c.as_dict() for c in checks]}, indent=1))
-    else:
-        table = Table(title=f"{images} + {images} generated images; {network}", title_justify="left")
-        for column in ("metric", "ours", "theirs", "whose", "difference", "at most", ""):
-            table.add_column(column, justify="left" if column in ("metric", "whose") else "right")
-        for c in checks:
-            sizes = (f"{c.ours:.8g}", f"{c.theirs:.8g}", c.whose, f"{c.difference:.1e}", f"{c.bound:.0e}")
-            table.add_row(c.metric, *sizes, "ok" if c.passed else "FAIL")
-        out_console.print(table)
-    if not all(c.passed for c in checks):
-        raise typer.Exit(1)
+    say(f"{written}, and {out / f'{name}-hf'} for diffusers")
+    say(f"next: repa-bench fetch tuned-vae --from {written}")
 
 
 def _print_summary(runs: Sequence[Path]) -> None:
@@ -815,7 +549,7 @@ def main() -> None:
     command = typer.main.get_command(app)
     try:
         with requeued():
-            code = command.main(expand_several(sys.argv[1:]), prog_name="repa-bench", standalone_mode=False)
+            code = command.main(expand_lists(sys.argv[1:], command), prog_name="repa-bench", standalone_mode=False)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
-from harness.cli_printing import out_console, print_tables
-from harness.options import MAX_SEED, refuse_idle, refuse_unwritable, shared
+from harness.cli_printing import print_table, print_tables, say
+from harness.options import MAX_SEED, ListedByDefault, refuse_idle, refuse_unwritable, shared
 from recipes.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 results = typer.Typer()
 
 FORMATS = "html,md,tex,csv,svg,png,pdf"
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Results folders.")]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS", help="Results folders.")]
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class Part:
 
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipes", help="Only these and the baseline, several after one flag. Default: all."),
+        typer.Option("--recipes", help="Only these and the baseline, with spaces or commas between. Default: all."),
     ] = None
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seeds", min=0, max=MAX_SEED, help="Only these training seeds, several after one flag."),
+        typer.Option("--seeds", min=0, max=MAX_SEED, help="Only these training seeds, with spaces or commas between."),
     ] = None
     until: Annotated[int | None, typer.Option("--until", min=1, help="Only checkpoints up to this step.")] = None
 
@@ -49,7 +48,7 @@ class Part:
 @shared(Part)
 def speedup(
     part: Part,
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUNS", help="Results folders.")] = None,
     curves: Annotated[
         Path | None,
         typer.Option("--curves", help="Instead: a CSV with recipe, step, fid; seed, generation_seed, images, ..."),
@@ -119,7 +118,7 @@ def compare(
 @shared(Part)
 def claims(
     part: Part,
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUNS...]", help="Results folders.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUNS", help="Results folders.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if an accepted verdict has changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -146,7 +145,7 @@ def claims(
     else:
         print_tables([claims_table(found)])
         for line in changed:
-            out_console.print(f"changed: {line}", style="red", highlight=False)
+            say(f"changed: {line}", style="red")
     if check and changed:
         raise typer.Exit(1)
 
@@ -172,7 +171,7 @@ def baselines(
     from typing import get_args
 
     from baselines.published import Kind, load_all, select
-    from reports.tables import published_table
+    from reports.published import published_table
 
     kinds = get_args(Kind)
     chosen: Any = kind
@@ -182,9 +181,9 @@ def baselines(
     if as_json:
         print(json.dumps({"rows": [row.model_dump(mode="json") for row in found]}, indent=1))
     elif not found:
-        out_console.print("no published row matches; `repa-bench baselines` lists all")
+        say("no published row matches; `repa-bench baselines` lists all")
     else:
-        print_tables([published_table(found)])
+        print_table("Published numbers", *published_table(found))
 
 
 @results.command()
@@ -205,7 +204,8 @@ def report(
     formats: Annotated[
         str,
         typer.Option(
-            "--format", help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas between."
+            "--format",
+            help="Which of html, md, tex, csv, and svg, png, pdf for the figures, with commas or spaces between.",
         ),
     ] = FORMATS,
     check: Annotated[
@@ -234,19 +234,10 @@ def report(
         raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
     place = out or runs[0] / "report"
     refuse_unwritable("--out", place)
-    out_console.print(build.build(whole, place, wanted), highlight=False, soft_wrap=True)
+    say(build.build(whole, place, wanted))
 
 
-class _ListedByDefault(typer.core.TyperGroup):
-    """`runs FOLDER` is `runs list FOLDER`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-runs_app = typer.Typer(cls=_ListedByDefault, help="What a results folder holds; take one run away.")
+runs_app = typer.Typer(cls=ListedByDefault, help="What a results folder holds; take one run away.")
 results.add_typer(runs_app, name="runs")
 
 
@@ -272,7 +263,7 @@ def list_runs(
 @runs_app.command("remove")
 def remove_run(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A results folder.")],
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names that `repa-bench runs FOLDER` shows.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="Names that `repa-bench runs FOLDER` shows.")],
 ) -> None:
     """Take runs out of a results folder, with their records and samples, into its trash folder. Nothing is deleted.
 
@@ -281,4 +272,4 @@ def remove_run(
     from harness.run_folders import remove
 
     for name in names:
-        out_console.print(f"{name} is now in {remove(folder, name)}", highlight=False, soft_wrap=True)
+        say(f"{name} is now in {remove(folder, name)}")

@@ -22,6 +22,7 @@ from harness.curves import (
 )
 from harness.protocol import Protocol, difference
 from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.run_folders import instead
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
 from harness.step_times import disturbances, steady
@@ -356,7 +357,7 @@ def load(
 def _read(folder: Path) -> list[AnyRecord]:
     found = list(records.read(folder / records.FILE))
     if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
-        raise UserError(f"{folder} holds no scores ({records.FILE}); run `repa-bench run --out {folder}` first.")
+        raise UserError(f"{folder} holds no scores ({records.FILE}); {instead(folder)}.")
     return found
 
 

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+import typer.core
 
 from recipes.core.errors import UserError
 from recipes.core.jsons import TooDeepError, load_json
 
-#: Options that take several values: `--seeds 0 1 2` is read as `--seeds 0 --seeds 1 --seeds 2`.
-SEVERAL = ("--seeds", "--recipes", "--scales", "--intervals", "--search-seeds", "--generation-seeds")
-
+#: Options whose several values are one text with commas between.
+JOINED = ("--metrics", "--format")
+#: Options whose values may hold commas themselves.
+UNSPLIT = ("--set",)
 
 MAX_SEED = 2**63 - 1
+#: How a command is asked what it does.
+HELP = ["-h", "--help"]
+
+
+class ListedByDefault(typer.core.TyperGroup):
+    """A group in which `runs FOLDER` is `runs list FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `click.Group.parse_args`."""
+        if not args or (args[0] not in self.commands and args[0] not in HELP):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 class OnNaN(StrEnum):
@@ -29,13 +45,22 @@ class OnNaN(StrEnum):
     skip = "skip"
 
 
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
+]
+
+
 @dataclass(frozen=True)
 class Place:
     """Which suite, changed how, with its files where."""
 
     suite: Annotated[str, typer.Option("--suite", help="Which suite; `repa-bench list` names them.")] = "digits"
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6; several with spaces between."
+        ),
     ] = None
     out: Annotated[Path | None, typer.Option("--out", help="Results folder. Default: runs/SUITE.")] = None
     cache: Annotated[
@@ -46,8 +71,8 @@ class Place:
         str | None,
         typer.Option(
             "--data",
-            help="ImageNet suites: a folder of synsets, a Hugging Face data set, or data prepared for REPA, REPA-E or "
-            "EDM2. Remembered.",
+            help="ImageNet suites: a folder with a folder of images for each class, a Hugging Face data set, or data "
+            "prepared for REPA, REPA-E or EDM2. Remembered.",
         ),
     ] = None
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU if the suite wants one.")] = "auto"
@@ -59,15 +84,19 @@ class Chosen(Place):
 
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipes", help="Which arms, several after one flag. Default: the suite's."),
+        typer.Option("--recipes", help="Which arms, with spaces or commas between. Default: the suite's."),
     ] = None
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seeds", min=0, max=MAX_SEED, help="Training seeds, several after one flag."),
+        typer.Option(
+            "--seeds", min=0, max=MAX_SEED, help="Training seeds, with spaces or commas between. Default: the suite's."
+        ),
     ] = None
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train to this many effective steps.")] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Train to so many effective steps. Default: the suite's.")
+    ] = None
     score_every: Annotated[
-        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints.")
+        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints. Default: the suite's.")
     ] = None
 
 
@@ -114,6 +143,12 @@ class Several(Laid):
 class Scored(Several):
     """What is scored: files, a run's folder, a tokenizer, or the checkpoints of the suite."""
 
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Results folder; default: runs/SUITE. With --reference: a JSON file for the result."
+        ),
+    ] = None
     samples: Annotated[
         Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
     ] = None
@@ -130,8 +165,8 @@ class Scored(Several):
         str | None,
         typer.Option(
             "--metrics",
-            help="Default: fid,sfid,is,precision,recall. Also f_score, density, coverage, kid, fd_dinov2, clean_fid; "
-            "image by image psnr, ssim, lpips.",
+            help="With commas or spaces between. Default: fid,sfid,is,precision,recall. Also f_score, density, "
+            "coverage, kid, fd_dinov2, clean_fid; image by image psnr, ssim, lpips.",
         ),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
@@ -270,21 +305,65 @@ def overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return out
 
 
-def expand_several(arguments: Iterable[str]) -> list[str]:
-    """Repeat an option of `SEVERAL` before each of its values."""
-    out: list[str] = []
-    current: str | None = None
-    fresh = False
-    for argument in arguments:
-        if argument in SEVERAL:
-            current, fresh = argument, True
-            out.append(argument)
-        elif argument.startswith("-") and not argument.lstrip("-").isdigit():
-            current = None
-            out.append(argument)
-        elif current is not None and not fresh:
-            out += [current, argument]
+def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
+    """One rule for every option that takes several values: `--seeds 0 1 2`, `--seeds 0,1,2`, `--seeds 0, 1, 2` and
+    `--seeds 0 --seeds 1 --seeds 2` are the same, and so are `--metrics fid kid` and `--metrics fid,kid`.
+
+    In a command that takes folders, one that is there ends such a list, by its path, or by its name if it is the first.
+
+    Args:
+        arguments: of the command line.
+        command: the whole command, whose parameters say which options those are.
+
+    Returns:
+        The same as the parser wants it: `JOINED` options once with commas, the others once for each value.
+    """
+    at, command = _leaf(arguments, command)
+    options = {flag: p for p in command.params if p.param_type_name == "option" for flag in p.opts}
+    folders = any(p.param_type_name == "argument" for p in command.params)
+    out, words, joined = list(arguments[:at]), deque(arguments[at:]), dict[str, int]()
+    named = False  # a folder
+    while words and words[0] != "--":
+        word = words.popleft()
+        flag, equals, value = word.partition("=")
+        option = options.get(flag)
+        if option is None or option.is_flag or not (option.multiple or flag in JOINED):
+            out.append(word)
+            named |= option is None
+            if option is not None and not option.is_flag and not equals and words:
+                out.append(words.popleft())
+            continue
+        values = [value] if equals else []
+        while words and _goes_on(words[0], flag, first=not values, folders=folders, named=named):
+            values.append(words.popleft())
+        if flag not in UNSPLIT:
+            values = [part.strip() for text in values for part in text.split(",") if part.strip()] or values[:1]
+        if flag not in JOINED:
+            out += [part for one in values for part in (flag, one)] or [word]
+        elif flag in joined:
+            out[joined[flag]] = ",".join([out[joined[flag]], *values])
         else:
-            fresh = False
-            out.append(argument)
-    return out
+            out += [flag, *([",".join(values)] if values else [])]
+            joined[flag] = len(out) - 1
+    return [*out, *words]
+
+
+def _leaf(arguments: Sequence[str], command: Any) -> tuple[int, Any]:
+    """The command that a line names, and how many of its words do so."""
+    for at, word in enumerate(arguments):
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is None:
+            return at, command
+        command = inner
+    return len(arguments), command
+
+
+def _goes_on(word: str, flag: str, *, first: bool, folders: bool, named: bool) -> bool:
+    """Whether a word is one more value of a list."""
+    if word.startswith("-") and not re.match(r"-[\d.]", word):
+        return False
+    if first:
+        return True
+    if flag in UNSPLIT:
+        return "=" in word
+    return not (folders and Path(word).is_dir() and ("/" in word or not named))

@@ -27,6 +27,7 @@ from harness.pace import pace_of
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
+from harness.run_folders import set_aside
 from harness.signals import deferred
 from harness.suites.base import Budget, Judge, Prepared, Suite, Surroundings, draws_of
 from harness.tokenizers import open_tokenizer
@@ -110,9 +111,11 @@ class Session:
         )
 
     def mend_records(self) -> None:
-        """Put damaged records aside, so that they are measured again. Nobody reads them before that is done."""
+        """Put damaged records aside, so that they are measured again, and what other settings had only prepared. Nobody
+        reads them before that is done.
+        """
         if self.world.main:
-            for told in self.records.mend():
+            for told in [*self.records.mend(), *set_aside(self.folder, self.suite.identity())]:
                 self.remark(told)
         self.world.barrier()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import catalogue
 from harness.assets import Store
+from harness.cached import made_by
 from harness.inference import SeedNoise, detectable, seeds_to_detect
 from harness.probe import Probe, probe
+from harness.rehearsal import Whole, rehearse, scoring, whole
 from harness.suites.base import Budget, Suite, draws_of
+from harness.suites.digits import DigitsSuite
 from harness.suites.noise import NOISE
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
@@ -54,10 +59,14 @@ class Cell:
     peak_bytes: int | None
     """Measured on one device, if it was."""
     devices: int
+    scoring_seconds: float | None = None
+    """To draw and judge the samples of all seeds, if that was rehearsed."""
 
     @property
     def device_hours(self) -> float:
-        """Training and sampling, on one device."""
+        """Training and scoring, on one device; of scoring the network evaluations alone where it was not rehearsed."""
+        if self.scoring_seconds is not None:
+            return (self.training_flops / self.flops_per_second + self.scoring_seconds) / 3600
         return (self.training_flops + self.sampling_flops) / self.flops_per_second / 3600
 
 
@@ -79,6 +88,18 @@ class Shows:
 
 
 @dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal of a whole comparison needs to know besides."""
+
+    report: Callable[[Path], object]
+    """Writes the report of a results folder."""
+    jobs: int
+    """Runs at a time."""
+    start: float
+    """Seconds until a process works."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `repa-bench plan` tells."""
 
@@ -91,6 +112,8 @@ class Plan:
     """Where the hours come from."""
     shows: Shows | None
     """None where the suite's spread over seeds is not known."""
+    whole: Whole | None
+    """From the start to the report; None where that was not rehearsed."""
 
 
 def make_plan(
@@ -106,6 +129,7 @@ def make_plan(
     tflops: float,
     seconds: float | None,
     detect: float | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> Plan:
     """Count what every cell costs.
 
@@ -121,22 +145,69 @@ def make_plan(
         tflops: sustained TFLOP/s of one device, if it is not measured.
         seconds: measure each arm for so long instead.
         detect: a speedup that is to be shown.
+        rehearsal: of the rest, for a suite that makes its own data and is measured on the CPU.
 
     Raises:
         UserError: a speedup is to be shown on a suite whose spread over seeds is not known.
     """
-    cells, limit = [], world
-    for arm in arms:
-        spec = suite.run_spec(arm, 0, {})
-        measured = probe(spec, seconds, execution=execution, world=limit) if seconds else None
-        cells.append(_cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured))
+    specs = {arm: suite.run_spec(arm, 0, {}) for arm in arms}
+    began = time.perf_counter(), time.process_time()
+    measured = {arm: _probe(spec, seconds, execution, world) if seconds else None for arm, spec in specs.items()}
+    scored, complete = None, None
+    if rehearsal is not None and isinstance(suite, DigitsSuite):
+        scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal, began)
+    cells = [
+        _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[arm], scored)
+        for arm, spec in specs.items()
+    ]
     throughput = (
         f"measured for {seconds:g} s an arm on {world.device.type}, one process"
         if seconds
         else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
     )
     shows = _shows(suite, cells, seeds, detect)
-    return Plan(tuple(cells), _disk(suite, arms, store, cells), _missing(suite, arms, store), throughput, shows)
+    missing = _missing(suite, arms, store)
+    return Plan(tuple(cells), _disk(suite, arms, store, cells), missing, throughput, shows, complete)
+
+
+def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
+    """A probe; on the CPU, as of a quiet machine: less the time in which others had its processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = probe(spec, seconds, execution=execution, world=world)
+    if world.device.type != "cpu":
+        return found
+    free = min(1.0, (time.process_time() - processor) / (time.perf_counter() - wall))
+    return replace(
+        found,
+        seconds_per_step=found.seconds_per_step * free,
+        images_per_second=found.images_per_second / free,
+        flops_per_second=found.flops_per_second / free,
+    )
+
+
+def _whole(
+    suite: DigitsSuite,
+    budget: Budget,
+    measured: Mapping[str, Probe | None],
+    seeds: int,
+    store: Store,
+    execution: Execution,
+    rehearsal: Rehearsal,
+    began: tuple[float, float],
+) -> tuple[float, Whole]:
+    """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison.
+
+    What was measured so far began at the seconds `began` of the wall clock and of the processor.
+    """
+    wall, processor = began
+    steps = {arm: one.seconds_per_step for arm, one in measured.items() if one is not None}
+    costs = rehearse(suite, execution, rehearsal.report)
+    there = tuple(path.name.removeprefix("digits-").rpartition("-")[0] for path in made_by(suite, store))
+    stages = whole(suite, budget, steps, seeds, costs, cached=there, jobs=rehearsal.jobs, start=rehearsal.start)
+    scored = sum(scoring(suite, budget, costs, first=number == 0) for number in range(seeds))
+    took = time.perf_counter() - wall
+    busy = max(1.0, took / (time.process_time() - processor))
+    return scored, Whole(rehearsal.jobs, stages, busy, there, took)
 
 
 def _shows(suite: Suite, cells: Sequence[Cell], seeds: int, detect: float | None) -> Shows | None:
@@ -159,6 +230,7 @@ def _cell(
     devices: int,
     flops_per_second: float,
     measured: Probe | None,
+    scoring_seconds: float | None,
 ) -> Cell:
     with torch.device("meta"):
         networks = build_networks(spec)
@@ -187,6 +259,7 @@ def _cell(
         flops_per_second=measured.flops_per_second if measured else flops_per_second,
         peak_bytes=measured.peak_bytes if measured else None,
         devices=devices,
+        scoring_seconds=scoring_seconds,
     )
 
 

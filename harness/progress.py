@@ -32,7 +32,8 @@ class Reporter:
     def say(self, text: str, style: str | None = None) -> None:
         """One line."""
         if not self.quiet:
-            self.console.print(text, style=style, markup=False, highlight=False)
+            whole = not self.console.is_terminal  # a log keeps its lines
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=whole)
 
     @contextmanager
     def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:

@@ -18,6 +18,8 @@ from recipes.run import Run
 TRASH = "trash"
 #: Folders of a results folder that hold something of each run, under its name.
 PLACES = ("runs", "samples", "shards", "reconstructions")
+#: How far below a folder results are looked for, and how many of them are named.
+DEPTH, SHOWN = 3, 8
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,48 @@ def entries(folder: Path) -> list[Entry]:
     scores = _scores(folder)
     names = {p.name for p in (folder / "runs").glob("*") if (p / "spec.json").exists()} | scores.keys()
     if not names:
-        raise UserError(f"{folder} holds no runs; `repa-bench run --out {folder}` makes some.")
+        raise UserError(f"{folder} holds no runs; {instead(folder)}.")
     return sorted(
         (_entry(folder, name, scores.get(name, [])) for name in names), key=lambda e: (e.label, e.seed, e.name)
     )
+
+
+def instead(folder: Path) -> str:
+    """What to do where a folder was taken for a results folder and is none: the end of a sentence."""
+    if not folder.is_dir():
+        return f"there is no such folder, and `repa-bench run --out {folder}` makes one"
+    found = [path.parent for level in range(1, DEPTH + 1) for path in sorted(folder.glob("*/" * level + records.FILE))]
+    shown = [str(path) for path in found if TRASH not in path.relative_to(folder).parts]
+    if shown:
+        more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+        return f"results lie below it, in {', '.join(shown[:SHOWN])}{more}: name one or several of these"
+    if above := next((path for path in folder.absolute().parents if (path / records.FILE).is_file()), None):
+        return f"it lies in the results folder {above}: name that"
+    return f"`repa-bench run --out {folder}` makes some"
+
+
+def set_aside(folder: Path, digest: str) -> list[str]:
+    """Move to the trash what was prepared in a folder by a suite of another digest that got no further: the results
+    of the next one are no mixture. A sentence if something was moved.
+
+    Args:
+        folder: of results.
+        digest: of the suite that is about to write there.
+    """
+    foreign = [record for record in RecordFile(folder).all() if record.suite_digest != digest]
+    if not foreign or any(getattr(record, field, None) for record in foreign for field in ("run", "arm")):
+        return []
+    place = _trash(folder, f"preparation-{foreign[0].suite_digest[:8]}")
+    lines = RecordFile(folder).take(lambda record: record.suite_digest != digest)
+    write_text(place / records.FILE, "".join(f"{line}\n" for line in lines))
+    return [f"what a suite of other settings had prepared in {folder}, without a run, is now in {place}"]
+
+
+def _trash(folder: Path, name: str) -> Path:
+    """A new folder for what is taken away."""
+    place = folder / TRASH / f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    place.mkdir(parents=True)
+    return place
 
 
 def _name(record: AnyRecord) -> str | None:
@@ -120,8 +160,7 @@ def remove(folder: Path, name: str) -> Path:
     name = meant[0]
     place = folder / "runs" / name
     with held(place, on=place.exists()):
-        trash = folder / TRASH / f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-        trash.mkdir(parents=True)
+        trash = _trash(folder, name)
         lines = RecordFile(folder).take(lambda record: _name(record) == name)
         write_text(trash / records.FILE, "".join(f"{line}\n" for line in lines))
         for kind in PLACES:

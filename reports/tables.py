@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from baselines.published import Row
 from harness.claims import Judgement
 from harness.compare import Comparison
 from harness.curves import panel
@@ -397,33 +396,6 @@ def claims_table(judgements: Sequence[Judgement]) -> Table:
         "and says nothing of its size. Only runs at scale, under the claim's protocol and with two training seeds or "
         "more, confirm or refute.",
     )
-
-
-def published_table(rows: Sequence[Row]) -> Table:
-    """Published rows, and how far the FIDs of one setting spread."""
-    shown = []
-    for r in rows:
-        length = f"{r.iterations:,}" if r.iterations else f"{r.epochs} ep" if r.epochs else "–"
-        guided = "–" if r.cfg is None else f"{r.cfg.scale:g}" if r.cfg.scale is not None else "yes"
-        values = [r.value(name) for name in ("gfid", "sfid", "is", "rfid")]
-        shown.append(
-            (
-                r.ref,
-                r.method,
-                r.model or "–",
-                length,
-                guided,
-                *("–" if v is None else f"{v:g}" for v in values),
-                r.kind,
-                r.source.short,
-            )
-        )
-    columns = ("row", "method", "model", "steps", "guidance", "FID", "sFID", "IS", "rFID", "kind", "source")
-    fids = [fid for r in rows if (fid := r.gfid) is not None]
-    note = f"{len(rows)} rows"
-    if len(fids) > 1:
-        note += f"; FID from {min(fids):g} to {max(fids):g}"
-    return Table("Published numbers", columns, tuple(shown), note + ". Protocols differ from row to row: see --json.")
 
 
 def pairs_table(pairs: Sequence[Pair], first: str, second: str) -> Table:

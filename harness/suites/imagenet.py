@@ -350,7 +350,7 @@ def imagenet_smoke() -> ImagenetSuite:
             "name": "imagenet-smoke",
             "notice": "smoke suite: tiny networks with random weights; its numbers mean nothing",
             "side": 64,
-            "num_classes": 3,
+            "num_classes": full.num_classes,  # a tree may have any number up to that
             "sizes": {"XL": Size(hidden=32, depth=3, heads=4)},
             "tokenizers": {k: TokenizerChoice(autoencoder=tiny, patch_size=2) for k in ("sd-vae", "tuned-vae")},
             "encoders": {"dinov2-vit-b": eye},

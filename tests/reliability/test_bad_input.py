@@ -29,6 +29,7 @@ from test_faults import _main
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
 from harness import cli, records
+from harness.cli_machine import machine
 from harness.cli_results import results
 from harness.compare import load
 from harness.curve_csv import read_csv
@@ -143,6 +144,18 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["prepare", "--suite", "imagenet-smoke", "--data", "/nowhere"], "/nowhere"),
     (["run", "--suite", "imagenet-smoke", "--set", "arms.repa.size=XS"], "there is no size 'XS'"),
     (["nonsense"], "nonsense"),
+    (["cahce"], "cache"),
+    (["cache", "list", "--cache", "/dev/null/x"], "/dev/null"),
+    (["cache", "remove"], "--spare"),
+    (["cache", "remove", "nothing", "--yes"], "no 'nothing'"),
+    (["cache", "verify", "nothing"], "no 'nothing'"),
+    (["run", *SMOKE, "--recipes", "repa,rapa_e"], "no recipe 'rapa_e'. Did you mean 'repa_e'"),
+    (["run", *SMOKE, "--seeds", "0,x"], "--seeds"),
+    (["run", *SMOKE, "--set", "sit.depth=2", "sit.hidden=50"], "does not divide"),
+    (["report", str(EXAMPLE), "--format", "html", "docx"], "no format 'docx'"),
+    (["report", str(EXAMPLE.parent)], "reports/examples/digits"),
+    (["plan", *SMOKE, "--jobs", "0"], "--jobs"),
+    (["plan", "--suite", "imagenet256", "--jobs", "2"], "--jobs"),
 ]
 
 
@@ -192,7 +205,7 @@ def without(arguments: list[str], flag: str) -> list[str]:
 
 def nonsense() -> Iterator[list[str]]:
     """For every option of every command, a call in which only that option is wrong."""
-    for command in [*cli.app.registered_commands, *results.registered_commands]:
+    for command in [*cli.app.registered_commands, *machine.registered_commands, *results.registered_commands]:
         name = command.name or command.callback.__name__
         options = {}
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():

@@ -10,8 +10,8 @@ from test_claims import score
 from harness.cli import main
 from harness.compare import load
 from harness.locks import held
-from harness.records import FILE, RecordFile, read
-from harness.run_folders import entries, remove
+from harness.records import FILE, RecordFile, StageRecord, read
+from harness.run_folders import entries, remove, set_aside
 from recipes.core.errors import UserError
 
 
@@ -106,3 +106,46 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "vanilla" not in shown
     assert run("remove", tmp_path, "vanilla-seed0") == 2
     assert run(tmp_path / "nowhere") == 2
+
+
+def test_a_folder_that_is_none_leads_to_those_that_are(tmp_path):
+    for name in ("digits", "deep/er/digits", "digits/trash/old"):
+        results(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "digits" / "report").mkdir()
+    (tmp_path / "empty").mkdir()
+    wanted = f"in {tmp_path}/runs/digits, {tmp_path}/runs/deep/er/digits: name one or several"
+    for look in (load_one, entries):
+        with pytest.raises(UserError) as told:
+            look(tmp_path / "runs")
+        assert wanted in str(told.value)
+        with pytest.raises(UserError, match=f"it lies in the results folder {tmp_path}/runs/digits: name that"):
+            look(tmp_path / "runs" / "digits" / "report")
+        with pytest.raises(UserError, match=r"there is no such folder, and `repa-bench run --out .*nowhere` makes one"):
+            look(tmp_path / "nowhere")
+        with pytest.raises(UserError, match=r"`repa-bench run --out .*empty` makes some"):
+            look(tmp_path / "empty")
+
+
+def load_one(folder):
+    return load([folder])
+
+
+def test_what_was_only_prepared_is_put_aside(tmp_path):
+    made = score("vanilla", 0, 100, 8.0)
+    facts = {"suite": made.suite, "notice": made.notice, "provenance": made.provenance}
+    cost = {"seconds": 1.0, "peak_memory_bytes": 1}
+    prepared = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="prepare data", arm=None, seed=None)
+    RecordFile(tmp_path).append(prepared)
+    assert set_aside(tmp_path, "a" * 64) == []
+    (told,) = set_aside(tmp_path, "b" * 64)
+    assert "is now in" in told
+    assert list(read(tmp_path / FILE)) == []
+    (trash,) = (tmp_path / "trash").iterdir()
+    assert list(read(trash / FILE)) == [prepared]
+    trained = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="train", arm="vanilla", seed=0)
+    for record in (trained, made):  # what a run cost or gave stays, and the next suite is refused
+        folder = tmp_path / record.kind
+        RecordFile(folder).append(prepared)
+        RecordFile(folder).append(record)
+        assert set_aside(folder, "b" * 64) == []
+        assert len(list(read(folder / FILE))) == 2
