@@ -74,7 +74,7 @@ class Moments:
 
     @cached_property
     def negative_mass(self) -> float:
-        """The negative eigenvalues' share in the sum of all, in size, in [0, 1]: rounding, unless it is no covariance."""
+        """Negative eigenvalues' share in the sum of all, in size, in [0, 1]: rounding, unless it is no covariance."""
         return _negative_mass(self._spectrum[0])
 
     def to(self, device: torch.device) -> Moments:
