@@ -27,8 +27,6 @@ VERSION = 2
 #: over.
 KEPT = 2
 BATCH = 64
-#: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
-NEGATIVE_MASS = 1e-6
 #: Share of its floor below which a Fréchet distance is no chance.
 CLOSER = 0.5
 
@@ -148,13 +146,12 @@ def _doubts(job: Job, real: Measured, fake: Measured, told: Mapping[str, float],
     """What a number does not show by itself."""
     found = doubts.of_numbers(job.wanted, real, fake, job.rules)
     found += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
-    for name in FRECHET:
-        floor = told.get(f"{name}_floor", 0.0)
-        if not rebuilt and name in told and told[name] < CLOSER * floor:
-            found.append(
-                f"{name} is below half of what as many perfect samples have ({floor:.4g}): they are closer to the "
-                "reference than chance, as copies of its images are."
-            )
+    floors = {name: told[f"{name}_floor"] for name in FRECHET if name in told}
+    if not rebuilt and (near := [name for name, floor in floors.items() if told[name] < CLOSER * floor]):
+        found.append(
+            f"{', '.join(near)}: below half of what as many perfect samples have on average: these are closer to the "
+            "reference than chance, as copies of its images are."
+        )
     return found
 
 
@@ -183,7 +180,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         f"{name}: {found['negative_mass']:.1e} of the eigenvalues' mass is negative: the reference's or the samples' "
         "covariance is none, so the file may be damaged."
         for name, found in details.items()
-        if found["negative_mass"] > NEGATIVE_MASS
+        if found["negative_mass"] > doubts.NEGATIVE_MASS
     ]
     told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
     warnings = _doubts(job, real, fake, told, rebuilt=rebuilt) + warnings
