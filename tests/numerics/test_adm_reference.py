@@ -97,7 +97,10 @@ ODD = {
     "a block lost": (block(7), "rank 7 of 12: it is of about 8 images, or parts of it are lost"),
     "of few images": (np.cov(np.random.default_rng(2).normal(size=(DIM, 5))), "rank 4 of 12: it is of about 5 images"),
     "one variance lost": (block(11), "rank 11 of 12"),
-    "negative mass": (SIGMA - 3 * np.eye(DIM), "of the eigenvalues' mass is negative"),
+    "negative mass": (
+        3 * SIGMA - 2 * np.diag(np.diag(SIGMA)) + 5 * (1 - np.eye(DIM)),
+        "of the eigenvalues' mass is negative",
+    ),
 }
 
 
