@@ -50,8 +50,8 @@ def is_adm_reference(path: Path) -> bool:
     """Whether a path is meant as one, by its name or by what the file holds."""
     if not path.is_file():
         return False
-    if path.suffix.lower() == ".npz":
-        return True
+    if path.suffix.lower() in (".npz", ".zip"):  # a data set's zip may have a million names
+        return path.suffix.lower() == ".npz"
     try:
         with zipfile.ZipFile(path) as archive:
             names = {f"{name}.npy" for pair in STATISTICS.values() for name in pair} | {f"{IMAGES}.npy"}

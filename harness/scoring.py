@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import doubts
 from harness.adm_reference import AdmReference, is_adm_reference, read_adm_reference
-from harness.evaluate import FRECHET, METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
+from harness.evaluate import METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
 from harness.features import CLEAN, DINOV2, FeatureNetwork
 from harness.floor import frechet_floor
 from harness.measured import Measured, Shards, measure
@@ -120,7 +120,8 @@ def _reference(path: Path, job: Job, samples: ImageSet) -> tuple[Measured | None
     held, missing = _open_reference(path, job)
     known = dict(held.moments) if held else {}
     if not any(METRICS[name].needs_real for name in job.wanted):
-        return Measured([], known=known, digest=open_samples(path, flag="--reference").identity), []
+        digest = held.digest if held else open_samples(path, flag="--reference").identity
+        return Measured([], known=known, digest=digest), []
     outputs = {METRICS[name].output for name in job.wanted}
     warnings = [told for output, some in (held.warnings if held else {}).items() if output in outputs for told in some]
     if held is not None and not missing:
@@ -142,17 +143,22 @@ def _reference(path: Path, job: Job, samples: ImageSet) -> tuple[Measured | None
     return measured, warnings
 
 
-def _doubts(job: Job, real: Measured, fake: Measured, told: Mapping[str, float], *, rebuilt: bool) -> list[str]:
-    """What a number does not show by itself."""
+def _doubts(
+    job: Job, real: Measured, fake: Measured, told: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """What a number does not show by itself; `parts` are of the Fréchet distances."""
     found = doubts.of_numbers(job.wanted, real, fake, job.rules)
-    found += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
-    floors = {name: told[f"{name}_floor"] for name in FRECHET if name in told}
-    if not rebuilt and (near := [name for name, floor in floors.items() if told[name] < CLOSER * floor]):
+    if near := [name for name in parts if told[name] < CLOSER * told.get(f"{name}_floor", 0.0)]:
         found.append(
             f"{', '.join(near)}: below half of what as many perfect samples have on average: these are closer to the "
             "reference than chance, as copies of its images are."
         )
-    return found
+    return found + [
+        f"{name}: {share:.1e} of the eigenvalues' mass is negative: the reference's or the samples' covariance is "
+        "none, so the file may be damaged."
+        for name in parts
+        if (share := parts[name]["negative_mass"]) > doubts.NEGATIVE_MASS
+    ]
 
 
 def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None:
@@ -176,14 +182,10 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         return None
     details: dict[str, dict[str, float]] = {}
     told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device, details=details)
-    warnings += [
-        f"{name}: {found['negative_mass']:.1e} of the eigenvalues' mass is negative: the reference's or the samples' "
-        "covariance is none, so the file may be damaged."
-        for name, found in details.items()
-        if found["negative_mass"] > doubts.NEGATIVE_MASS
-    ]
-    told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
-    warnings = _doubts(job, real, fake, told, rebuilt=rebuilt) + warnings
+    if not rebuilt:  # the reference's own images, rebuilt without loss, have an rFID of 0
+        told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
+    warnings = _doubts(job, real, fake, told, details) + warnings
+    warnings += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
     protocol = job.protocol(real=real.rows, fake=fake.rows)
     shards.clear()
     sizes = {"samples": fake.size, "reference": real.size}
@@ -225,8 +227,6 @@ def score_tokenizer(reference: Path, tokenizer: Autoencoder, content: str, job: 
     found = score(Reconstructed(originals, tokenizer.to(job.world.device), content), reference, job)
     if found is None:
         return None
-    # No floor: the reference's own images, rebuilt without loss, have an rFID of 0.
-    kept = {name: value for name, value in found.items() if not name.endswith("_floor")}
-    renamed = {"rfid" if name == "fid" else name: value for name, value in kept.items()}
+    renamed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
     renamed["digests"] = found["digests"] | {"tokenizer": content}
     return renamed

@@ -139,7 +139,9 @@ def test_a_reference_is_known_by_its_name_or_by_what_it_holds(tmp_path):
     for name in ("x.NPZ", "statistics", "fid.stats"):
         (tmp_path / name).write_bytes((tmp_path / "x.npz").read_bytes())
         assert score(tmp_path, tmp_path / name)["fid"] == score(tmp_path, tmp_path / "x.npz")["fid"]
-    np.savez(tmp_path / "y.zip.npz", other=MEAN)
-    (tmp_path / "y.zip.npz").rename(tmp_path / "y.zip")
+    np.savez(tmp_path / "y.npz", other=MEAN)
+    for name in ("y.zip", "y"):
+        (tmp_path / name).write_bytes((tmp_path / "y.npz").read_bytes())
     (tmp_path / "text").write_text("mu")
-    assert not any(map(is_adm_reference, (tmp_path, tmp_path / "y.zip", tmp_path / "text", tmp_path / "nowhere.npz")))
+    others = (tmp_path, *(tmp_path / name for name in ("y.zip", "y", "text", "nowhere.npz")))
+    assert not any(map(is_adm_reference, others))

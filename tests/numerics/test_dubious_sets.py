@@ -116,6 +116,7 @@ def test_closer_than_chance(tmp_path):
     (warning,) = found["warnings"]
     assert warning.startswith("fid: below half of what as many perfect samples have")
     assert told(tmp_path, FAKE, tmp_path / "statistics.npz", "fid")["warnings"] == []
+    assert told(tmp_path, FAKE, tmp_path / "statistics.npz", "is")["is"] >= 1  # of which only the digest is wanted
     np.savez(tmp_path / "both.npz", arr_0=REAL, **statistics)
     found = told(tmp_path, tmp_path / "both.npz", tmp_path / "both.npz", "fid")
     assert "the samples are the reference's own images: the same file." in found["warnings"]
