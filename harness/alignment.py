@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.finite import finite
 from harness.latents import cknna
+from harness.pairs import encoded
 from harness.pipeline import Session
 from harness.records import AlignmentRecord
 from harness.suites.base import Prepared
@@ -15,7 +17,6 @@ from recipes.core.data import Batch
 from recipes.core.draws import KeyedDraws
 from recipes.core.errors import UserError
 from recipes.core.interpolant import interpolate
-from recipes.models.autoencoder import to_unit
 from recipes.models.sit import SiT
 from recipes.registry import recipe, recipe_options
 from recipes.run import Run, load_for_sampling
@@ -67,14 +68,15 @@ def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, ima
     device = session.world.device
     sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.arm), average=True, device=device)
     path = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm).path
-    like = next(tokenizer.parameters())
     parts: list[list[Tensor]] = []
     for indices in torch.arange(len(images)).split(session.suite.chunk):
-        latents = sit.normalize(tokenizer.encode(to_unit(images[indices], like)).mean)
+        latents = sit.normalize(encoded(tokenizer, images[indices], int(indices[0])))
         noise = KeyedDraws(0, 0, indices.to(device)).normal_like("alignment noise", latents)
         t = torch.full((len(indices),), TIME, device=device, dtype=latents.dtype)
         null = torch.full((len(indices),), sit.null_class, device=device)
-        parts.append(block_features(sit, interpolate(latents, noise, t, path).x_t, t, null))
+        found = block_features(sit, interpolate(latents, noise, t, path).x_t, t, null)
+        cause = f"{run.spec.name} has diverged at step {step}; take an earlier one"
+        parts.append([finite(depth, "what the SiT says of image", int(indices[0]), cause) for depth in found])
     return [torch.cat(depth) for depth in zip(*parts, strict=True)]
 
 

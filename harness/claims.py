@@ -46,6 +46,8 @@ SAMPLING_TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1) / 3.2)
 PROXIES = ("digits",)
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
+#: Share that stands for nothing at all, as after a complete collapse: a logarithm wants a number.
+GONE = 1e-9
 WORDS: dict[Level, dict[str, str]] = {
     "published points": {"yes": "consistent", "no": "inconsistent", "open": "open"},
     "proxy suite": {"yes": "seen in the proxy", "no": "not seen in the proxy", "open": "inconclusive"},
@@ -297,7 +299,7 @@ def _tokenizers(comparison: Comparison, arm: str, name: str) -> list[float]:
     for t in sorted(comparison.tokenizers, key=lambda t: t.step or 0):
         if t.arm == arm:
             last[t.seed] = t
-    return [math.log(float(getattr(t, name)) / fmean(before)) for t in last.values()] if before else []
+    return [math.log(max(float(getattr(t, name)) / fmean(before), GONE)) for t in last.values()] if before else []
 
 
 def _collapse(rule: CollapseRule, claim: Claim, comparison: Comparison) -> _Finding | None:

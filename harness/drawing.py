@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.features import FeatureNetwork, Outputs
 from harness.generate import Sampler, sample_labels
 from harness.measured import GRID, IMAGES, Measured, Shards
+from harness.pixels import rows_about
 from harness.protocol import Protocol
 from recipes.core.checkpoint import written
 from recipes.core.distributed import World
@@ -147,7 +148,7 @@ def _draw_shard(
     for part in torch.arange(indices.start, indices.stop).split(chunk):
         drawn, labels = sampler.draw(cell.protocol, cell.generation_seed, part)
         images.append(drawn)
-        seen = network(drawn) if network is not None else {}
+        seen = network(drawn) | rows_about(drawn) if network is not None else {}
         parts.append({name: value.cpu() for name, value in (seen | {LABELS: labels}).items()})
     return torch.cat(images), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from recipes.core.errors import UserError, nearest
 
 #: Outputs of a set that was compared with its originals, image by image.
 PAIRWISE = ("psnr", "ssim", "lpips")
+#: Fréchet distances, of whatever network.
+FRECHET = ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")
+#: KID is an average over so many subsets, of so many images where there are as many.
+KID_SUBSETS, KID_SUBSET = 100, 1000
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ DEFAULT_ELSEWHERE = ("fd", "precision", "recall")
 #: Only of Inception.
 OF_INCEPTION = ("fid", "sfid", "is", "clean_fid")
 _PR, _DC = ("precision", "recall", "f_score"), ("density", "coverage")
+#: What looks at nearest neighbours.
+MANIFOLDS = _PR + _DC
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,32 @@ class Rules:
     """Rows of each set that these look at; all by default."""
     split: int = metrics.ADM_SPLIT
     """Images of a part of the Inception score."""
+
+    def applied(self, wanted: Collection[str], *, real: int, fake: int) -> dict[str, Any]:
+        """The rules, and what those of the wanted metrics come to that use other parts of smaller sets.
+
+        Args:
+            wanted: metrics.
+            real: images of the reference.
+            fake: samples.
+        """
+        found: dict[str, Any] = asdict(self)
+        if "is" in wanted:
+            splits = -(-fake // self.split)
+            found["is"] = {"splits": splits, "of": min(self.split, fake), "last_of": fake - (splits - 1) * self.split}
+        if "kid" in wanted:
+            found["kid"] = {"subsets": kid_subsets(real, fake), "of": kid_subset(real, fake)}
+        return found
+
+
+def kid_subset(real: int, fake: int) -> int:
+    """Images of each set in one of KID's subsets."""
+    return min(KID_SUBSET, real, fake)
+
+
+def kid_subsets(real: int, fake: int) -> int:
+    """How many: one where it is all of both sets, whatever is drawn."""
+    return 1 if real == fake == kid_subset(real, fake) else KID_SUBSETS
 
 
 def parse(text: str | None, default: Sequence[str] = DEFAULT) -> tuple[str, ...]:
@@ -123,7 +156,7 @@ def evaluate(
     out: dict[str, float] = {}
     for name in wanted:
         metric = METRICS[name]
-        if name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid"):
+        if name in FRECHET:
             found = _frechet(name, real.moments(metric.output, device), fake.moments(metric.output, device))
             out[name] = found.distance
             if details is not None:
@@ -135,7 +168,8 @@ def evaluate(
     out |= _manifolds(wanted, real, fake, rules, device)
     if "kid" in wanted:
         a, b = real.points(FEATURES), fake.points(FEATURES)
-        out["kid"], _, out["kid_se"] = metrics.kid(real=a, fake=b, subset_size=min(1000, len(a), len(b)), seed=0)
+        subsets, size = kid_subsets(len(a), len(b)), kid_subset(len(a), len(b))
+        out["kid"], _, out["kid_se"] = metrics.kid(real=a, fake=b, subsets=subsets, subset_size=size, seed=0)
     return {key: out[key] for name in wanted for key in (name, f"{name}_se") if key in out}
 
 
@@ -162,7 +196,7 @@ def _manifolds(
     a, b = _tensor(real.points(FEATURES))[:n].to(device), fake.points(FEATURES)[:n]
     if min(len(a), len(b)) <= max(ks):
         raise UserError(
-            f"{', '.join(n for n in wanted if n in _PR + _DC)} look at the {max(ks)} nearest neighbours: give more "
+            f"{', '.join(n for n in wanted if n in MANIFOLDS)} look at the {max(ks)} nearest neighbours: give more "
             f"than {max(ks)} samples and reference images ({len(b)} and {len(a)} found), or leave them out."
         )
     found = metrics.manifolds(real=a, fake=b, ks=sorted(set(ks)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.metrics import without_spread
+
 
 def spatial_variance(latents: Tensor) -> float:
     """Variance over the positions of each channel of each image, averaged, of latents (N, C, h, w), h w >= 2.
@@ -76,13 +78,19 @@ def cknna(a: Tensor, b: Tensor, neighbours: int = 10) -> float:
         neighbours: k; REPA (arXiv 2410.06940) takes 10.
 
     Returns:
-        1 for equal representations, up to rotation and scale; about 0 for unrelated ones.
+        1 for equal representations, up to rotation and scale; about 0 for unrelated ones. 0 where one of them is the
+        same for every item: its centred kernel is 0, the paper's quotient 0 / 0, and which items are its nearest is
+        chance.
 
     Raises:
-        ValueError: the numbers of items differ, or are too few.
+        ValueError: the numbers of items differ, or are too few, or a value is not finite.
     """
     if len(a) != len(b) or len(a) <= max(neighbours + 1, 3):
         raise ValueError(f"{len(a)} and {len(b)} items for {neighbours} neighbours")
+    if not bool(a.isfinite().all() & b.isfinite().all()):
+        raise ValueError("features hold NaN or infinity")
+    if any(without_spread(torch.nn.functional.normalize(y, dim=1)) for y in (a, b)):
+        return 0.0
     k, m = (x @ x.T for x in (torch.nn.functional.normalize(y.double(), dim=1) for y in (a, b)))
     scale = (_mutual(k, k, neighbours) * _mutual(m, m, neighbours)).clamp(min=0).sqrt()
-    return float(_mutual(k, m, neighbours) / scale.clamp(min=1e-12))
+    return float(_mutual(k, m, neighbours) / scale) if float(scale) > 1e-12 else 0.0

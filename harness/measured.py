@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.features import FeatureNetwork, Outputs
+from harness.finite import finite
 from harness.locks import alone
 from harness.metrics import Moments, Points, Sums
+from harness.pixels import rows_about
 from harness.samples import ImageSet
 from recipes.core import checkpoint
 from recipes.core.data import prefetched
@@ -67,6 +69,7 @@ class Measured:
         count: int | None = None,
         folder: Path | None = None,
         digest: str = "",
+        size: tuple[int, int] | None = None,
     ) -> None:
         """From outputs in order.
 
@@ -76,27 +79,35 @@ class Measured:
             count: of the images that the moments are of; default: the rows of the parts. None if nobody knows.
             folder: where large outputs are gathered.
             digest: of the images.
+            size: their width and height, if that is known.
         """
         self._parts, self._known, self._folder = list(parts), dict(known or {}), folder
         self._points: dict[str, Points] = {}
-        self.digest = digest
+        self.digest, self.size = digest, size
         self.rows = sum(len(next(iter(part.values()))) for part in self._parts)
         self.count = count if count is not None or known else self.rows
 
     def under(self, known: Mapping[str, Moments], digest: str) -> Measured:
         """The same rows under statistics that somebody published of a larger set."""
-        return Measured(self._parts, known=known, folder=self._folder, digest=digest)
+        return Measured(self._parts, known=known, folder=self._folder, digest=digest, size=self.size)
 
     def joined(self, more: Outputs) -> Measured:
         """With more outputs of the same rows."""
         sizes = [len(next(iter(part.values()))) for part in self._parts]
         split = {name: value.split(sizes) for name, value in more.items()}
         parts = [{**part, **{name: split[name][k] for name in more}} for k, part in enumerate(self._parts)]
-        return Measured(parts, known=self._known, count=self.count, folder=self._folder, digest=self.digest)
+        known, folder, size = self._known, self._folder, self.size
+        return Measured(parts, known=known, count=self.count, folder=folder, digest=self.digest, size=size)
 
     def has(self, name: str) -> bool:
         """Whether there are rows of that output."""
-        return bool(self._parts) and name in self._parts[0]
+        return bool(self._parts) and all(name in part for part in self._parts)
+
+    def rows_of(self, *names: str) -> Outputs:
+        """All rows of some outputs; nothing where one is missing, as in shards of a version that did not keep it."""
+        if not all(map(self.has, names)):
+            return {}
+        return {name: torch.as_tensor(self.points(name)) for name in names}
 
     def moments(self, name: str, device: torch.device | None = None) -> Moments:
         """Mean and covariance of an output, in float64; from now on on that device.
@@ -185,11 +196,13 @@ class Shards:
         """Write a shard; `images`, uint8 (n, 3, H, W), are those to be kept: `IMAGES`, `GRID`, both or none.
 
         Raises:
+            UserError: an output is not finite.
             ValueError: an output has another number of rows.
         """
         for name, value in outputs.items():
             if len(value) != len(indices):
                 raise ValueError(f"{len(value)} rows of {name} for {len(indices)} images")
+            finite(value, f"{name} of image", indices.start, "the network that looked at it has damaged weights")
         parts: dict[str, Mapping[str, Tensor]] = {PART: outputs}
         for name, kept in (images or {}).items():
             parts[name] = {name: kept}
@@ -210,9 +223,11 @@ class Shards:
         if missing := [p.name for p in places if not p.exists()]:
             raise ValueError(f"{self.folder} lacks the shards {', '.join(missing)}")
         parts = [checkpoint.load_part(place, PART) for place in places]
+        facts = [checkpoint.read_manifest(place) for place in places]
         if digest is None:
-            digest = digest_of([checkpoint.read_manifest(place)["pixels"] for place in places])
-        out = Measured(parts, folder=self.folder.parent, digest=digest)
+            digest = digest_of([fact["pixels"] for fact in facts])
+        size = facts[0].get("size")  # older shards have none
+        out = Measured(parts, folder=self.folder.parent, digest=digest, size=(size[0], size[1]) if size else None)
         if out.rows != self.count:
             raise ValueError(f"{out.rows} images were measured of {self.count}")
         return out
@@ -265,23 +280,24 @@ def measure(
     pixels: dict[int, Any] = {}
     parts: list[Outputs] = []
 
-    def read(item: tuple[range, range]) -> tuple[range, range, Tensor]:
+    def read(item: tuple[range, range]) -> tuple[range, range, Tensor, Outputs]:
         indices, chunk = item
         found = images.read(chunk.start, chunk.stop)
         shown = found[:, :3].permute(0, 2, 3, 1)  # without an original beside it
         if chunk.start == indices.start:
             pixels[indices.start] = hashlib.sha256(str(tuple(shown.shape[1:])).encode())
         pixels[indices.start].update(shown.contiguous().numpy().data)
-        return indices, chunk, found
+        return indices, chunk, found, rows_about(found)
 
     # One thread reads ahead, so in order: a hash needs it, and a compressed array cannot go back.
     work = [(indices, chunk) for indices in missing for chunk in _chunks(indices, batch)]
-    for indices, chunk, found in prefetched(read, work, depth=1):
-        parts.append({name: value.cpu() for name, value in network(found).items()})
+    for indices, chunk, found, about in prefetched(read, work, depth=1):
+        parts.append({name: value.cpu() for name, value in network(found).items()} | about)
         done += len(chunk)
         if chunk.stop == indices.stop:
             outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            shards.save(indices, outputs, {"pixels": pixels.pop(indices.start).hexdigest()})
+            facts = {"pixels": pixels.pop(indices.start).hexdigest(), "size": [found.shape[3], found.shape[2]]}
+            shards.save(indices, outputs, facts)
             parts = []
         on_done(min(done * world.size, len(images)))
     world.barrier()

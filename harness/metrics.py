@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.draws import seed_of
+from recipes.core.errors import UserError
 
 BUDGET = 512 * 2**20
 """Bytes that the tiles of `manifold` may take, beside its inputs."""
@@ -21,6 +22,8 @@ BUDGET = 512 * 2**20
 Points = Tensor | np.ndarray[Any, Any]
 """Features (N, D) of any floating type; a NumPy memmap is read tile by tile."""
 
+#: Of what is added up, differences below this share are float64's rounding.
+ROUNDING = 1e-12
 _CHUNK = 4096
 _SIDE = (8192, 2048)
 """Longest side of a tile: on an accelerator, and on a CPU, where a tile should stay in its cache."""
@@ -71,7 +74,7 @@ class Moments:
 
     @cached_property
     def negative_mass(self) -> float:
-        """The covariance's negative eigenvalues' sum over the positive ones', in size: rounding, unless it is none."""
+        """Negative eigenvalues' share in the sum of all, in size, in [0, 1]: rounding, unless it is no covariance."""
         return _negative_mass(self._spectrum[0])
 
     def to(self, device: torch.device) -> Moments:
@@ -197,8 +200,8 @@ def _leading(ascending: Tensor, rank: int) -> Tensor:
 
 
 def _negative_mass(eigenvalues: Tensor) -> float:
-    positive, negative = float(eigenvalues.clamp(min=0).sum()), -float(eigenvalues.clamp(max=0).sum())
-    return negative / positive if positive > 0 else 0.0
+    total, negative = float(eigenvalues.abs().sum()), -float(eigenvalues.clamp(max=0).sum())
+    return negative / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -212,29 +215,38 @@ class FrechetResult:
     trace_term: float
     """tr(S1 + S2 - 2 (S1 S2)^(1/2))."""
     negative_mass: float
-    """Negative eigenvalues' sum over the positive ones', in size, under the root or of the reference, whichever is
-    larger: rounding, near 0, unless a covariance is none."""
+    """Negative eigenvalues' share in the sum of all, in size, under the root or of the reference, whichever is larger:
+    rounding, near 0, unless a covariance is none."""
 
 
 def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
     """FID (arXiv 1706.08500, eq. 6): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), on the device of `real`.
 
     The trace of the root is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2): no general
-    matrix square root, no complex parts.
+    matrix square root, no complex parts. What rounding in float64 explains is 0: the distance of equal sets is 0.
     """
     mean, covariance = fake.mean.to(real.mean.device), fake.covariance.to(real.mean.device)
     middle = real.root @ covariance @ real.root
     eigenvalues = torch.linalg.eigvalsh((middle + middle.T) / 2)
     # Beyond the rank they are rounding, and the roots of two thousand roundings add up.
     positive = _leading(eigenvalues, min(real.rank, fake.rank)).clamp(min=0)
-    mean_term = (real.mean - mean).square().sum()
-    trace_term = real.covariance.trace() + covariance.trace() - 2 * positive.sqrt().sum()
+    squares = float(real.mean.square().sum() + mean.square().sum())
+    mean_term = _beyond(float((real.mean - mean).square().sum()), ROUNDING**2 * squares)
+    traces = float(real.covariance.trace() + covariance.trace())
+    # The roots of small eigenvalues have half the digits; the distance is at most the trace norm of the difference.
+    alike = float((real.covariance - covariance).abs().max()) <= ROUNDING * float(real.covariance.abs().max())
+    trace_term = 0.0 if alike else _beyond(traces - 2 * float(positive.sqrt().sum()), ROUNDING * traces)
     return FrechetResult(
-        distance=float(mean_term + trace_term),
-        mean_term=float(mean_term),
-        trace_term=float(trace_term),
+        distance=mean_term + trace_term,
+        mean_term=mean_term,
+        trace_term=trace_term,
         negative_mass=max(_negative_mass(eigenvalues), real.negative_mass),
     )
+
+
+def _beyond(value: float, rounding: float) -> float:
+    """The value, or 0 where it is no larger than rounding; a negative one that is larger stays, and so does NaN."""
+    return 0.0 if abs(value) <= rounding else value
 
 
 def frechet_distance(*, real: Moments, fake: Moments) -> float:
@@ -265,15 +277,18 @@ def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None =
         split_size: rows of a part instead, the last one may have fewer: ADM's evaluator takes 5,000.
 
     Raises:
-        ValueError: both `splits` and `split_size` are given.
+        ValueError: both `splits` and `split_size` are given, or a probability is no number.
     """
     if split_size is not None and splits != 1:
         raise ValueError("give splits or split_size, not both")
     scores, errors = [], []
     for part in logits.chunk(splits) if split_size is None else logits.split(split_size):
         logp = part.double().log_softmax(dim=1)
-        marginal = logp.exp().mean(0, keepdim=True).log()
-        kl = (logp.exp() * (logp - marginal)).sum(1)
+        if bool(logp.isnan().any()):
+            raise ValueError("logits hold NaN or infinity")
+        # Of a class that no image may be of, both are log 0, and 0 log 0 is 0.
+        marginal = logp.logsumexp(0, keepdim=True) - math.log(len(logp))
+        kl = torch.where(logp == -torch.inf, 0.0, logp.exp() * (logp - marginal)).sum(1)
         scores.append(kl.mean().exp())
         errors.append(scores[-1] * (kl - kl.mean()).square().mean().sqrt() / math.sqrt(max(1, len(kl) - 1)))
     return InceptionScore(
@@ -309,7 +324,10 @@ def _mmd2(x: Tensor, y: Tensor) -> Tensor:
     within = [((z @ z.T) / dim + 1).pow(3).fill_diagonal_(0).sum(1) / (n - 1) for z in (x, y)]
     across = ((x @ y.T) / dim + 1).pow(3)
     ours, theirs = within[0] - across.mean(1), within[1] - across.mean(0)
-    return torch.stack((ours.mean() + theirs.mean(), 4 * ours.var(), 4 * theirs.var()))
+    found = ours.mean() + theirs.mean()
+    # Features that are all the same have 0; of equal sets the unbiased estimate is below 0, and stays so.
+    found = torch.where(found.abs() <= ROUNDING * across.abs().mean(), 0.0, found)
+    return torch.stack((found, 4 * ours.var(), 4 * theirs.var()))
 
 
 def kid(*, real: Points, fake: Points, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Kid:
@@ -664,13 +682,29 @@ def _cross(real: _Rows, fake: _Rows, real_radii: Tensor, fake_radii: Tensor) -> 
     return balls, covered, recalled
 
 
+def without_spread(rows: Tensor) -> bool:
+    """Whether the rows (N, D) are all the same one, but for the rounding of their number format."""
+    size = float(torch.linalg.vector_norm(rows.double(), dim=1).max())
+    apart = float(torch.linalg.vector_norm(rows.double() - rows.double().mean(0), dim=1).max())
+    return apart <= 8 * torch.finfo(rows.dtype).eps * size
+
+
 def effective_rank(latents: Tensor) -> float:
     """Participation ratio of the covariance's spectrum, (sum l)^2 / sum l^2, of latents (N, ...) seen as vectors.
 
-    A collapse that keeps the variance (channels turned into copies) shows here.
+    A collapse that keeps the variance (channels turned into copies) shows here. At least 1, or 0 where the latents are
+    all equal (see `without_spread`): the complete collapse, which has no direction.
+
+    Raises:
+        ValueError: a value is not finite.
     """
+    if not bool(latents.isfinite().all()):
+        raise ValueError("latents hold NaN or infinity")
+    if without_spread(latents.flatten(1)):
+        return 0.0
     x = latents.flatten(1).double()
     x = x - x.mean(0)
+    x = x / x.abs().max()  # so that no fourth power is lost
     # The traces of the covariance and of its square are those of the Gram matrix, which is small where N is.
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     return float(gram.trace().square() / gram.square().sum())
@@ -682,14 +716,26 @@ def psnr_each(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error)
 
 
+#: Pixels that SSIM's window reaches beyond an image.
+SSIM_BORDER = 5
+
+
 def ssim_each(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of every pair of uint8 images (N, 3, H, W), H, W >= 11: (N,), at most 1.
+    """Structural similarity of every pair of uint8 images (N, 3, H, W), H, W > 5: (N,), at most 1.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): 11 x 11 Gaussian
     window of sigma 1.5, K = (0.01, 0.03), borders mirrored, on each channel, averaged. torchmetrics' implementation.
+
+    Raises:
+        UserError: the images are smaller.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    if min(a.shape[-2:]) <= SSIM_BORDER:
+        raise UserError(
+            f"ssim mirrors {SSIM_BORDER} pixels at each border, and the images are {a.shape[-1]} x {a.shape[-2]}: give "
+            "larger ones, or leave it out with --metrics."
+        )
     found = structural_similarity_index_measure(a.float(), b.float(), data_range=255.0, reduction="none")
     assert isinstance(found, Tensor)
     return found

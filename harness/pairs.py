@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness import metrics
 from harness.features import FeatureNetwork, Outputs
+from harness.finite import finite
 from harness.generate import to_uint8
 from harness.samples import ImageSet, NamedSet
 from recipes.core.errors import UserError
@@ -145,12 +146,44 @@ class Reconstructed:
     def __len__(self) -> int:
         return len(self.originals)
 
-    @torch.no_grad()
     def read(self, start: int, stop: int) -> Tensor:
-        """uint8, (n, 3, H, W)."""
-        like = next(self.tokenizer.parameters())
-        mean = self.tokenizer.encode(to_unit(self.originals.read(start, stop).to(like.device), like)).mean
-        return to_uint8(self.tokenizer.decode(mean), self.rule).cpu()
+        """uint8, (n, 3, H, W).
+
+        Raises:
+            UserError: see `encoded` and `decoded`.
+        """
+        return decoded(
+            self.tokenizer, encoded(self.tokenizer, self.originals.read(start, stop), start), start, self.rule
+        )
+
+
+#: Why a tokenizer gives what is no number.
+DAMAGED = (
+    "the tokenizer's weights are damaged, have diverged, or are too large for their number format; take an earlier "
+    "checkpoint, or fetch or train the tokenizer again"
+)
+
+
+@torch.no_grad()
+def encoded(tokenizer: Autoencoder, images: Tensor, first: int) -> Tensor:
+    """Posterior means, (N, C, h, w), on the tokenizer's device, of uint8 images (N, 3, H, W) from number `first` on.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    mean = tokenizer.encode(to_unit(images, next(tokenizer.parameters()))).mean
+    return finite(mean, "the latent of image", first, DAMAGED)
+
+
+@torch.no_grad()
+def decoded(tokenizer: Autoencoder, latents: Tensor, first: int, uint8_rule: str = "floor") -> Tensor:
+    """uint8 images (N, 3, H, W) on the CPU of latents (N, C, h, w) from number `first` on.
+
+    Raises:
+        UserError: one is not finite: as an integer it would look like any image.
+    """
+    found = finite(tokenizer.decode(latents), "reconstruction", first, DAMAGED)
+    return to_uint8(found, uint8_rule).cpu()
 
 
 class Paired:

@@ -15,15 +15,17 @@ import torch
 
 from harness import metrics, records
 from harness.assets import Store
+from harness.doubts import of_numbers
 from harness.drawing import GRID_COLUMNS, LABELS, Cell, draw, save_grid, write_npz
 from harness.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.features import FEATURES, LOGITS, outputs_of
-from harness.generate import to_uint8
 from harness.latents import principal_images, spatial_variance, total_variation
 from harness.locks import alone, held
 from harness.measured import Measured, Shards
 from harness.metrics import Moments
 from harness.pace import pace_of
+from harness.pairs import decoded, encoded
+from harness.pixels import FLAT, HASH, of_a_set, rows_about
 from harness.progress import Reporter
 from harness.protocol import Protocol
 from harness.records import FloorRecord, Metrics, RecordFile, ScoreRecord, StageRecord, TokenizerRecord
@@ -34,7 +36,7 @@ from harness.tokenizers import open_tokenizer
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.core.spec import Execution, digest_of
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder
 from recipes.registry import recipe
 from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
 
@@ -410,6 +412,10 @@ class Judged:
     """What the network said, until the result is kept."""
     more: dict[str, float] = field(default_factory=dict)
     """Metrics that were asked for besides."""
+    dubious: list[str] = field(default_factory=list)
+    """What is odd about the samples."""
+    few: list[str] = field(default_factory=list)
+    """What their number, which the protocol says, is too small for."""
 
 
 def draw_and_judge(
@@ -446,7 +452,9 @@ def draw_and_judge(
     extra = evaluate(more, real=judge.reference, fake=drawn, rules=rules, device=world.device)
     if kept is not None:
         write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
-    return Judged(found, drawn.rows, seconds, grid, kept, shards, extra)
+    dubious = of_a_set(about, "samples") if (about := drawn.rows_of(HASH, FLAT)) else []
+    few = of_numbers([*_recorded(drawn), *more], judge.reference, drawn, rules)
+    return Judged(found, drawn.rows, seconds, grid, kept, shards, extra, dubious, few)
 
 
 def _score_record(
@@ -464,7 +472,11 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        remarks=_remarks(cell.run, cell.step) + pace.remarks,
+        remarks=[
+            *_remarks(cell.run, cell.step),
+            *pace.remarks,
+            *(f"at step {cell.step} under {cell.protocol.label}, {told}" for told in judged.dubious),
+        ],
         weights_hash=cell.run.weights_hash(cell.step),
         step=cell.step,
         images=cell.step * spec.train.batch_size,
@@ -546,6 +558,7 @@ def score_imported(
             "n_real": judge.reference.count or 0,
             "protocol_digest": _protocol_digest(cell.protocol, prepared),
             "assets": _protocol_assets(prepared),
+            "warnings": judged.dubious + judged.few,
             **({"samples": str(judged.kept)} if judged.kept else {}),
         }
     return out
@@ -555,12 +568,15 @@ def _rules(protocol: Protocol) -> Rules:
     return Rules(neighbours=protocol.neighbours, manifold_size=protocol.manifold_size)
 
 
+def _recorded(fake: Measured) -> list[str]:
+    return [name for name in RECORDED if fake.has(METRICS[name].output)]
+
+
 def _metrics(fake: Measured, judge: Judge, protocol: Protocol, knows_labels: bool, device: torch.device) -> Metrics:
     if fake.rows != protocol.samples:
         raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
     rules = _rules(protocol)
-    here = [name for name in RECORDED if fake.has(METRICS[name].output)]
-    found = evaluate(here, real=judge.reference, fake=fake, rules=rules, device=device)
+    found = evaluate(_recorded(fake), real=judge.reference, fake=fake, rules=rules, device=device)
     accuracy = None
     if knows_labels:
         guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)
@@ -588,14 +604,14 @@ def _measure_tokenizer(
     judge = prepared.require_judge()
     originals = judge.reference_images[:RECONSTRUCTED]
     tokenizer = tokenizer.to(session.world.device)
-    like = next(tokenizer.parameters())
     latents, rebuilt = [], []
-    with torch.no_grad():
-        for chunk in originals.split(session.suite.chunk):
-            mean = tokenizer.encode(to_unit(chunk, like)).mean
-            latents.append(mean.cpu())
-            rebuilt.append(to_uint8(tokenizer.decode(mean), "floor").cpu())
+    for first in range(0, len(originals), session.suite.chunk):
+        mean = encoded(tokenizer, originals[first : first + session.suite.chunk], first)
+        latents.append(mean.cpu())
+        rebuilt.append(decoded(tokenizer, mean, first))
     latent, images = torch.cat(latents), torch.cat(rebuilt)
+    for told in of_a_set(rows_about(images), f"reconstructions by {name if run is None else run.spec.name}"):
+        session.remark(told, run.spec.arm if run else None, run.spec.train.seed if run else None)
     grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
     components = grid.replace(".png", "-latents.png")
@@ -617,7 +633,7 @@ def _measure_tokenizer(
         lpips=None if distances is None else float(torch.cat(distances).double().mean()),
         latent_variance=float(latent.double().var(dim=(0, 2, 3)).mean()),
         effective_rank=metrics.effective_rank(latent),
-        spatial_variance=spatial_variance(latent),
+        spatial_variance=spatial_variance(latent) if latent[0, 0].numel() > 1 else None,
         total_variation=total_variation(latent),
         n=len(originals),
         grid=grid,

@@ -3,77 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
-import numpy as np
-import torch
-
+from harness import doubts
+from harness.adm_reference import AdmReference, is_adm_reference, read_adm_reference
 from harness.evaluate import METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
-from harness.features import CLEAN, DINOV2, FEATURES, SPATIAL, FeatureNetwork
+from harness.features import CLEAN, DINOV2, FeatureNetwork
 from harness.floor import frechet_floor
 from harness.measured import Measured, Shards, measure
-from harness.metrics import Moments
 from harness.pairs import Beside, Distance, Paired, Reconstructed
 from harness.progress import Reporter
 from harness.samples import ImageSet, open_samples
-from recipes.core.checkpoint import sha256_of
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.core.files import UNZIPPABLE
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
 
 VERSION = 2
-#: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
-STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
+#: Of what a shard keeps of an image. Raised whenever something is added, so that what older shards lack is not passed
+#: over.
+KEPT = 2
 BATCH = 64
 BESIDE = "another command is measuring the same images; waiting for it"
-#: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
-NEGATIVE_MASS = 1e-6
-
-
-@dataclass(frozen=True)
-class AdmReference:
-    """An .npz in the form of ADM's references: statistics, images, or both."""
-
-    path: Path
-    moments: Mapping[str, Moments]
-    """By output; their count is 0, which is not known: the file does not say of how many images they are."""
-    has_images: bool
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return sha256_of(self.path)
-
-
-def read_adm_reference(path: Path) -> AdmReference:
-    """Statistics (mu, sigma, mu_s, sigma_s) of an ADM reference, and whether it has images (arr_0).
-
-    Raises:
-        UserError: not an .npz, one that holds objects, or statistics that are no mean and covariance.
-    """
-    moments = {}
-    try:
-        with ZipFile(path) as archive:
-            names = set(archive.namelist())
-        with np.load(path, allow_pickle=False) as file:
-            for output, (mean, covariance) in STATISTICS.items():
-                if {mean, covariance} <= set(file.files):
-                    m, s = (torch.from_numpy(np.asarray(file[key], np.float64)) for key in (mean, covariance))
-                    if m.ndim != 1 or s.shape != (len(m), len(m)) or not bool(m.isfinite().all() & s.isfinite().all()):
-                        raise UserError(
-                            f"{path}: {mean} {tuple(m.shape)} and {covariance} {tuple(s.shape)} are not a finite mean "
-                            "(D,) and covariance (D, D); download the reference again."
-                        )
-                    moments[output] = Moments(m, s, 0)
-    except UNZIPPABLE as error:
-        raise UserError(f"{path} cannot be read as an .npz ({error}).") from None
-    return AdmReference(path, moments, "arr_0.npy" in names)
+#: Share of its floor below which a Fréchet distance is no chance.
+CLOSER = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,19 +64,19 @@ class Job:
             if self.features == "inception" and name == "fd":
                 raise UserError("--metrics fd is of another --features network; Inception's is called fid.")
 
-    def protocol(self) -> dict[str, Any]:
-        """The conventions that decide the numbers."""
+    def protocol(self, *, real: int, fake: int) -> dict[str, Any]:
+        """The conventions that decide the numbers, of so many reference images and samples."""
         return {
             "name": "adm-files" if self.features == "inception" else f"files-{self.features}",
             "version": VERSION,
             "features": self.network.convention,
-            "rules": asdict(self.rules),
+            "rules": self.rules.applied(self.wanted, real=real, fake=fake),
             "metrics": {name: METRICS[name].about for name in self.wanted},
         }
 
     def measure(self, images: ImageSet, label: str) -> tuple[Shards, Measured | None]:
         """One pass over a set; in the main process, what was measured."""
-        key = digest_of([images.identity, self.network.content, self.network.convention])
+        key = digest_of([images.identity, self.network.content, self.network.convention, KEPT])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
         # Of two commands that want the same at once, the second finds what the first has made.
         beside = shards.alone(on=self.world.main, on_wait=lambda: self.reporter.say(f"  {label}: {BESIDE}"))
@@ -135,7 +91,7 @@ def _open_reference(path: Path, job: Job) -> tuple[AdmReference | None, list[str
     Raises:
         UserError: it has neither what a metric needs nor the images to compute it from.
     """
-    if path.suffix != ".npz" or not path.is_file():
+    if not is_adm_reference(path):
         return None, needing_rows(job.wanted, ())
     held = read_adm_reference(path)
     # A network's statistics are its own: ADM's are of Inception.
@@ -151,28 +107,62 @@ def _open_reference(path: Path, job: Job) -> tuple[AdmReference | None, list[str
     return (held if usable else None), missing
 
 
-def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
+def _statistics(held: AdmReference, samples: ImageSet) -> tuple[Measured, list[str]]:
+    """Of a reference whose images nobody looks at: but they say what the statistics are of, and of which size."""
+    size, warnings = None, []
+    if held.has_images:
+        with suppress(UserError):  # what is wrong with them is no matter
+            shown = open_samples(held.path, flag="--reference")
+            size = (shown.read(0, 1).shape[3], shown.read(0, 1).shape[2])
+            if shown.identity == samples.identity:
+                warnings.append("the samples are the reference's own images: the same file.")
+    return Measured([], known=dict(held.moments), digest=held.digest, size=size), warnings
+
+
+def _reference(path: Path, job: Job, samples: ImageSet) -> tuple[Measured | None, list[str]]:
     """The reference in the main process, and warnings."""
     held, missing = _open_reference(path, job)
     known = dict(held.moments) if held else {}
     if not any(METRICS[name].needs_real for name in job.wanted):
-        return Measured([], known=known, digest=open_samples(path, flag="--reference").identity), []
+        digest = held.digest if held else open_samples(path, flag="--reference").identity
+        return Measured([], known=known, digest=digest), []
+    outputs = {METRICS[name].output for name in job.wanted}
+    warnings = [told for output, some in (held.warnings if held else {}).items() if output in outputs for told in some]
     if held is not None and not missing:
-        return Measured([], known=known, digest=held.digest), []
+        found, more = _statistics(held, samples)
+        return found, warnings + more
     images = open_samples(path, flag="--reference")
     if len(images) < 2:
         raise UserError(f"--reference {path} holds one image: one image has no covariance, give at least two.")
-    _, found = job.measure(images, f"reference {path.name}")
-    if found is None:
+    _, measured = job.measure(images, f"reference {path.name}")
+    if measured is None:
         return None, []
-    warnings = [
-        f"{name} is against the {found.rows:,} images in {path.name}: the file has no statistics of that network."
+    warnings += [
+        f"{name} is against the {measured.rows:,} images in {path.name}: the file has no statistics of that network."
         for name in job.wanted
         if held is not None and METRICS[name].output in (DINOV2, CLEAN)
     ]
     if held is not None:
-        found = found.under(known, digest=held.digest)
-    return found, [*images.warnings, *warnings]
+        measured = measured.under(known, digest=held.digest)
+    return measured, [*images.warnings, *warnings]
+
+
+def _doubts(
+    job: Job, real: Measured, fake: Measured, told: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """What a number does not show by itself; `parts` are of the Fréchet distances."""
+    found = doubts.of_numbers(job.wanted, real, fake, job.rules)
+    if near := [name for name in parts if told[name] < CLOSER * told.get(f"{name}_floor", 0.0)]:
+        found.append(
+            f"{', '.join(near)}: below half of what as many perfect samples have on average: these are closer to the "
+            "reference than chance, as copies of its images are."
+        )
+    return found + [
+        f"{name}: {share:.1e} of the eigenvalues' mass is negative: the reference's or the samples' covariance is "
+        "none, so the file may be damaged."
+        for name in parts
+        if (share := parts[name]["negative_mass"]) > doubts.NEGATIVE_MASS
+    ]
 
 
 def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None:
@@ -185,7 +175,8 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     """
     if len(samples) < 2:
         raise UserError(f"one image has no covariance: give at least two ({len(samples)} found).")
-    real, warnings = _reference(reference, job)
+    rebuilt = isinstance(samples, Reconstructed)
+    real, warnings = _reference(reference, job, samples)
     pairwise = [name for name in job.wanted if name in PAIRWISE]
     if pairwise:
         samples = Beside(samples, open_samples(reference, flag="--reference"))
@@ -195,28 +186,22 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         return None
     details: dict[str, dict[str, float]] = {}
     told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device, details=details)
-    warnings += [
-        f"{name}: {found['negative_mass']:.1e} of the eigenvalues' mass is negative: the reference's or the samples' "
-        "covariance is none, so the file may be damaged."
-        for name, found in details.items()
-        if found["negative_mass"] > NEGATIVE_MASS
-    ]
-    told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
-    width = fake.moments(FEATURES).mean.numel()
-    if fake.rows <= width and any(name in told for name in ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")):
-        warnings.append(
-            f"{fake.rows:,} samples are fewer than the {width:,} features: FID is far above its value at 50,000, and "
-            "compares only with the same number of samples."
-        )
-    protocol = job.protocol()
+    if not rebuilt:  # the reference's own images, rebuilt without loss, have an rFID of 0
+        told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
+    warnings = _doubts(job, real, fake, told, details) + warnings
+    warnings += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
+    protocol = job.protocol(real=real.rows, fake=fake.rows)
     with shards.alone():
         shards.clear()
+    sizes = {"samples": fake.size, "reference": real.size}
     return {
         **told,
         **({"frechet": details} if details else {}),
         "n_fake": fake.rows,
         "n_real": real.count,
+        "sizes": {name: list(size) for name, size in sizes.items() if size},
         "protocol": f"{protocol['name']}@{protocol['version']}",
+        "rules": protocol["rules"],
         "digests": {
             "protocol": digest_of(protocol),
             "samples": fake.digest,
@@ -247,8 +232,6 @@ def score_tokenizer(reference: Path, tokenizer: Autoencoder, content: str, job: 
     found = score(Reconstructed(originals, tokenizer.to(job.world.device), content), reference, job)
     if found is None:
         return None
-    # No floor: the reference's own images, rebuilt without loss, have an rFID of 0.
-    kept = {name: value for name, value in found.items() if not name.endswith("_floor")}
-    renamed = {"rfid" if name == "fid" else name: value for name, value in kept.items()}
+    renamed = {"rfid" if name == "fid" else name: value for name, value in found.items()}
     renamed["digests"] = found["digests"] | {"tokenizer": content}
     return renamed

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from harness.assets import Asset, Store
 from harness.features import LOGITS, outputs_of
+from harness.finite import finite
 from harness.measured import Measured
+from harness.pairs import DAMAGED
 from harness.progress import Reporter
 from harness.protocol import Protocol, find_protocol
 from harness.suites.base import Arm, Budget, Judge, Prepared, Surroundings
@@ -378,7 +380,9 @@ class _Preparation:
             with torch.no_grad():
                 parts = [network.encode(to_unit(chunk, like)) for chunk in train.images.split(CHUNK)]
             on_step(1)
-            return {"mean": torch.cat([p.mean for p in parts]), "std": torch.cat([p.std for p in parts])}, {}
+            mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
+            finite(torch.cat((mean, std), 1), "the latent of image", 0, DAMAGED)
+            return {"mean": mean, "std": std}, {}
 
         return network, self._get("latents", {}, ("data", "tokenizer"), 1, make_moments)
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from harness import catalogue
+from harness.adm_reference import read_adm_reference
 from harness.features import FEATURES, FeatureNetwork, load_network, outputs_of
+from harness.finite import finite
 from harness.imagenet import prepare_images
 from harness.measured import Measured
-from harness.pairs import Distance, on_unit_images
+from harness.pairs import DAMAGED, Distance, on_unit_images
 from harness.samples import NpzImages
-from harness.scoring import read_adm_reference
 from harness.suites import stand_ins
 from harness.suites.base import Judge, Prepared, Surroundings
 from harness.suites.imagenet import ImagenetSuite
@@ -224,7 +225,9 @@ class Preparation:
                 for indices in torch.arange(count).split(ENCODE_BATCH):
                     images = data.take(indices).images
                     assert images is not None
-                    parts.append(self._encode(name, images))
+                    moments = self._encode(name, images)
+                    finite(torch.cat(moments, 1), "the latent of image", int(indices[0]), DAMAGED)
+                    parts.append(moments)
                     on_done(int(indices[-1]) + 1)
             mean, std = torch.cat([m for m, _ in parts]).double(), torch.cat([s for _, s in parts]).double()
             spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()

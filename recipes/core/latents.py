@@ -280,6 +280,8 @@ class FileLatents:
             raise UserError(f"{where} is no array of numbers ({error}). Prepare it again.") from None
         if array.ndim != 3 or array.shape[0] % 2 or array.dtype.kind != "f":
             raise UserError(f"{where} is {array.dtype} of shape {array.shape}, not float (2C, h, w). Prepare it again.")
+        if not np.isfinite(array).all():
+            raise UserError(f"{where} holds NaN or infinity. Prepare it again, with a tokenizer that gives numbers.")
         return array
 
     def __len__(self) -> int:

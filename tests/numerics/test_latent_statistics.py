@@ -84,3 +84,32 @@ def test_cknna_wants_items():
         cknna(torch.zeros(5, 2), torch.zeros(5, 2))
     with pytest.raises(ValueError, match="5 and 6 items"):
         cknna(torch.zeros(5, 2), torch.zeros(6, 2), 2)
+
+
+def features(seed: int, n: int = 40) -> torch.Tensor:
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+
+
+CONSTANT = {
+    "ones": torch.ones(40, 8),
+    "one row": features(1, 1).expand(40, -1),
+    "one direction": features(1, 1) * torch.rand(40, 1, generator=torch.Generator().manual_seed(2)).add(0.1),
+    "zeros": torch.zeros(40, 8),
+    "rounding": features(1, 1) * (1 + 1e-7 * features(3)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_constant_features_align_with_nothing(name):
+    constant = CONSTANT[name]
+    assert cknna(constant, features(0)) == 0.0
+    assert cknna(features(0), constant) == 0.0
+    assert cknna(constant, constant) == 0.0
+
+
+def test_cknna_refuses_what_is_no_number():
+    x = features(0)
+    for value in (float("nan"), float("inf")):
+        bad = torch.where(x == x[3, 3], value, x)
+        with pytest.raises(ValueError, match="NaN"):
+            cknna(x, bad)

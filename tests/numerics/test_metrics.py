@@ -22,7 +22,9 @@ from harness.metrics import (
     manifold,
     precision_recall,
     psnr_each,
+    ssim_each,
 )
+from recipes.core.errors import UserError
 
 DIM = 12
 
@@ -441,3 +443,79 @@ def test_psnr():
     a = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     assert psnr_each(a, a + 255).tolist() == pytest.approx([0])
     assert psnr_each(a, a + 16).tolist() == pytest.approx([20 * np.log10(255 / 16)])
+
+
+@pytest.mark.parametrize(("n", "dim"), [(2, 3), (20, 300), (400, 12), (50, 1)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_distance_of_equal_sets_is_exactly_zero(n, dim, scale):
+    """In another order too, which moves the last bits of mean and covariance."""
+    x = scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(n), dtype=torch.float64) + 3 * scale
+    assert fid(x, x) == 0.0
+    assert fid(x, x.flip(0)) == 0.0
+    assert fid(x, x + 1e-3 * scale) == pytest.approx(dim * 1e-6 * scale**2, rel=1e-5)
+    assert fid(torch.zeros(n, dim), torch.zeros(n, dim)) == 0.0
+
+
+def test_a_negative_distance_that_rounding_does_not_explain_stays():
+    real, fake = Moments.of(cloud(0)), Moments.of(cloud(1))
+    broken = Moments(real.mean, -fake.covariance, 0)
+    found = frechet(real=Moments(real.mean, real.covariance, 0), fake=broken)
+    assert found.negative_mass == 1.0  # nothing is positive
+    assert broken.negative_mass == 1.0
+    tilted = Moments(real.mean, real.covariance - 2 * float(real.covariance.trace()) * torch.eye(DIM), 0)
+    assert frechet(real=real, fake=tilted).distance < -1
+    lost = Moments(torch.full((DIM,), torch.nan, dtype=torch.float64), real.covariance, 0)
+    assert np.isnan(frechet(real=real, fake=lost).distance)
+
+
+def test_kid_is_zero_where_its_kernels_are_all_the_same():
+    for value in (0.0, 0.1, 700.3):
+        same = torch.full((40, DIM), value)
+        assert kid(real=same, fake=same, subsets=3, subset_size=30).mean == 0.0
+    x = cloud(0, 60)
+    gram = (x @ x.T / DIM + 1) ** 3
+    off, diagonal = float(gram.sum() - gram.trace()), float(gram.trace())
+    closed = 2 * off / (60 * 59) - 2 * (off + diagonal) / 60**2  # of a set and itself: below 0, without bias
+    assert kid(real=x, fake=x, subsets=1, subset_size=60).mean == pytest.approx(closed, rel=1e-9)
+    assert closed < 0
+
+
+@pytest.mark.parametrize("far", [1e3, 1e5, float("inf")])
+def test_a_class_of_probability_zero_counts_nothing(far):
+    """0 log 0 = 0: images that are certainly of one of two classes have an IS of 2, beside one that none is of."""
+    logits = torch.tensor([[0.0, -far, -far], [-far, 0.0, -far]], dtype=torch.float64).repeat(10, 1)
+    assert inception_score(logits) == pytest.approx((2, 0), abs=1e-9)
+    assert inception_score(logits[:1].repeat(5, 1)) == pytest.approx((1, 0), abs=1e-9)
+    mixed = torch.cat((logits, torch.tensor([[0.0, 0.0, -far]], dtype=torch.float64)))
+    assert inception_score(mixed).mean == pytest.approx(float(np.exp(np.log(2) * 20 / 21)), rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_inception_score_of_no_numbers_is_refused(value):
+    logits = torch.zeros(4, 3)
+    logits[2, 1] = value
+    with pytest.raises(ValueError, match="NaN"):
+        inception_score(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_complete_collapse_has_effective_rank_zero(dtype):
+    """Rounding of equal latents is no direction; a collapse onto a line, however short, has one."""
+    g = torch.Generator().manual_seed(0)
+    one = torch.randn(1, 4, 8, 8, generator=g, dtype=dtype)
+    same = one.expand(30, -1, -1, -1)
+    rounded = same * (1 + torch.finfo(dtype).eps * torch.randint(-1, 2, same.shape, generator=g))
+    for latents in (same, 1e-30 * same, 1e30 * same, rounded, torch.zeros_like(same), one):
+        assert effective_rank(latents) == 0.0
+    line = one * torch.linspace(-1, 1, 30, dtype=dtype)[:, None, None, None]
+    for scale in (1e-30, 1.0, 1e30):
+        assert effective_rank(scale * line) == pytest.approx(1, rel=1e-5)
+    with pytest.raises(ValueError, match="NaN"):
+        effective_rank(torch.where(same > 0, same, torch.nan))
+
+
+def test_ssim_of_images_that_are_too_small():
+    a = torch.zeros(2, 3, 5, 5, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"ssim mirrors 5 pixels .* the images are 5 x 5"):
+        ssim_each(a, a)
+    assert ssim_each(torch.zeros(1, 3, 6, 6), torch.zeros(1, 3, 6, 6)).tolist() == pytest.approx([1])

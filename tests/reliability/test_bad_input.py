@@ -29,13 +29,13 @@ from test_faults import _main
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
 from harness import cli, records
+from harness.adm_reference import read_adm_reference
 from harness.cli_machine import machine
 from harness.cli_results import results
 from harness.compare import load
 from harness.curve_csv import read_csv
 from harness.options import flag_of
 from harness.samples import open_samples
-from harness.scoring import read_adm_reference
 from harness.suites import SUITES, suite
 from recipes.core.errors import UserError
 from recipes.core.files import FolderFiles, ZipFiles, labels_of

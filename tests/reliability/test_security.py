@@ -22,9 +22,9 @@ import torch
 from conftest import ROOT
 
 from harness import catalogue, features, fetch, records
+from harness.adm_reference import read_adm_reference
 from harness.assets import Store
 from harness.samples import open_samples
-from harness.scoring import read_adm_reference
 from harness.suites import suite
 from harness.tokenizers import open_tokenizer
 from recipes.core.errors import UserError

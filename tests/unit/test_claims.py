@@ -125,6 +125,13 @@ def test_collapse_and_reconstruction():
     assert (found["naive-collapse"], found["reconstruction-kept"]) == ("not seen in the proxy", "not seen in the proxy")
 
 
+def test_a_complete_collapse_is_one():
+    """Latents that are all equal have neither variance nor rank."""
+    runs = curves({"repa": 4.0, "naive_e2e": 8.0}, 3)
+    gone = [tokenizer("naive_e2e", s, 0.5, 0.0, 0.0) for s in range(3)]
+    assert verdicts(tokenizer(None, None, 0.25, 1.0, 15.0), *runs, *gone)["naive-collapse"] == "seen in the proxy"
+
+
 AT_SCALE = {"suite": "imagenet256", "protocol": "repa-e-v1"}
 LONG = 4_000_000
 
