@@ -29,6 +29,13 @@ class OnNaN(StrEnum):
     skip = "skip"
 
 
+class ImportedWeights(StrEnum):
+    """What the weights of a file are, where it does not say it."""
+
+    ema = "ema"
+    raw = "raw"
+
+
 @dataclass(frozen=True)
 class Place:
     """Which suite, changed how, with its files where."""

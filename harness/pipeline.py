@@ -34,7 +34,7 @@ from recipes.core.errors import UserError
 from recipes.core.spec import Execution, digest_of
 from recipes.models.autoencoder import Autoencoder, to_unit
 from recipes.registry import recipe
-from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
+from recipes.run import Run, Training, flops_per_step, import_notes, layout, load_for_sampling, train_run
 
 RECONSTRUCTED = 2048
 #: Metrics of a record, those that the feature network has.
@@ -521,7 +521,9 @@ def score_imported(
     cells = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
     judge = prepared.require_judge()
+    notes = [*import_notes(cells[0].run, cells[0].step), *(cells[0].tokenizer.notes if cells[0].tokenizer else ())]
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
+    out["warnings"] = notes
     for cell in cells:
         with threads_of(session), session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
