@@ -37,8 +37,8 @@ def arguments(*sources: Any) -> dict[str, Any]:
     for source in sources:
         items = source if isinstance(source, Mapping) else getattr(source, "__dict__", {})
         plain = json.loads(json.dumps({str(k): v for k, v in items.items()}, default=str))
-        leaves = dict(_leaves(plain))
-        found |= {**leaves, **{_key(k): v for k, v in plain.items()}}
+        nested = {_key(k): v for k, v in plain.items() if isinstance(v, Mapping)}
+        found |= nested | dict(_leaves(plain)) | {_key(k): v for k, v in plain.items() if _key(k) not in nested}
     return found
 
 
@@ -62,7 +62,7 @@ def _leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value)
 
 
-def judge(args: Mapping[str, Any], name: str) -> str | None:
+def judge(args: Mapping[str, Any], name: str) -> bool:
     """Whether a checkpoint is a SiT that predicts a velocity, by what it says of itself.
 
     Args:
@@ -70,7 +70,7 @@ def judge(args: Mapping[str, Any], name: str) -> str | None:
         name: the file's, which counts where there are no arguments.
 
     Returns:
-        A sentence for whoever reads its numbers, where it says nothing.
+        Whether it says so.
 
     Raises:
         UserError: it says that it is something else; without the name of the file.
@@ -93,7 +93,7 @@ def judge(args: Mapping[str, Any], name: str) -> str | None:
             raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {mend}")
     if (path := str(args.get("path_type", "linear"))) not in PATHS:
         raise UserError(f"it was trained on the path '{path}'; only linear and cosine (GVP) can be imported.")
-    return None if says else "it does not say what it predicts; it is taken for a SiT's velocity on the linear path"
+    return says
 
 
 def convention(args: Mapping[str, Any], *, has_projectors: bool) -> Convention:

@@ -19,7 +19,7 @@ from recipes.core.states import Found, find, held, low_precision, only
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
 from recipes.released import LatentStatistics, autoencoder_of, count_of, discriminator_of
-from recipes.released_args import arguments, convention, judge, kept_in
+from recipes.released_args import Convention, arguments, convention, judge, kept_in
 
 
 def sit_spec(
@@ -109,6 +109,9 @@ Weights = Literal["ema", "raw"]
 #: A tensor that every SiT has.
 ANCHOR = "x_embedder.proj.weight"
 IMAGENET_CLASSES = 1000
+#: Projectors, and what the one of earlier files was called.
+_PROJECTOR = re.compile(r"^(projectors?|proj|mlp)\.(?=\d+\.)")
+WHOSE: dict[Convention, str] = {"repa": "with noise at t = 1 as REPA has it", "sit": "with data at t = 1 as SiT has it"}
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,17 @@ def read_checkpoint(path: Path, **given: Unpack[Given]) -> ReleasedCheckpoint:
 
 
 def _read(file: Path, loaded: Mapping[str, Any], args: dict[str, Any], given: Given) -> ReleasedCheckpoint:
-    judged = judge(args, file.name)
+    says = judge(args, file.name)
     found, told = _weights_of(loaded, given.get("weights"))
-    kind, spec, sits = _read_sits(found, args, given, joint=bool(loaded.get("vae")))
+    whose = _convention(next(iter(found.values())), args)
+    kind, spec, sits = _read_sits(found, args, given, whose, joint=bool(loaded.get("vae")))
     vae = autoencoder_of(loaded["vae"], where="vae") if loaded.get("vae") else None
     gan = loaded.get("discriminator")
-    notes = [judged, told, low_precision(next(iter(found.values())).state), *_notes(spec, args, given)]
+    notes = [told, low_precision(next(iter(found.values())).state), *_notes(spec, args, given)]
+    if not says:
+        notes.insert(
+            0, f"it does not say what it predicts; it is taken for a velocity on the linear path, {WHOSE[whose]}"
+        )
     return ReleasedCheckpoint(
         kind=kind,
         path=file,
@@ -196,12 +204,20 @@ def _read(file: Path, loaded: Mapping[str, Any], args: dict[str, Any], given: Gi
         tokenizer=vae.spec if vae else None,
         discriminator=dict(discriminator_of(gan, where="discriminator").state_dict()) if gan else None,
         args=args,
-        places={role: network.place for role, network in found.items()},
+        places={role: network.place or "the top" for role, network in found.items()},
         notes=tuple(f"{file.name}: {note}." for note in notes if note),
     )
 
 
+def _convention(found: Found, args: Mapping[str, Any]) -> Convention:
+    """REPA-E's checkpoints have a batch norm, and REPA's time."""
+    if any(name.startswith("bn.") for name in found.state):
+        return "repa"
+    return convention(args, has_projectors=any(_PROJECTOR.match(name) for name in found.state))
+
+
 def _notes(spec: SiTSpec, args: Mapping[str, Any], given: Given) -> Iterator[str]:
+    """What a file leaves open about the network."""
     if given.get("classes") is None and args.get("num_classes") is None and spec.num_classes != IMAGENET_CLASSES:
         yield f"it does not say how many classes it has; by its label table {spec.num_classes} (else: --classes)"
     if not spec.null_class:
@@ -267,7 +283,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _read_sits(
-    found: Mapping[Weights, Found], args: Mapping[str, Any], given: Given, *, joint: bool
+    found: Mapping[Weights, Found], args: Mapping[str, Any], given: Given, whose: Convention, *, joint: bool
 ) -> tuple[Kind, SiTSpec, dict[Weights, dict[str, Tensor]]]:
     """The kind of a checkpoint, the size of its SiT, and our state dicts of it.
 
@@ -275,6 +291,7 @@ def _read_sits(
         found: of `_weights_of`.
         args: the training script's arguments.
         given: see `Given`.
+        whose: time and sign.
         joint: whether the file holds a tokenizer that was trained with it.
 
     Raises:
@@ -290,7 +307,7 @@ def _read_sits(
     )
     ours: dict[Weights, dict[str, Tensor]] = {}
     for role, state in networks.items():
-        ours[role] = _our_sit(state, spec, args, joint=joint)
+        ours[role] = _our_sit(state, spec, whose, joint=joint)
         with torch.device("meta"):
             network = SiT(spec)
         check_state(network, ours[role], where=found[role].place or "its state dict")
@@ -302,18 +319,21 @@ def _locate(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
     if path.is_dir():
         files = {int(p.stem): p for p in (path / "checkpoints").glob("*.pt") if p.stem.isdigit()}
         if not files and (alone := _only_file(path)) is not None:
-            return alone, {}
+            return _locate(alone, step)
         if not files or (step is not None and step not in files):
             there = ", ".join(str(s) for s in sorted(files)) or "none"
             raise UserError(f"{path / 'checkpoints'} holds no {'STEP' if step is None else step}.pt; it has {there}.")
         path = files[max(files) if step is None else step]
-    beside = path.parent.parent / "args.json"
-    if path.parent.name != "checkpoints" or not beside.exists():
-        return path, {}
+    places = [path.parent, *([path.parent.parent] if path.parent.name == "checkpoints" else [])]
+    beside = next((p / "args.json" for p in places if (p / "args.json").exists()), None)
+    return (path, {}) if beside is None else (path, _read_arguments(beside))
+
+
+def _read_arguments(path: Path) -> dict[str, Any]:
     try:
-        return path, dict(json.loads(beside.read_text()))
+        return dict(json.loads(path.read_text()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{beside} cannot be read ({error}); download it again.") from None
+        raise UserError(f"{path} cannot be read ({error}); download it again.") from None
 
 
 def _only_file(folder: Path) -> Path | None:
@@ -352,7 +372,7 @@ def _released_sit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, value in tensors.items():
         renamed = re.sub(r"^decoder_blocks\.(\d+)\.", lambda m: f"blocks.{depth + int(m[1])}.", name)
-        renamed = re.sub(r"^(projector|proj|mlp)\.(?=\d+\.)", "projectors.0.", renamed)
+        renamed = renamed if renamed.startswith("projectors.") else _PROJECTOR.sub("projectors.0.", renamed)
         out[renamed] = value.float() if value.is_floating_point() else value
     return out
 
@@ -363,9 +383,7 @@ def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: v for name, v in state.items() if not any(name.startswith(f"projectors.{k}.") for k in empty)}
 
 
-def _our_sit(
-    released: Mapping[str, Tensor], spec: SiTSpec, args: Mapping[str, Any], *, joint: bool
-) -> dict[str, Tensor]:
+def _our_sit(released: Mapping[str, Tensor], spec: SiTSpec, whose: Convention, *, joint: bool) -> dict[str, Tensor]:
     """Complete a released SiT to a state dict of ours."""
     state = _without_variance(_without_empty_projectors(released), spec)
     if any(name.startswith("bn.") for name in state):
@@ -377,8 +395,7 @@ def _our_sit(
     known = LatentStatistics.sd(spec.channels)
     state |= {"bn.running_mean": known.mean, "bn.running_var": known.std.square()}
     state["bn.num_batches_tracked"] = torch.tensor(0)
-    has_projectors = any(name.startswith("projectors.") for name in released)
-    return state if convention(args, has_projectors=has_projectors) == "repa" else _turned(state)
+    return state if whose == "repa" else _turned(state)
 
 
 def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, Tensor]:

@@ -91,6 +91,13 @@ def _dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
+def _bytes(*of: object) -> bytes:
+    """No bytes, which is how none are pickled; a number would ask for as many."""
+    if of:
+        raise Forbidden("bytes of a number")
+    return b""
+
+
 _PATHS = {"Path": PurePosixPath, "PosixPath": PurePosixPath, "PurePosixPath": PurePosixPath}
 _PATHS |= {"WindowsPath": PureWindowsPath, "PureWindowsPath": PureWindowsPath}  # type: ignore[dict-item]
 _GENERATORS = (
@@ -102,7 +109,8 @@ _GENERATORS = (
 ALLOWED: tuple[tuple[Any, str], ...] = (
     *((kind, f"{kind.__module__}.{kind.__name__}") for kind in (argparse.Namespace, types.SimpleNamespace)),
     *((kind, f"datetime.{kind.__name__}") for kind in (datetime.datetime, datetime.date, datetime.timedelta)),
-    *((kind, f"builtins.{kind.__name__}") for kind in (list, tuple, dict, int, float, bool, str)),
+    *((kind, f"builtins.{kind.__name__}") for kind in (list, tuple, dict, frozenset, int, float, bool, str)),
+    (_bytes, "builtins.bytes"),
     (_dict, "collections.defaultdict"),
     (str, "torch.torch_version.TorchVersion"),
     *((kind, f"{module}.{name}") for name, kind in _PATHS.items() for module in ("pathlib", "pathlib._local")),

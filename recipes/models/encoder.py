@@ -139,7 +139,7 @@ _SPECS = (
         "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar",
         "CC-BY-NC-4.0",
     ),
-    _mocov3("l", "vit_large_patch16_224", 1024, "the file of github.com/LTH14/rcg (pre-trained moco v3 ViT-L)", "MIT"),
+    _mocov3("l", "vit_large_patch16_224", 1024, "the moco v3 ViT-L that github.com/LTH14/rcg links to", "see there"),
     EncoderSpec(
         name="mae-vit-l",
         architecture="vit_large_patch16_224",
