@@ -406,6 +406,8 @@ def sample(
             seed = session.suite.default_seeds[0] if seed is None else seed
             run, start = pipeline.open_trained(session, _arms(session.suite, [recipe or ""])[0], seed)
             cell = drawing.Cell(run, pipeline.checkpoint_of(run, step), protocol, generation_seed, start)
+        for note in pipeline.notes_of(cell):
+            session.reporter.say(note, "yellow")
         shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
         with pipeline.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = drawing.draw(

@@ -375,6 +375,11 @@ def open_imported(
     return Cell(run, chosen, protocol, generation_seed, network, content)
 
 
+def notes_of(cell: Cell) -> list[str]:
+    """What whoever reads an imported checkpoint's numbers should know of its file and its tokenizer's."""
+    return [*import_notes(cell.run, cell.step), *(cell.tokenizer.notes if cell.tokenizer is not None else ())]
+
+
 def checkpoint_of(run: Run, step: int | None) -> int:
     """The step that was asked for, or the last.
 
@@ -521,9 +526,8 @@ def score_imported(
     cells = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
     judge = prepared.require_judge()
-    notes = [*import_notes(cells[0].run, cells[0].step), *(cells[0].tokenizer.notes if cells[0].tokenizer else ())]
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
-    out["warnings"] = notes
+    out["warnings"] = notes_of(cells[0])
     for cell in cells:
         with threads_of(session), session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample:
             judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)

@@ -305,6 +305,8 @@ def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
     vae, anchor = Autoencoder(spec), "encoder.conv_in.weight"
     found = network_in(load_state(weights), anchor, where=str(weights), refusal=f"{weights} lacks '{anchor}'")
     _fill(vae, _modern(found), where=str(weights), what="the autoencoder of its config.json")
+    if not vae.notes and re.fullmatch(rf"{_WEIGHTS}\.(?!safetensors|bin)\w+\.\w+", weights.name):
+        vae.notes = (f"{weights} is a variant, of lower precision by its name; the whole file is not there.",)
     name = folder.name.removesuffix("-hf")
     beside = (place / f"{name}-latents-stats.pt" for place in (folder, folder.parent))
     statistics = (_read_statistics(file, spec.latent_channels) for file in beside)

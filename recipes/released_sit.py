@@ -345,8 +345,9 @@ def _only_file(folder: Path) -> Path | None:
 
 
 def _step(loaded: Mapping[str, Any], file: Path, step: int | None) -> int:
-    if isinstance(loaded.get("steps"), int):
-        return int(loaded["steps"])
+    for key in ("steps", "global_step", "train_steps", "step"):
+        if isinstance(loaded.get(key), int):
+            return int(loaded[key])
     if file.stem.isdigit():
         return int(file.stem)
     return step or 0

@@ -261,6 +261,10 @@ def half(folder: Path, variant: str = "fp16", kind: torch.dtype = torch.float16)
 
 def test_a_variant_is_read_where_the_whole_is_not_there(tmp_path):
     folder = hub(tmp_path / "vae-hf")
+    half(folder, kind=torch.float32)
+    (folder / "diffusion_pytorch_model.safetensors").rename(tmp_path / "whole")
+    assert "is a variant, of lower precision by its name" in load_autoencoder(folder)[0].notes[0]
+    (tmp_path / "whole").rename(folder / "diffusion_pytorch_model.safetensors")
     half(folder)
     half(folder, "bf16", torch.bfloat16)
     assert load_autoencoder(folder)[0].notes == ()
