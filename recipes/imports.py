@@ -19,7 +19,7 @@ from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS
 from recipes.registry import recipe, recipe_options
 from recipes.released import TOKENIZERS
-from recipes.released_args import PATHS
+from recipes.released_args import path_of
 from recipes.released_sit import Given, Kind, ReleasedCheckpoint, read_checkpoint
 from recipes.run import WEIGHTS, Run, RunSpec
 
@@ -128,7 +128,7 @@ def _options(released: ReleasedCheckpoint) -> dict[str, JsonValue]:
     if not released.sit.null_class:
         named["label_dropout"] = 0.0
     known = recipe(RECIPES[released.kind]).Options.model_fields
-    path: dict[str, JsonValue] = {"path": PATHS[args.get("path_type", "linear")]}
+    path: dict[str, JsonValue] = {"path": path_of(args)}
     return path | {name: value for name, value in named.items() if name in known}
 
 

@@ -15,6 +15,8 @@ _KEYS = ("args", "config", "cfg", "hyper_parameters", "hparams", "model_args", "
 _PREDICTION = re.compile(
     r"(model_)?(prediction|pred|predicts?|parameteri[sz]ation|objective|mean_type)(_?(type|mode))?"
 )
+_TARGET = re.compile(r".*(pred|target|objective|parameteri[sz]ation).*")
+_OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "x_0", "xstart", "x_start", "sample", "data"}
 _NOT_VELOCITY = re.compile(r"pred(ict)?_(x_?start|x_?0|eps|epsilon|noise|score)")
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
 _DISCRETE = {"noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"}
@@ -85,15 +87,25 @@ def judge(args: Mapping[str, Any], name: str) -> bool:
             if re.search(r"(^|[^A-Za-z])DiT", text, re.IGNORECASE):
                 raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {mend}")
             says |= bool(re.search(r"SiT", text, re.IGNORECASE))
-        elif _PREDICTION.fullmatch(lower) and isinstance(value, str):
-            if text.lower() not in _VELOCITY:
+        elif isinstance(value, str) and (_PREDICTION.fullmatch(lower) or _TARGET.fullmatch(lower)):
+            if text.lower() not in _VELOCITY and (_PREDICTION.fullmatch(lower) or text.lower() in _OTHER):
                 raise UserError(f"it predicts {text} ({key}), not the velocity; {mend}")
-            says = True
+            says |= text.lower() in _VELOCITY
         elif (_NOT_VELOCITY.fullmatch(lower) and value is True) or (lower in _DISCRETE and value):
             raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {mend}")
-    if (path := str(args.get("path_type", "linear"))) not in PATHS:
-        raise UserError(f"it was trained on the path '{path}'; only linear and cosine (GVP) can be imported.")
+    path_of(args)
     return says
+
+
+def path_of(args: Mapping[str, Any]) -> str:
+    """Our name of the path; linear where none is said.
+
+    Raises:
+        UserError: we have no such path.
+    """
+    if (path := str(args.get("path_type") or "linear")) not in PATHS:
+        raise UserError(f"it was trained on the path '{path}'; only linear and cosine (GVP) can be imported.")
+    return PATHS[path]
 
 
 def convention(args: Mapping[str, Any], *, has_projectors: bool) -> Convention:

@@ -19,7 +19,7 @@ from recipes.core.states import Found, find, held, low_precision, only
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
 from recipes.released import LatentStatistics, autoencoder_of, count_of, discriminator_of
-from recipes.released_args import Convention, arguments, convention, judge, kept_in
+from recipes.released_args import Convention, arguments, convention, judge, kept_in, path_of
 
 
 def sit_spec(
@@ -189,10 +189,10 @@ def _read(file: Path, loaded: Mapping[str, Any], args: dict[str, Any], given: Gi
     vae = autoencoder_of(loaded["vae"], where="vae") if loaded.get("vae") else None
     gan = loaded.get("discriminator")
     notes = [told, low_precision(next(iter(found.values())).state), *_notes(spec, args, given)]
+    notes += [note.removesuffix(".") for note in (vae.notes if vae else ())]
     if not says:
-        notes.insert(
-            0, f"it does not say what it predicts; it is taken for a velocity on the linear path, {WHOSE[whose]}"
-        )
+        taken = f"a velocity on the {path_of(args)} path, {WHOSE[whose]}"
+        notes.insert(0, f"it does not say what it predicts; it is taken for {taken}")
     return ReleasedCheckpoint(
         kind=kind,
         path=file,
@@ -318,8 +318,8 @@ def _locate(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
     """The checkpoint file, and the arguments that lie beside it."""
     if path.is_dir():
         files = {int(p.stem): p for p in (path / "checkpoints").glob("*.pt") if p.stem.isdigit()}
-        if not files and (alone := _only_file(path)) is not None:
-            return _locate(alone, step)
+        if not (path / "checkpoints").is_dir():
+            return _locate(_only_file(path), step)
         if not files or (step is not None and step not in files):
             there = ", ".join(str(s) for s in sorted(files)) or "none"
             raise UserError(f"{path / 'checkpoints'} holds no {'STEP' if step is None else step}.pt; it has {there}.")
@@ -336,12 +336,21 @@ def _read_arguments(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); download it again.") from None
 
 
-def _only_file(folder: Path) -> Path | None:
-    """The one weights file of a folder; shards and their index are one."""
+def _only_file(folder: Path) -> Path:
+    """The one weights file of a folder; shards and their index are one.
+
+    Raises:
+        UserError: there are none, or several.
+    """
     ends = (".index.json", ".safetensors", ".pt", ".pth", ".ckpt", ".bin")
     files = [p for p in sorted(folder.iterdir()) if p.name.endswith(ends) and not p.name.startswith(".")]
     found = {tuple(files_of(p)): p for p in files}
-    return next(iter(found.values())) if len(found) == 1 else None
+    if len(found) != 1:
+        there = some((p.name for p in found.values()), limit=9) or "none"
+        raise UserError(
+            f"{folder} has no checkpoints/STEP.pt, and of weights files not one but {there}; name the file."
+        )
+    return next(iter(found.values()))
 
 
 def _step(loaded: Mapping[str, Any], file: Path, step: int | None) -> int:

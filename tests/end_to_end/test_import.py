@@ -80,5 +80,5 @@ def test_what_is_no_sit_is_refused_with_what_it_holds(place, capsys, monkeypatch
     (place / "images").mkdir()
     code, _, err = run(capsys, monkeypatch, "import", name, "--out", "x")
     assert code == 2
-    assert "it holds 'state_dict'" in err if name == "vae.ckpt" else "holds no STEP.pt" in err
+    assert "it holds 'state_dict'" in err if name == "vae.ckpt" else "of weights files not one but none" in err
     assert not (place / "x").exists()

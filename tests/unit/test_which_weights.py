@@ -252,6 +252,18 @@ def test_shards_are_joined(tmp_path, ending):
         read_checkpoint(index, heads=4)
 
 
+def test_a_folder_with_one_file_of_weights(tmp_path):
+    with pytest.raises(UserError, match=r"has no checkpoints/STEP\.pt, and of weights files not one but none"):
+        read_checkpoint(tmp_path, heads=4)
+    written(tmp_path / "last.ckpt", {"ema": EMA, "global_step": 7})
+    (tmp_path / "args.json").write_text(json.dumps({"prediction": "v", "num_classes": 10}))
+    read = read_checkpoint(tmp_path, heads=4)
+    assert (read.step, read.args["prediction"], read.notes) == (7, "v", ())
+    written(tmp_path / "other.pt", EMA)
+    with pytest.raises(UserError, match=r"not one but 'last\.ckpt', 'other\.pt'; name the file"):
+        read_checkpoint(tmp_path, heads=4)
+
+
 def test_a_file_is_what_its_bytes_say(tmp_path):
     save_file(EMA, tmp_path / "safetensors.pt")
     assert read_checkpoint(tmp_path / "safetensors.pt", heads=4).ema is not None
@@ -273,6 +285,7 @@ OTHERS = {
     "objective": {"objective": "pred_noise"},
     "parameterization": {"parameterization": "eps"},
     "v of diffusion": {"prediction-type": "v_prediction"},
+    "a target": {"loss_target": "x0"},
     "predict_xstart": {"predict_xstart": True},
     "a noise schedule": {"noise_schedule": "linear", "learn_sigma": True},
     "another path": {"path_type": "VP", "prediction": "velocity"},
@@ -305,6 +318,9 @@ def test_a_name_counts_only_where_nothing_else_is_said(tmp_path):
     assert any("it does not say what it predicts" in note and "SiT has it" in note for note in read.notes)
     read = read_checkpoint(written(tmp_path / "repa.pt", ALIGNED), heads=4)
     assert any("it does not say what it predicts" in note and "REPA has it" in note for note in read.notes)
+    read = read_checkpoint(written(tmp_path / "gvp.pt", {"ema": EMA, "args": {"path_type": "GVP"}}), heads=4)
+    assert any("a velocity on the cosine path" in note for note in read.notes)
+    read_checkpoint(written(tmp_path / "none.pt", {"ema": EMA, "args": {"path_type": None}}), heads=4)
 
 
 @pytest.mark.parametrize(
