@@ -56,6 +56,8 @@ def _encoder(spec: EncoderSpec) -> Source:
     about = f"frozen encoder {spec.architecture}"
     if hub:
         return Source(kind="encoder", about=about, licence=spec.license, hub=hub[1], file="model.safetensors")
+    if not spec.source.startswith("https://"):
+        return Source(kind="encoder", about=f"{about}: {spec.source}, then fetch --from PATH", licence=spec.license)
     return Source(kind="encoder", about=about, licence=spec.license, url=spec.source.split()[0])
 
 

@@ -27,6 +27,7 @@ from harness.options import (
     MAX_SEED,
     CacheOption,
     Chosen,
+    ImportedWeights,
     Place,
     Scored,
     Several,
@@ -201,14 +202,17 @@ def _score_files(choices: Scored) -> None:
     python = choices.adm_python or Path(sys.executable)
     if choices.adm_evaluator is not None:
         adm.refuse_absent(python, choices.adm_evaluator, reference)
+    notes: tuple[str, ...] = ()
     with _job(choices) as job:
         if samples is not None:
             found = scoring.score(open_samples(samples, flag="--samples"), reference, job)
         else:
             network, content = open_tokenizer(store_of(choices.cache), choices.tokenizer or "")
             found = scoring.score_tokenizer(reference, network, content, job)
+            notes = network.notes
         if found is None:  # another process tells
             return
+        found["warnings"] = [*notes, *found["warnings"]]
     if samples is not None and choices.adm_evaluator is not None:
         theirs = adm.run_evaluator(python, choices.adm_evaluator, samples, reference)
         found |= {"adm": theirs, "adm_difference": {k: found[k] - v for k, v in theirs.items() if k in found}}
@@ -327,6 +331,8 @@ def sample(
             seed = session.suite.default_seeds[0] if seed is None else seed
             run, start = pipeline.open_trained(session, arms_of(session.suite, [recipe or ""])[0], seed)
             cell = drawing.Cell(run, pipeline.checkpoint_of(run, step), protocol, generation_seed, start)
+        for note in pipeline.notes_of(cell):
+            session.reporter.say(note, "yellow")
         shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
         with pipeline.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = drawing.draw(
@@ -468,6 +474,12 @@ def import_(
         int | None, typer.Option("--encoder-depth", min=1, help="The aligned block, where the file does not say it.")
     ] = None,
     heads: Annotated[int | None, typer.Option("--heads", min=1, help="For sizes that are none of the papers'.")] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="Without the null class, where the file does not say it.")
+    ] = None,
+    weights: Annotated[
+        ImportedWeights | None, typer.Option("--weights", help="What the weights are, where the file names no average.")
+    ] = None,
     cache: CacheOption = None,
 ) -> None:
     """Turn a released checkpoint into a run's folder, which sample and export-vae take. Never runs code from it.
@@ -480,7 +492,16 @@ def import_(
     refuse_unwritable("--out", out)
     if not path.exists() and str(path) in catalogue.CATALOGUE:
         path = catalogue.require(store_of(cache), str(path)).path
-    run = import_checkpoint(path, out, step=step, encoder_depth=encoder_depth, heads=heads)
+    run = import_checkpoint(
+        path,
+        out,
+        step=step,
+        encoder_depth=encoder_depth,
+        heads=heads,
+        classes=classes,
+        weights=weights.value if weights else None,
+        on_note=lambda note: say(note, style="yellow", markup=False),
+    )
     say(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}")
 
 

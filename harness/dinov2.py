@@ -6,15 +6,14 @@ same network behind another resize (TensorFlow 1's bilinear rule), and gives oth
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.features import FEATURES, Outputs
-from recipes.core.pickles import load_state
 from recipes.models.encoder import DINOV2, Encoder, load_encoder
 
 SIDE = 224
@@ -27,8 +26,8 @@ def resample_position(position: Tensor, grid: int) -> Tensor:
 
     Bicubic without antialiasing, at the scale (grid + 0.1) / n.
     """
-    side = int((position.shape[1] - 1) ** 0.5)
-    if side == grid:
+    side = math.isqrt(position.shape[1] - 1)
+    if side == grid or 1 + side**2 != position.shape[1]:  # what is no square is refused by its shape
         return position
     patches = position[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     scale = (grid + OFFSET) / side
@@ -68,9 +67,4 @@ def load(name: str, weights: Path, device: torch.device) -> DinoV2:
     Raises:
         UserError: the file cannot be read safely, or is not this network.
     """
-    spec = DINOV2[name]
-    encoder = load_encoder(spec, weights)
-    position: Any = load_state(weights).get("pos_embed")
-    if position is not None and position.shape[1] > 1 + spec.grid**2:
-        encoder.network.pos_embed.data.copy_(resample_position(position, spec.grid))
-    return DinoV2(encoder, device)
+    return DinoV2(load_encoder(DINOV2[name], weights, resample=resample_position), device)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.features import FEATURES, LOGITS, SPATIAL, Outputs
-from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError
-from recipes.core.pickles import load_state
+from recipes.core.pickles import check_finite, content_of, load_state
+from recipes.core.states import network_in
 
 #: sFID looks at the first channels of ``mixed_6/conv``, which is the first branch of torch-fidelity's ``Mixed_6d``.
 SPATIAL_CHANNELS = 7
@@ -104,11 +104,12 @@ def load(weights: Path, device: torch.device) -> Inception:
     Raises:
         UserError: the file cannot be read safely, or is not this network.
     """
-    state = load_state(weights)
+    anchor, refusal = "Conv2d_1a_3x3.conv.weight", f"{weights} does not hold Inception-2015 in torch-fidelity's format"
+    state = network_in(load_state(weights), anchor, where=str(weights), refusal=f"{refusal}: '{anchor}' is not there")
+    check_finite(state, where=str(weights))
     try:
-        return Inception(state, device, sha256_of(weights))
+        return Inception(state, device, content_of(weights))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{weights} does not hold Inception-2015 in torch-fidelity's format ({str(error).splitlines()[0]}); "
-            "repa-bench fetch inception names the right file."
+            f"{refusal} ({str(error).splitlines()[0]}); repa-bench fetch inception names the right file."
         ) from None

@@ -51,6 +51,13 @@ CacheOption = Annotated[
 ]
 
 
+class ImportedWeights(StrEnum):
+    """What the weights of a file are, where it does not say it."""
+
+    ema = "ema"
+    raw = "raw"
+
+
 @dataclass(frozen=True)
 class Place:
     """Which suite, changed how, with its files where."""

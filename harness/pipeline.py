@@ -38,7 +38,7 @@ from recipes.core.errors import UserError
 from recipes.core.spec import Execution, digest_of
 from recipes.models.autoencoder import Autoencoder
 from recipes.registry import recipe
-from recipes.run import Run, Training, flops_per_step, layout, load_for_sampling, train_run
+from recipes.run import Run, Training, flops_per_step, import_notes, layout, load_for_sampling, train_run
 
 RECONSTRUCTED = 2048
 #: Metrics of a record, those that the feature network has.
@@ -382,6 +382,11 @@ def open_imported(
     return Cell(run, chosen, protocol, generation_seed, network, content)
 
 
+def notes_of(cell: Cell) -> list[str]:
+    """What whoever reads an imported checkpoint's numbers should know of its file and its tokenizer's."""
+    return [*import_notes(cell.run, cell.step), *(cell.tokenizer.notes if cell.tokenizer is not None else ())]
+
+
 def checkpoint_of(run: Run, step: int | None) -> int:
     """The step that was asked for, or the last.
 
@@ -539,6 +544,7 @@ def score_imported(
     prepared = prepare(session, [])
     judge = prepared.require_judge()
     out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
+    out["warnings"] = notes_of(cells[0])
     for cell in cells:
         lock = session.folder / "shards" / f".{folder.name}-{cell.name}.lock"
         with (

@@ -172,14 +172,14 @@ PROTOCOLS = _built_in()
 
 
 def find_protocol(name: str) -> Protocol:
-    """A built-in protocol.
+    """A built-in protocol; ``NAME+raw`` is the same of raw weights.
 
     Raises:
         UserError: no such protocol, with the nearest one.
     """
-    if name not in PROTOCOLS:
+    if (found := PROTOCOLS.get(name.removesuffix("+raw"))) is None:
         raise UserError(f"--protocol: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
-    return PROTOCOLS[name]
+    return _variant(name, found, weights="raw") if name.endswith("+raw") else found
 
 
 def difference(a: Protocol, b: Protocol) -> str:

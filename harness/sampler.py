@@ -192,7 +192,12 @@ def sample_latents(
         return out.double()
 
     drift = guided_drift(
-        velocity, labels, sit.null_class, guidance, path=path, stochastic=solver == "sde_euler_maruyama"
+        velocity,
+        labels,
+        sit.null_class if guidance.scale > 1 else -1,  # a network without one can be sampled without guidance
+        guidance,
+        path=path,
+        stochastic=solver == "sde_euler_maruyama",
     )
     grid, x = times(solver, steps, last_step), start.double()
     if solver == "ode_euler":

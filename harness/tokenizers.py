@@ -8,7 +8,10 @@ from harness import catalogue
 from harness.assets import Store
 from recipes.core.errors import UserError, nearest
 from recipes.models.autoencoder import Autoencoder
-from recipes.released import load_autoencoder
+from recipes.released import diffusers_folder, load_autoencoder
+
+#: How files of weights end.
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
 def tokenizer_files(path: Path) -> tuple[Path, Path | None]:
@@ -16,7 +19,7 @@ def tokenizer_files(path: Path) -> tuple[Path, Path | None]:
 
     Args:
         path: a released ``NAME.pt`` or a folder that holds it, with or without ``NAME-latents-stats.pt`` and
-            ``NAME-discriminator-ckpt.pt``; or a diffusers folder.
+            ``NAME-discriminator-ckpt.pt``; or a diffusers folder, a pipeline's with its ``vae`` too.
 
     Raises:
         UserError: the folder holds no weights, or several.
@@ -24,11 +27,13 @@ def tokenizer_files(path: Path) -> tuple[Path, Path | None]:
     if path.is_file():
         beside = path.with_name(f"{path.stem}-discriminator-ckpt.pt")
         return path, beside if beside.exists() else None
-    if (path / "config.json").exists():
-        return path, None
-    found = [p for p in sorted(path.glob("*.pt")) if not p.stem.endswith(("-latents-stats", "-discriminator-ckpt"))]
+    if (folder := diffusers_folder(path)) is not None:
+        return folder, None
+    files = [p for p in sorted(path.iterdir()) if p.suffix in _SUFFIXES and not p.name.startswith(".")]
+    found = [p for p in files if not p.stem.endswith(("-latents-stats", "-discriminator-ckpt"))]
     if len(found) != 1:
-        raise UserError(f"{path} holds {len(found)} tokenizers (*.pt), not one; register the file itself with --from.")
+        ends = ", ".join(f"*{suffix}" for suffix in _SUFFIXES)
+        raise UserError(f"{path} holds {len(found)} tokenizers ({ends}), not one; name the file itself.")
     return tokenizer_files(found[0])
 
 
@@ -47,7 +52,8 @@ def open_tokenizer(store: Store, name: str) -> tuple[Autoencoder, str]:
         found = catalogue.require(store, name)
         path, content = found.path, found.content
     elif Path(name).exists():
-        path, content = Path(name), catalogue.content_of(Path(name))
+        path = diffusers_folder(Path(name)) or Path(name)
+        content = catalogue.content_of(path)
     else:
         raise UserError(f"--tokenizer {name}: there is no such asset, file or folder.{nearest(name, known)}")
     return load_autoencoder(tokenizer_files(path)[0])[0].eval().requires_grad_(False), content

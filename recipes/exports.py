@@ -13,7 +13,7 @@ from recipes.run import Run
 
 
 def export_autoencoder(run_folder: Path, out: Path, name: str, step: int | None) -> Path:
-    """Write a run's tokenizer and the statistics of its latents, which are the EMA's running ones.
+    """Write a run's tokenizer and the statistics of its latents, which are the EMA's running ones where it has an EMA.
 
     Args:
         run_folder: of a run that trains its tokenizer.
@@ -39,7 +39,7 @@ def export_autoencoder(run_folder: Path, out: Path, name: str, step: int | None)
         raise UserError(f"{run_folder} is a run of {run.spec.recipe}, which trains no tokenizer; give one of repa_e.")
     vae = Autoencoder(run.spec.tokenizer)
     vae.load_state_dict(tuned)
-    statistics = subset(weights, "ema.sit.bn")
+    statistics = subset(weights, "ema.sit.bn") or subset(weights, "sit.bn")
     with temporary(out / name) as made:  # a full disk leaves nothing half written
         save_autoencoder(made, name, vae, statistics["running_mean"], statistics["running_var"].sqrt())
         for part in made.iterdir():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pydantic import JsonValue
 from torch import Tensor
 
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
+from recipes.core.pickles import content_of
 from recipes.core.precision import Precision
 from recipes.core.spec import OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import AutoencoderSpec
@@ -18,13 +19,12 @@ from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS
 from recipes.registry import recipe, recipe_options
 from recipes.released import TOKENIZERS
-from recipes.released_sit import Kind, ReleasedCheckpoint, read_checkpoint
+from recipes.released_args import path_of
+from recipes.released_sit import Given, Kind, ReleasedCheckpoint, read_checkpoint
 from recipes.run import WEIGHTS, Run, RunSpec
 
 SUITE = "imported"
 RECIPES: dict[Kind, str] = {"repa_e": "repa_e", "repa": "repa", "sit": "vanilla"}
-#: What the scripts of REPA and REPA-E (small letters) and of SiT call the paths that we have.
-_PATHS = {"linear": "linear", "cosine": "cosine", "Linear": "linear", "GVP": "cosine"}
 #: Our option, by the released scripts' argument.
 _OPTIONS = {
     "weighting": "time_sampling",
@@ -36,39 +36,40 @@ _PRECISIONS: dict[str, Precision] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16
 
 
 def import_checkpoint(
-    path: Path, out: Path, *, step: int | None = None, encoder_depth: int | None = None, heads: int | None = None
+    path: Path, out: Path, *, on_note: Callable[[str], None] = lambda note: None, **given: Unpack[Given]
 ) -> Run:
     """Write a released checkpoint as a run's folder.
 
     Args:
         path: see `recipes.released_sit.read_checkpoint`.
         out: the run's folder. Other steps of the same training may be imported into it.
-        step: which of a folder's checkpoints; or what to call a file that does not say its step.
-        encoder_depth: the block after which tokens are aligned, where the arguments do not say it.
-        heads: attention heads, where the size is none of the papers'.
+        on_note: told what one should know of the checkpoint, a sentence at a time.
+        given: what the file does not say of itself.
 
     Returns:
-        The run, for `recipes.run.load_for_sampling`. Where the file holds only the average, it stands for the raw
-        weights too; the manifest says so under ``imported.raw``.
+        The run, for `recipes.run.load_for_sampling`. Where the file holds only the average or only raw weights, so does
+        the run; the manifest says under ``imported`` where in the file they were, and what one should know of it.
 
     Raises:
         UserError: the file cannot be imported, or `out` is another run's.
     """
-    released = read_checkpoint(path, step=step, encoder_depth=encoder_depth, heads=heads)
-    if released.path.name.lower().startswith("dit"):
-        raise UserError(f"{released.path} is a DiT, which predicts noise at 1000 steps; give a checkpoint of a SiT.")
-    content = checkpoint.sha256_of(released.path)
+    released = read_checkpoint(path, **given)
+    content = content_of(released.path)
     spec = _run_spec(released, content)
     run = _run_in(out, spec)
     imported = {
         "name": released.path.name,
         "sha256": content,
         "args": released.args,
-        "raw": "model" if released.model is not None else "ema",
+        "raw": released.places.get("raw"),
+        "ema": released.places.get("ema"),
+        "notes": released.notes,
     }
     meta = {"step": released.step, "seconds": 0.0, "run": run.spec.digest(), "imported": imported}
     checkpoint.save_folder(run.checkpoint(released.step), {WEIGHTS: _weights(released)}, meta)
     checkpoint.write_text(out / "spec.json", run.spec.model_dump_json(indent=1))
+    for note in released.notes:
+        on_note(note)
     return run
 
 
@@ -83,9 +84,8 @@ def _run_in(out: Path, spec: RunSpec) -> Run:
 
 
 def _weights(released: ReleasedCheckpoint) -> dict[str, Tensor]:
-    raw = released.model if released.model is not None else released.ema
-    average = released.ema if released.ema is not None else released.model
-    parts = {"sit": raw, "ema.sit": average, "vae": released.vae, "discriminator": released.discriminator}
+    networks = {"vae": released.vae, "discriminator": released.discriminator}
+    parts = {"sit": released.model, "ema.sit": released.ema, **networks}
     # Cloned, because a safetensors file may not name one tensor twice.
     return {f"{prefix}.{name}": v.clone() for prefix, state in parts.items() for name, v in (state or {}).items()}
 
@@ -122,14 +122,14 @@ def _run_spec(released: ReleasedCheckpoint, content: str) -> RunSpec:
 def _options(released: ReleasedCheckpoint) -> dict[str, JsonValue]:
     """The recipe's options that the arguments say; the rest stays at its default."""
     args = released.args
-    path = str(args.get("path_type", "linear"))
-    if path not in _PATHS:
-        raise UserError(
-            f"{released.path} was trained on the path '{path}'; only linear and cosine (GVP) can be imported."
-        )
     named: dict[str, JsonValue] = {ours: args[theirs] for theirs, ours in _OPTIONS.items() if theirs in args}
+    if args.get("legacy") and isinstance(rate := named.get("label_dropout"), float):
+        named["label_dropout"] = 1 - (1 - rate) ** 2  # dropped in the loop, and again in the network
+    if not released.sit.null_class:
+        named["label_dropout"] = 0.0
     known = recipe(RECIPES[released.kind]).Options.model_fields
-    return {"path": _PATHS[path]} | {name: value for name, value in named.items() if name in known}
+    path: dict[str, JsonValue] = {"path": path_of(args)}
+    return path | {name: value for name, value in named.items() if name in known}
 
 
 def _optimizer(args: Mapping[str, Any], rate: str) -> OptimizerSpec:

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes.core.checkpoint import write_text, written
 from recipes.core.errors import UserError
 from recipes.core.pickles import load_exactly, load_state, some
+from recipes.core.states import low_precision, network_in
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 
@@ -173,41 +174,53 @@ def load_autoencoder(path: Path, *, norm_groups: int = 32) -> tuple[Autoencoder,
     """An autoencoder, and the statistics of its latents where the files say them.
 
     Args:
-        path: a diffusers folder (``config.json`` beside ``diffusion_pytorch_model.safetensors`` or ``.bin``); or a
-            released ``NAME.pt`` (CompVis names); or a state dict of ours. ``NAME-latents-stats.pt`` beside it counts.
+        path: a diffusers folder, see `diffusers_folder`; or a released ``NAME.pt`` (CompVis names); or a whole latent
+            diffusion checkpoint; or a state dict of ours. ``NAME-latents-stats.pt`` beside it counts.
         norm_groups: of a state dict, in which they do not show. 32 in every published tokenizer.
 
     Raises:
         UserError: a file is missing, cannot be read safely, or is no autoencoder that `Autoencoder` can express.
     """
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(diffusers_folder(path) or path)
     name = f"{path.stem}-latents-stats.pt"
     vae = autoencoder_of(load_state(path), where=str(path), norm_groups=norm_groups)
     return vae, _read_statistics(path.with_name(name), vae.spec.latent_channels)
 
 
-def autoencoder_of(state: Any, *, where: str, norm_groups: int = 32) -> Autoencoder:
-    """An autoencoder from a state dict under CompVis names, diffusers' or ours.
+#: What lies beside an autoencoder in the state dict of its training: the loss's networks, and its average's counters.
+_OF_TRAINING = ("loss.", "discriminator.", "model_ema.")
+
+
+def autoencoder_of(loaded: Any, *, where: str, norm_groups: int = 32) -> Autoencoder:
+    """An autoencoder from a state dict under CompVis names, diffusers' or ours, wherever it lies in a file.
 
     Raises:
-        UserError: it is not one.
+        UserError: there is none.
     """
-    tensors = state_of(state, where, wrappers=("state_dict",))
+    anchor, refusal = "encoder.conv_in.weight", f"{where} is not a KL autoencoder"
+    found = network_in(loaded, anchor, where=where, refusal=f"{refusal}: '{anchor}' is not there")
+    tensors = {name: value for name, value in found.items() if not name.startswith(_OF_TRAINING)}
     try:
         if not any(re.match(r"encoder\.down\.\d", name) for name in tensors):
-            tensors = autoencoder_to_compvis(_modern({n.removeprefix("kl."): v for n, v in tensors.items()}))
+            tensors = autoencoder_to_compvis(_modern(tensors))
         spec = autoencoder_spec(tensors, norm_groups=norm_groups)
         renamed = autoencoder_from_compvis(tensors, len(spec.multipliers))
     except KeyError as error:
-        raise UserError(f"{where} is not a KL autoencoder: {error} is missing or unknown; give another file.") from None
+        raise UserError(f"{refusal}: {error} is missing or unknown; give another file.") from None
     except ValidationError:
         raise UserError(
             f"{where}: its widths do not divide into {norm_groups} norm groups; say how many there are."
         ) from None
     vae = Autoencoder(spec)
-    load_exactly(vae.kl, renamed, where=f"{where}: the autoencoder")
+    _fill(vae, renamed, where=where, what="the autoencoder")
     return vae
+
+
+def _fill(vae: Autoencoder, state: Mapping[str, Tensor], *, where: str, what: str) -> None:
+    load_exactly(vae.kl, state, where=f"{where}: {what}")
+    if note := low_precision(state):
+        vae.notes = (f"{where}: {note}.",)
 
 
 def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,39 +234,15 @@ def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def state_of(state: Any, where: str, *, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """A state dict, taken out of its wrapper, without the prefixes of data parallelism and compilation.
-
-    Args:
-        state: what a file holds.
-        where: the file, for the error.
-        wrappers: keys under which the state dict may lie, the outermost first.
-
-    Raises:
-        UserError: it holds something else than tensors by name, or nothing.
-    """
-    for wrapper in wrappers:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{where} holds no state dict; give the file of a network.")
-    if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{where} is not a state dict: {some(wrong)} is no tensor; give the file of a network.")
-    out = {str(name): value for name, value in state.items()}
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if all(name.startswith(prefix) for name in out):
-            out = {name.removeprefix(prefix): value for name, value in out.items()}
-    return out
-
-
 def _read_statistics(path: Path, channels: int) -> LatentStatistics | None:
     """``latents_scale`` = 1 / std and ``latents_bias`` = mean, each (1, C, 1, 1); none where there is no file."""
     if not path.exists():
         return None
-    state = state_of(load_state(path), str(path), wrappers=())
-    if missing := {"latents_scale", "latents_bias"} - state.keys():
+    state = load_state(path)
+    names = ("latents_scale", "latents_bias")
+    if missing := [n for n in names if not isinstance(state, Mapping) or not isinstance(state.get(n), Tensor)]:
         raise UserError(f"{path} lacks {some(missing)}; take the file that belongs to the autoencoder.")
-    scale, bias = (state[name].double().flatten() for name in ("latents_scale", "latents_bias"))
+    scale, bias = (state[name].double().flatten() for name in names)
     return _statistics(bias, 1 / scale, channels, where=str(path))
 
 
@@ -280,24 +269,47 @@ _DEFAULTS: dict[str, Any] = {
 }  # diffusers'
 
 
+#: What diffusers calls the file of an autoencoder's weights.
+_WEIGHTS = "diffusion_pytorch_model"
+
+
+def diffusers_folder(folder: Path) -> Path | None:
+    """Where in a folder the autoencoder's ``config.json`` lies: in itself, in a pipeline's ``vae``, or in the one
+    snapshot of a hub's cache.
+    """
+    places = [folder, folder / "vae", *folder.glob("snapshots/*"), *folder.glob("snapshots/*/vae")]
+    found = [place for place in places if (place / "config.json").is_file()]
+    return found[0] if found and (found[0] in places[:2] or len(found) == 1) else None
+
+
+def _weights_in(folder: Path) -> Path:
+    """The most precise file: whole, the index of a sharded one, or a variant such as fp16."""
+    kinds = ("safetensors", "bin")
+    whole = [folder / f"{_WEIGHTS}.{kind}{index}" for kind in kinds for index in ("", ".index.json")]
+    variants = [p for kind in kinds for p in sorted(folder.glob(f"{_WEIGHTS}.*.{kind}"))]
+    found = [p for p in whole if p.exists()] + sorted(variants, key=lambda p: ".fp16." not in p.name)
+    if not found:
+        raise UserError(f"{folder} holds neither {whole[0].name} nor {_WEIGHTS}.bin; download one of them.")
+    return found[0]
+
+
 def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); a diffusers autoencoder's folder holds one.") from None
     spec = diffusers_spec(config, where=str(path))
-    files = [folder / f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
-    weights = next((file for file in files if file.exists()), None)
-    if weights is None:
-        raise UserError(f"{folder} holds neither {files[0].name} nor {files[1].name}; download one of them.")
-    vae = Autoencoder(spec)
-    state = _modern(state_of(load_state(weights), str(weights), wrappers=()))
-    load_exactly(vae.kl, state, where=f"{weights}: the autoencoder of its config.json")
+    weights = _weights_in(folder)
+    vae, anchor = Autoencoder(spec), "encoder.conv_in.weight"
+    found = network_in(load_state(weights), anchor, where=str(weights), refusal=f"{weights} lacks '{anchor}'")
+    _fill(vae, _modern(found), where=str(weights), what="the autoencoder of its config.json")
+    if not vae.notes and re.fullmatch(rf"{_WEIGHTS}\.(?!safetensors|bin)\w+\.\w+", weights.name):
+        vae.notes = (f"{weights} is a variant, of lower precision by its name; the whole file is not there.",)
     name = folder.name.removesuffix("-hf")
     beside = (place / f"{name}-latents-stats.pt" for place in (folder, folder.parent))
-    found = (_read_statistics(file, spec.latent_channels) for file in beside)
-    return vae, next((s for s in found if s), None) or _config_statistics(config, spec.latent_channels, path)
+    statistics = (_read_statistics(file, spec.latent_channels) for file in beside)
+    return vae, next((s for s in statistics if s), None) or _config_statistics(config, spec.latent_channels, path)
 
 
 def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:
@@ -406,20 +418,15 @@ def load_discriminator(path: Path) -> PatchDiscriminator:
     return discriminator_of(load_state(path), where=str(path))
 
 
-def discriminator_of(state: Any, *, where: str) -> PatchDiscriminator:
-    """A PatchGAN from its state dict, possibly inside that of a whole loss under ``discriminator.``.
+def discriminator_of(loaded: Any, *, where: str) -> PatchDiscriminator:
+    """A PatchGAN from its state dict, wherever it lies in a file, as in that of a whole loss.
 
     Raises:
         UserError: it is another network.
     """
-    tensors = state_of(state, where, wrappers=("state_dict", "discriminator"))
-    inside = {n.removeprefix("discriminator."): v for n, v in tensors.items() if n.startswith("discriminator.")}
-    tensors = inside or tensors
-    if "main.0.weight" not in tensors:
-        raise UserError(f"{where} is not a PatchGAN: 'main.0.weight' is not there; give a discriminator's file.")
+    anchor = "main.0.weight"
+    tensors = network_in(loaded, anchor, where=where, refusal=f"{where} is not a PatchGAN: '{anchor}' is not there")
     layers = sum(name.endswith("running_mean") for name in tensors)
-    network = PatchDiscriminator(
-        DiscriminatorSpec.read_from(where, base_width=tensors["main.0.weight"].shape[0], layers=layers)
-    )
+    network = PatchDiscriminator(DiscriminatorSpec.read_from(where, base_width=tensors[anchor].shape[0], layers=layers))
     load_exactly(network, tensors, where=f"{where}: the discriminator")
     return network

@@ -606,17 +606,31 @@ class _Session:
         raise Diverged(what)
 
 
+def import_notes(run: Run, step: int) -> list[str]:
+    """What whoever reads the numbers of an imported checkpoint should know; nothing of one that was trained here."""
+    return [str(note) for note in run.clock(step).get("imported", {}).get("notes", ())]
+
+
 def load_for_sampling(
     run: Run, step: int, tokenizer: Autoencoder | None, *, average: bool, device: torch.device | None = None
 ) -> tuple[transformer.SiT, Autoencoder]:
     """The SiT (its EMA or its raw weights) and the tokenizer that belongs to it, in eval mode.
 
     Raises:
-        UserError: the checkpoint holds no tokenizer, and none is given.
+        UserError: the checkpoint holds no such weights, or no tokenizer, and none is given.
     """
     weights = run.weights(step)
+    state = subset(weights, "ema.sit" if average else "sit")
+    if not state:
+        told = (
+            "raw weights alone, and their average (EMA) is asked for: name a protocol of raw weights, as --protocol "
+            "repa-e-v3+raw, or, if the file's weights are the average, import it again with --weights ema."
+            if average
+            else "the average (EMA) alone, and raw weights are asked for; name a protocol without +raw."
+        )
+        raise UserError(f"{run.folder} was imported from a file with {told}")
     sit = transformer.SiT(run.spec.sit)
-    sit.load_state_dict(subset(weights, "ema.sit" if average else "sit"))
+    sit.load_state_dict(state)
     tuned = subset(weights, "vae")
     if tuned:
         tokenizer = Autoencoder(run.spec.tokenizer)

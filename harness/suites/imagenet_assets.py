@@ -167,6 +167,8 @@ class Preparation:
             raise UserError(
                 f"{weights} is another autoencoder ({vae.spec}) than suite {self.suite.name} has as {name}."
             )
+        for note in vae.notes:
+            self.around.reporter.say(note, "yellow")
         self.tokenizers[name] = vae.to(self.world.device).eval().requires_grad_(False)
         if statistics is not None:
             self.statistics[name] = statistics

@@ -61,6 +61,9 @@ def _level_types(spec: AutoencoderSpec, plain: str, attention: str) -> list[str]
 class Autoencoder(nn.Module):
     """Images in [-1, 1] to a posterior and back."""
 
+    notes: tuple[str, ...] = ()
+    """What whoever reads its numbers should know of the file that it is from."""
+
     def __init__(self, spec: AutoencoderSpec) -> None:
         super().__init__()
         # Imported here: diffusers takes seconds to load, and most commands never build a tokenizer.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,17 +19,21 @@ import torch.nn.functional as F
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
-from recipes.core.checkpoint import sha256_of
 from recipes.core.errors import UserError, nearest
-from recipes.core.pickles import load_exactly, load_state
+from recipes.core.pickles import content_of, load_exactly, load_state
 from recipes.core.precision import full_precision
 from recipes.core.spec import Count, Spec
+from recipes.core.states import find, network_in
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-#: What published files hold beside the tokens' network: classifiers and pooling.
-_UNUSED = ("head.", "fc_norm.", "attn_pool.")
+#: What published files hold beside the tokens' network: classifiers, pooling, MAE's decoder.
+_UNUSED = ("head.", "fc_norm.", "attn_pool.", "decoder_")
+#: A tensor by which a vision transformer is known; OpenAI's CLIP has the other.
+_ANCHORS = ("patch_embed.proj.weight", "visual.conv1.weight")
+#: Of several in one file, the released code takes DINO's teacher, MoCo-v3's base encoder, I-JEPA's context encoder.
+_PREFERRED = ("teacher", "base_encoder", "encoder")
 
 
 class EncoderSpec(Spec):
@@ -63,17 +69,32 @@ class EncoderSpec(Spec):
         return self.grid**2
 
 
-def _dinov2(letter: str, architecture: str, width: int) -> EncoderSpec:
+def _dinov2(letter: str, architecture: str, width: int, *, registers: int = 0) -> EncoderSpec:
+    file = f"dinov2_vit{letter}14{f'_reg{registers}' if registers else ''}_pretrain.pth"
     return EncoderSpec(
-        name=f"dinov2-vit-{letter}",
+        name=f"dinov2{'reg' if registers else ''}-vit-{letter}",
         architecture=architecture,
         width=width,
         input_size=224,
         mean=_IMAGENET[0],
         std=_IMAGENET[1],
-        source=f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{letter}14/dinov2_vit{letter}14_pretrain.pth "
+        prefix_tokens=1 + registers,
+        source=f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{letter}14/{file} "
         f"or huggingface.co/timm/{architecture}.lvd142m",
         license="Apache-2.0",
+    )
+
+
+def _mocov3(letter: str, architecture: str, width: int, source: str, license: str) -> EncoderSpec:
+    return EncoderSpec(
+        name=f"mocov3-vit-{letter}",
+        architecture=architecture,
+        width=width,
+        input_size=256,
+        mean=_IMAGENET[0],
+        std=_IMAGENET[1],
+        source=source,
+        license=license,
     )
 
 
@@ -95,6 +116,9 @@ _SPECS = (
     _dinov2("b", "vit_base_patch14_dinov2", 768),
     _dinov2("l", "vit_large_patch14_dinov2", 1024),
     _dinov2("g", "vit_giant_patch14_dinov2", 1536),
+    _dinov2("b", "vit_base_patch14_reg4_dinov2", 768, registers=4),
+    _dinov2("l", "vit_large_patch14_reg4_dinov2", 1024, registers=4),
+    _dinov2("g", "vit_giant_patch14_reg4_dinov2", 1536, registers=4),
     _dinov3("b", "vit_base_patch16_dinov3", 768),
     _dinov3("l", "vit_large_patch16_dinov3", 1024),
     EncoderSpec(
@@ -108,6 +132,14 @@ _SPECS = (
         "or huggingface.co/timm/vit_base_patch16_224.dino",
         license="Apache-2.0",
     ),
+    _mocov3(
+        "b",
+        "vit_base_patch16_224",
+        768,
+        "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar",
+        "CC-BY-NC-4.0",
+    ),
+    _mocov3("l", "vit_large_patch16_224", 1024, "the moco v3 ViT-L that github.com/LTH14/rcg links to", "see there"),
     EncoderSpec(
         name="mae-vit-l",
         architecture="vit_large_patch16_224",
@@ -161,7 +193,7 @@ ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _SPECS}
 DINOV2: dict[str, EncoderSpec] = {
     spec.name: spec
     for spec in (_dinov2("s", "vit_small_patch14_dinov2", 384), *ENCODERS.values())
-    if spec.name.startswith("dinov2")
+    if spec.name.startswith("dinov2-")
 }
 
 
@@ -237,12 +269,16 @@ def _network(spec: EncoderSpec) -> Any:
     return network
 
 
-def load_encoder(spec: EncoderSpec, weights: Path) -> Encoder:
+def load_encoder(
+    spec: EncoderSpec, weights: Path, *, resample: Callable[[Tensor, int], Tensor] | None = None
+) -> Encoder:
     """An encoder with trained weights, its position embedding resampled to the grid.
 
     Args:
         spec: usually one of `ENCODERS`.
-        weights: the file that `spec.source` names, in timm's or the original naming.
+        weights: the file that `spec.source` names, in timm's or the original naming, in a wrapper or not.
+        resample: the position embedding, class token first, and the grid's side -> that of the grid; timm's rule by
+            default, as in the released REPA code.
 
     Raises:
         UserError: the file is missing, cannot be read safely, or does not hold this network.
@@ -251,20 +287,33 @@ def load_encoder(spec: EncoderSpec, weights: Path) -> Encoder:
         raise UserError(f"{weights}, the weights of {spec.name}, is not there; download {spec.source}.")
     encoder = Encoder(spec)
     where = f"{weights}: the network of {spec.name}"
-    state = _filtered(encoder.network, load_state(weights), where=where)
+    state = _vision_transformer(load_state(weights), where=where)
+    if resample is not None and "pos_embed" in state:
+        state["pos_embed"] = resample(state["pos_embed"], spec.grid)
+    state = _filtered(encoder.network, state, where=where)
     unused = _UNUSED if spec.final_norm else (*_UNUSED, "norm.")
     used = {name: value for name, value in state.items() if not name.startswith(unused)}
     load_exactly(encoder.network, used, where=where)
-    encoder.content = sha256_of(weights)
+    encoder.content = content_of(weights)
     return encoder
 
 
-def _filtered(network: nn.Module, state: Any, *, where: str) -> dict[str, Any]:
+def _vision_transformer(loaded: Any, *, where: str) -> dict[str, Tensor]:
+    """The state dict of a file, bare, so that what lies around it decides nothing."""
+    anchor = next((a for a in _ANCHORS if find(loaded, a)), _ANCHORS[0])
+    refusal = f"{where}: not such a state dict: '{anchor}' is not there"
+    state = network_in(loaded, anchor, where=where, refusal=refusal, prefer=_PREFERRED)
+    # MoCo-v3 has called two layers of RCG's ViT-L norm13 and norm14, fc13 and fc14.
+    layer = re.compile(r"(blocks\.\d+\.(?:norm|mlp\.fc))1([34])\.")
+    return {layer.sub(lambda m: f"{m[1]}{int(m[2]) - 2}.", name): value for name, value in state.items()}
+
+
+def _filtered(network: nn.Module, state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
     """Through timm's own converter of published namings; what it prints stays here."""
     convert = sys.modules[type(network).__module__].checkpoint_filter_fn
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            converted: dict[str, Any] = convert(dict(state), network)
+            converted: dict[str, Tensor] = convert(state, network)
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise UserError(f"{where}: not such a state dict ({type(error).__name__}: {error}).") from None
     return converted

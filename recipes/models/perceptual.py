@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from recipes.core.checkpoint import sha256_of
-from recipes.core.errors import UserError
-from recipes.core.pickles import load_exactly, load_state
+from recipes.core.pickles import content_of, load_exactly, load_state
 from recipes.core.precision import at_least_float32, full_precision
+from recipes.core.states import network_in
 
 #: ``unit``: images in [-1, 1], as LPIPS documents. ``released``: REPA-E's wrapper takes its [-1, 1] images for [0, 1]
 #: and rescales them once more, so that LPIPS sees [-3, 1].
@@ -100,20 +98,19 @@ def load_perceptual(weights: Path, *, input_range: InputRange = "released") -> P
     """LPIPS with trained VGG16 weights.
 
     Args:
-        weights: torchvision's ``vgg16-397923af.pth`` (`VGG_SOURCE`), or safetensors with its ``features.N`` names.
+        weights: torchvision's ``vgg16-397923af.pth`` (`VGG_SOURCE`), or safetensors with its ``features.N`` names,
+            in a wrapper too.
         input_range: what LPIPS sees of an image in [-1, 1].
 
     Raises:
         UserError: the file is missing, cannot be read safely, or does not hold VGG16.
     """
-    where = f"{weights}: VGG16"
-    state = load_state(weights)
-    if not isinstance(state, Mapping):
-        raise UserError(f"{where} is not a state dict; download {VGG_SOURCE}.")
+    where, anchor = f"{weights}: VGG16", "features.0.weight"
+    state = network_in(load_state(weights), anchor, where=where, refusal=f"{where} lacks '{anchor}'")
     perceptual = Perceptual(input_range=input_range)
     # The package cuts ``features`` into slices in which each layer keeps its number.
     layers = {name: layer for piece in perceptual.lpips.net.children() for name, layer in piece.named_children()}
     used = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     load_exactly(nn.ModuleDict({"features": nn.ModuleDict(layers)}), used, where=where)
-    perceptual.content = sha256_of(weights)
+    perceptual.content = content_of(weights)
     return perceptual

@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recipes.core.distributed import gather_equal
 from recipes.core.draws import seed_of
+from recipes.core.errors import UserError
 from recipes.core.frozen import frozen
 from recipes.core.precision import at_least_float32
 from recipes.core.spec import Count, Depth, Positive, Spec
@@ -46,6 +47,17 @@ class SiTSpec(Spec):
     encoder_widths: tuple[Count, ...] = ()
     """Feature width of each frozen encoder; one projector for each, none without alignment."""
     projector_width: Count = 2048
+    qk_norm: bool = False
+    """Layer norms on queries and keys, an option of REPA's code."""
+    null_class: bool = True
+    """Whether the label table has a row for no label; code that drops none makes none."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as it was before the field existed, so that runs keep their digests."""
+        new = {"qk_norm": False, "null_class": True}
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name not in new or value != new[name]}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -132,11 +144,11 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of the classes and, last, the null class of classifier-free guidance."""
+    """A table of the classes and, last where there is one, the null class of classifier-free guidance."""
 
-    def __init__(self, num_classes: int, hidden: int) -> None:
+    def __init__(self, rows: int, hidden: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, hidden)
+        self.embedding_table = nn.Embedding(rows, hidden)
 
     def forward(self, labels: Tensor) -> Tensor:
         """int64 (N,) -> (N, hidden)."""
@@ -164,16 +176,18 @@ class TokenLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, hidden: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = TokenLinear(hidden, 3 * hidden)
         self.proj = TokenLinear(hidden, hidden)
+        self.q_norm, self.k_norm = (nn.LayerNorm(hidden // heads) if qk_norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(self.q_norm(q).type_as(v), self.k_norm(k).type_as(v), v)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
 
@@ -194,10 +208,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A transformer block whose norms and residuals are modulated by the condition (adaLN-zero)."""
 
-    def __init__(self, hidden: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, hidden: int, heads: int, mlp_ratio: float, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(hidden, heads)
+        self.attn = Attention(hidden, heads, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.mlp = MLP(hidden, int(hidden * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 6 * hidden))
@@ -240,10 +254,12 @@ class SiT(nn.Module):
         self.spec = spec
         self.x_embedder = PatchEmbed(spec.channels, spec.hidden, spec.patch_size)
         self.t_embedder = TimestepEmbedder(spec.hidden)
-        self.y_embedder = LabelEmbedder(spec.num_classes, spec.hidden)
+        self.y_embedder = LabelEmbedder(spec.num_classes + spec.null_class, spec.hidden)
         position = sincos_position_embedding(spec.hidden, spec.latent_size // spec.patch_size)
         self.pos_embed = nn.Parameter(position, requires_grad=False)
-        self.blocks = nn.ModuleList([Block(spec.hidden, spec.heads, spec.mlp_ratio) for _ in range(spec.depth)])
+        self.blocks = nn.ModuleList(
+            [Block(spec.hidden, spec.heads, spec.mlp_ratio, qk_norm=spec.qk_norm) for _ in range(spec.depth)]
+        )
         self.projectors = nn.ModuleList(
             [make_projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
         )
@@ -256,7 +272,13 @@ class SiT(nn.Module):
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no label."""
+        """The label that stands for no label.
+
+        Raises:
+            UserError: the network has none.
+        """
+        if not self.spec.null_class:
+            raise UserError("this SiT has no null class, which guidance needs; name a protocol without guidance.")
         return self.spec.num_classes
 
     def forward(
@@ -383,7 +405,7 @@ def initialize(sit: SiT, seed: int) -> None:
             continue
         generator = torch.Generator(parameter.device).manual_seed(seed_of(seed, "init", name))
         with torch.no_grad():
-            if name == "pos_embed":
+            if name == "pos_embed" or "_norm." in name:  # fixed, and ones and zeros
                 continue
             if name.endswith("bias") or "adaLN_modulation" in name or name == "final_layer.linear.weight":
                 parameter.zero_()

@@ -16,6 +16,8 @@ TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 # Millions, of the networks without classifier and pooling.
 MILLIONS = {
     "dinov2-vit-b": 85.7, "dinov2-vit-l": 303.2, "dinov2-vit-g": 1134.8, "dinov3-vit-b": 85.6, "dinov3-vit-l": 303.1,
+    "dinov2reg-vit-b": 85.7, "dinov2reg-vit-l": 303.2, "dinov2reg-vit-g": 1134.8,
+    "mocov3-vit-b": 85.8, "mocov3-vit-l": 303.4,
     "dinov1-vit-b": 85.8, "mae-vit-l": 303.4, "jepa-vit-h": 630.8, "clip-vit-L": 303.2, "siglip-vit-b": 85.8,
 }  # fmt: skip
 

@@ -1,0 +1,177 @@
+"""Networks in what a file holds: each is found by a tensor that it must have, whatever lies around it.
+
+Training scripts, wrappers and libraries put state dicts under keys (``ema``, ``state_dict``), prefixes (``model.``,
+``first_stage_model.``) and parts inside names (``_orig_mod``). What stands in front of the known tensor is its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.core.errors import UserError
+from recipes.core.pickles import some
+
+#: What data parallelism, sharding, compilation and activation checkpointing put into names.
+WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"),
+}
+#: Scalars that count: of `torch.optim.swa_utils`, LDM's LitEma, ema_pytorch, torch_ema, diffusers.
+COUNTERS = {"n_averaged", "decay", "num_updates", "initted", "step", "optimization_step"}
+#: Words of a place that say which weights these are; words that begin with "ema" say it too.
+AVERAGE, RAW = {"averaged", "average", "avg", "shadow", "polyak"}, {"online", "raw", "student", "non", "without", "no"}
+#: A module's only attribute: such a prefix says nothing of which weights these are.
+MODULES = {"", "model", "net", "network", "backbone", "transformer", "sit"}
+_DEPTH = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict in a file."""
+
+    keys: tuple[str, ...]
+    """Of the mappings around it."""
+    prefix: str
+    """In front of its names, without the wrappers' parts."""
+    state: dict[str, Tensor]
+
+    @property
+    def place(self) -> str:
+        """Keys and prefix; empty where its names stand bare at the top."""
+        return ".".join(filter(None, (*self.keys, self.prefix)))
+
+    @property
+    def is_average(self) -> bool | None:
+        """Whether its place says that it is an average or raw weights; None: it does not say."""
+        for part in reversed([*self.keys, *self.prefix.split(".")]):
+            words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)}
+            if words & RAW:
+                return False
+            if words & AVERAGE or any(word.startswith("ema") for word in words):
+                return True
+        return False if self.keys or self.prefix not in MODULES else None
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the parts that wrappers put into it, wherever they stand."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def find(loaded: Any, anchor: str) -> list[Found]:
+    """Every state dict that holds a tensor.
+
+    Args:
+        loaded: what a file holds: mappings of mappings and tensors.
+        anchor: the name, in the network itself, of the tensor that it must have.
+
+    Returns:
+        Each with the tensors of its place, but for counters; in the order of the file.
+
+    Raises:
+        UserError: two names of one place are the same without their wrappers.
+    """
+    rows = [(keys, name, unwrapped(name), value) for keys, name, value in _rows(loaded)]
+    places: dict[tuple[tuple[str, ...], str], dict[str, tuple[str, Tensor]]] = {}
+    for keys, _, clean, _ in rows:
+        if clean == anchor or clean.endswith(f".{anchor}"):
+            places.setdefault((keys, clean.removesuffix(anchor).removesuffix(".")), {})
+    for keys, name, clean, value in rows:
+        fitting = [p for k, p in places if k == keys and (not p or clean.startswith(f"{p}."))]
+        if not fitting or (clean.rpartition(".")[2] in COUNTERS and value.numel() == 1):
+            continue
+        prefix = max(fitting, key=len)
+        state, inner = places[keys, prefix], clean[len(prefix) + 1 if prefix else 0 :]
+        if inner in state:
+            raise UserError(
+                f"'{state[inner][0]}' and '{name}' are one name without their wrappers; remove one of them."
+            )
+        state[inner] = name, value
+    found = [Found(k, p, {n: value for n, (_, value) in state.items()}) for (k, p), state in places.items()]
+    return found + _dotless(rows, found, anchor)
+
+
+def _rows(loaded: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+    """Every tensor: the keys of the mappings around it, its name, itself."""
+    if isinstance(loaded, Mapping) and len(keys) < _DEPTH:
+        for key, value in loaded.items():
+            if isinstance(value, Tensor):
+                yield keys, str(key), value
+            else:
+                yield from _rows(value, (*keys, str(key)))
+
+
+def _dotless(rows: Sequence[tuple[Any, str, str, Tensor]], found: Sequence[Found], anchor: str) -> list[Found]:
+    """LDM's LitEma writes names without their dots, and of trained tensors alone; the rest is the raw weights'."""
+    out = []
+    for keys, _, clean, _ in rows:
+        head, _, last = clean.rpartition(".")
+        if found and head and last.endswith(anchor.replace(".", "")):
+            glued = last.removesuffix(anchor.replace(".", ""))
+            start = f"{head}.{glued}"
+            squeezed = {c.removeprefix(start): value for k, _, c, value in rows if k == keys and c.startswith(start)}
+            state = {name: squeezed.get(name.replace(".", ""), value) for name, value in found[0].state.items()}
+            out.append(Found(keys, head, state))
+    return out
+
+
+def same(a: Found, b: Found) -> bool:
+    """Whether two state dicts hold equal tensors."""
+    return a.state.keys() == b.state.keys() and all(
+        value.shape == b.state[name].shape and torch.equal(value, b.state[name]) for name, value in a.state.items()
+    )
+
+
+def only(found: Sequence[Found], *, where: str, what: str) -> Found | None:
+    """The one that is there, or none; several are one where they are equal.
+
+    Raises:
+        UserError: there are several.
+    """
+    if any(not same(found[0], other) for other in found[1:]):
+        places = some((f.place or "the top" for f in found), limit=9)
+        raise UserError(f"{where} holds several {what}: {places}; save the one that is meant in a file of its own.")
+    return found[0] if found else None
+
+
+def network_in(loaded: Any, anchor: str, *, where: str, refusal: str, prefer: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The state dict of the one network of its kind in a file. Of raw weights and their average, the average.
+
+    Args:
+        loaded: what the file holds.
+        anchor: a tensor that the network must have.
+        where: the file, for errors.
+        refusal: the beginning of the sentence where there is none.
+        prefer: parts of a place that decide between several, the strongest first.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = find(loaded, anchor)
+    for part in prefer:
+        found = [f for f in found if part in f.place.split(".")] or found
+    found = [f for f in found if f.is_average] or found
+    chosen = only(found, where=where, what="such networks")
+    if chosen is None:
+        raise UserError(f"{refusal}; it holds {held(loaded)}. Give another file.")
+    return chosen.state
+
+
+def held(loaded: Any) -> str:
+    """What a file holds, for the sentence that something else is missing."""
+    if not isinstance(loaded, Mapping):
+        return f"no mapping but a {type(loaded).__name__}"
+    return some(map(str, loaded)) or "nothing"
+
+
+def low_precision(state: Mapping[str, Tensor]) -> str | None:
+    """A sentence if weights are of fewer than 32 bits."""
+    kinds = {value.dtype for value in state.values() if value.is_floating_point() and value.dtype.itemsize < 4}
+    if not kinds:
+        return None
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    return f"its weights are {names}: numbers differ a little from those of the float32 file"
