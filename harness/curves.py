@@ -158,6 +158,8 @@ class Speedups:
     found: tuple[RecipeSpeedup, ...]
     notes: tuple[str, ...]
     """What a reader should know of the seeds, a sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What makes the numbers dubious."""
 
     def __iter__(self) -> Iterator[RecipeSpeedup]:
         """Over every recipe and currency."""
@@ -232,7 +234,7 @@ def compare(
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
     found, notes = [], base.notes((labels or {}).get(baseline, baseline), at, noise)
-    notes += [] if target else _rises((labels or {}).get(baseline, baseline), average(list(base.kept.values())), at)
+    odd = [] if target else _rises((labels or {}).get(baseline, baseline), average(list(base.kept.values())), at)
     for recipe in recipes:
         if recipe == baseline:
             continue
@@ -252,7 +254,7 @@ def compare(
         raise UserError(
             f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
         )
-    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes))
+    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd))
 
 
 @dataclass(frozen=True)
@@ -362,4 +364,5 @@ def as_dict(found: Speedups) -> dict[str, Any]:
         "target_step": found.step,
         "speedups": speedups,
         "notes": list(found.notes),
+        "warnings": list(found.warnings),
     }

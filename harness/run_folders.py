@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,13 +49,13 @@ def entries(folder: Path) -> list[Entry]:
     scores = _scores(folder)
     names = {p.name for p in (folder / "runs").glob("*") if (p / "spec.json").exists()} | scores.keys()
     if not names:
-        raise UserError(f"{folder} holds no runs; `repa-bench run --out {folder}` makes some.")
+        raise UserError(f"{folder} holds no runs; `repa-bench run --out {shlex.quote(str(folder))}` makes some.")
     return sorted(
         (_entry(folder, name, scores.get(name, [])) for name in names), key=lambda e: (e.label, e.seed, e.name)
     )
 
 
-def _name(record: AnyRecord) -> str | None:
+def name_of(record: AnyRecord) -> str | None:
     """Of the run that a record is of."""
     run, arm, seed = (getattr(record, field, None) for field in ("run", "arm", "seed"))
     return None if run is None else f"{arm}-seed{seed}-{run[:8]}"
@@ -63,7 +64,7 @@ def _name(record: AnyRecord) -> str | None:
 def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
     found: dict[str, list[ScoreRecord]] = {}
     for r in records.read(folder / records.FILE):
-        if isinstance(r, ScoreRecord) and (name := _name(r)) is not None:
+        if isinstance(r, ScoreRecord) and (name := name_of(r)) is not None:
             found.setdefault(name, []).append(r)
     return found
 
@@ -122,7 +123,7 @@ def remove(folder: Path, name: str) -> Path:
     with held(place, on=place.exists()):
         trash = folder / TRASH / f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
         trash.mkdir(parents=True)
-        lines = RecordFile(folder).take(lambda record: _name(record) == name)
+        lines = RecordFile(folder).take(lambda record: name_of(record) == name)
         write_text(trash / records.FILE, "".join(f"{line}\n" for line in lines))
         for kind in PLACES:
             for found in _belonging(folder / kind, name, known):

@@ -405,5 +405,5 @@ def test_a_baseline_that_was_better_before_is_said(tmp_path):
     rows = [("a", 0, 0, step, fid) for step, fid in ((100, 9.0), (200, 5.0), (400, 8.0))]
     rows += [("b", *row[1:]) for row in rows]
     found = compare(read_csv(write(tmp_path, rows, HEADER)), "a")
-    assert found.notes == ("a: FID is 8 at step 400, the target, and was 5 at 200",)
-    assert compare(read_csv(write(tmp_path, rows, HEADER)), "a", target=6).notes == ()
+    assert found.warnings == ("a: FID is 8 at step 400, the target, and was 5 at 200",)
+    assert compare(read_csv(write(tmp_path, rows, HEADER)), "a", target=6).warnings == ()
