@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal
@@ -31,13 +30,12 @@ from baselines.claims import (
     ValueRule,
 )
 from baselines.published import PublishedError, Row, curve, load_all
-from harness.compare import Comparison
+from harness.compare import Comparison, built_in
 from harness.curves import RecipeSpeedup
 from harness.inference import Interval, mean_interval
 from harness.protocol import difference, find_protocol
 from harness.records import TokenizerRecord
 from harness.speedup import speedup
-from harness.suites import SUITES, AnySuite
 from harness.suites.noise import NOISE
 
 Level = Literal["published points", "proxy suite", "measured at scale"]
@@ -227,15 +225,11 @@ def _finding(claim: Claim, comparison: Comparison) -> _Finding | None:
     return _kept(rule, claim, comparison)
 
 
-@lru_cache
-def _suite(name: str) -> AnySuite:
-    return SUITES[name]()
-
-
 def _lacking(claim: Claim, comparison: Comparison, steps: float, seeds: int) -> str:
     """What is missing before runs can decide a claim, in words; nothing if they can."""
     used, out = comparison.protocol(comparison.curve_digest), ""
-    suite = _suite(used.suite)
+    suite = built_in(used.suite)
+    assert suite is not None  # the ledger names none but ours
     if used.suite_digest not in (suite.identity(), *UNCHANGED.get(suite.name, ())):
         out += f"; digest {used.suite_digest[:8]} is not that of the suite {suite.name}: its settings were changed"
     if suite.name == claim.needs.suite:

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
 
@@ -25,13 +25,19 @@ from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
 from harness.step_times import disturbances, steady
-from harness.suites import SUITES
+from harness.suites import SUITES, AnySuite
 from harness.suites.noise import NOISE
 from recipes.core.errors import UserError, nearest
 
 BASELINE = "vanilla"
 #: The stage in which a suite trains its tokenizer.
 PRETRAINING = "prepare tokenizer"
+
+
+@lru_cache
+def built_in(suite: str) -> AnySuite | None:
+    """A suite of ours as it comes; a large one takes a second to make."""
+    return SUITES[suite]() if suite in SUITES else None
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ class Comparison:
         trained at a time decide by chance.
         """
         seen = {r.arm: r.label for r in self.scores}
-        suite = SUITES.get(self.scores[0].suite)
-        order = [self.baseline, *(suite().arms if suite else ()), *seen]
+        suite = built_in(self.scores[0].suite)
+        order = [self.baseline, *(suite.arms if suite else ()), *seen]
         return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
 
     @property
