@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from harness.console import PlainConsole
 
 if TYPE_CHECKING:
     from reports.tables import Table as ReportTable
 
-# Names and paths are text, whatever brackets are in them.
-out_console = Console(markup=False)
+
+out_console = PlainConsole()
 
 
 def print_tables(tables: Sequence[ReportTable]) -> None:

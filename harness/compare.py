@@ -243,6 +243,18 @@ class Comparison:
         return [s.seconds for s in self.stages if s.stage == PRETRAINING]
 
     @property
+    def trained_again(self) -> list[str]:
+        """Training seeds that were trained more than once, a sentence each."""
+        runs: dict[tuple[str, int], set[str]] = {}
+        for r in self.scores:
+            runs.setdefault((r.arm, r.seed), set()).add(self.training(r))
+        return [
+            f"{self.arms[arm]}, seed {seed}, was trained {len(found)} times, which counts as one seed, by their mean"
+            for (arm, seed), found in runs.items()
+            if len(found) > 1
+        ]
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What makes the numbers dubious, a sentence each."""
         made = self._pretraining
