@@ -122,9 +122,9 @@ def judge(claims: Iterable[Claim], comparisons: Sequence[Comparison] = ()) -> li
             suite = comparison.scores[0].suite
             if suite == claim.needs.suite and (found := _at_scale(claim, comparison)) is not None:
                 out.append(_judgement(claim, "measured at scale", suite, found))
-            # a proxy says nothing of a number
-            shown = None if isinstance(claim.rule, ValueRule) else _finding(claim, comparison)
-            if suite in PROXIES and shown is not None:
+            if suite not in PROXIES or isinstance(claim.rule, ValueRule):  # a proxy says nothing of a number
+                continue
+            if (shown := _finding(claim, comparison)) is not None:
                 out.append(_judgement(claim, "proxy suite", suite, shown))
     return out
 

@@ -140,9 +140,10 @@ def unique(placed: Sequence[tuple[Path, Measurement]]) -> tuple[tuple[Measuremen
             continue
         for (place, other), name in zip(others[:1], differing, strict=False):
             assert name is not None
+            what = " ".join(filter(None, (r.kind, getattr(r, "name", None), name_of(r))))
             notes.append(
-                f"{' '.join(str(part) for part in r.key() if part is not None)} has {name} {_numbers(other)[name]:g} "
-                f"in {place} and {_numbers(r)[name]:g} in {folder}: both stand here"
+                f"{what} has {name} {_numbers(other)[name]:g} in {place} and {_numbers(r)[name]:g} in {folder}: both "
+                "stand here"
             )
         others.append((folder, r))
     return tuple(r for others in kept.values() for _, r in others), notes

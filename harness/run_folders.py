@@ -65,6 +65,8 @@ def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
     found: dict[str, list[ScoreRecord]] = {}
     for r in records.read(folder / records.FILE):
         if isinstance(r, ScoreRecord) and (name := name_of(r)) is not None:
+            if Path(name).name != name:  # a record may say anything, and what is removed is moved by its name
+                raise UserError(f"{folder / records.FILE} names a run '{name}', which is no folder's name; mend that.")
             found.setdefault(name, []).append(r)
     return found
 
