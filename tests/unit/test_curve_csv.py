@@ -6,7 +6,8 @@ import gzip
 
 import pytest
 
-from harness.curve_csv import MOST_BYTES, read_csv
+from harness import curve_csv
+from harness.curve_csv import read_csv
 from harness.curves import compare
 from recipes.core.errors import UserError
 
@@ -132,7 +133,6 @@ WRONG = {
     "two tables one below the other": (TEXT + TEXT, "line 8: step is 'step'"),
     "gzip": (gzip.compress(TEXT.encode()), "is gzip, not text; unpack it"),
     "a spreadsheet": (b"PK\x03\x04" + TEXT.encode(), "is zip or xlsx.*save the table as CSV"),
-    "too large": (b" " * (MOST_BYTES + 1), "larger than 256 MiB"),
     "a quote that is not closed": (one('"x,0,0,1,9'), "cannot be read as CSV.*are all quotes closed"),
     "a quote closed rows below": (one('"x,0,0,1,9\nx",0,0,2,9'), "line 9: a cell has a line break in it"),
     "text after a quote": (one('"x"y,0,0,1,9'), "cannot be read as CSV"),
@@ -172,6 +172,13 @@ def test_what_is_no_file_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere.csv"):
         with pytest.raises(UserError, match=r"cannot be read as CSV.*name a table of curves"):
             read_csv(path)
+
+
+def test_what_has_no_end_is_not_read_to_it(monkeypatch, file):
+    monkeypatch.setattr(curve_csv, "MOST_BYTES", 2**20)
+    assert speedup(file(TEXT + "\n" * (2**20 - len(TEXT)))) == pytest.approx(RIGHT)
+    with pytest.raises(UserError, match="larger than 1 MiB: no table of curves is"):
+        read_csv(file(TEXT + "\n" * (2**20 - len(TEXT) + 1)))
 
 
 def clocks(mine: tuple[int, ...], base: tuple[int, ...] = (10, 20, 30)) -> str:
