@@ -227,26 +227,32 @@ def compare(
         UserError: there is no such recipe or no such target.
     """
     recipes = list(dict.fromkeys(o.recipe for o in observations))
+
+    def called(recipe: str) -> str:
+        return (labels or {}).get(recipe, recipe)
+
     if baseline not in recipes:
         raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, recipes)}")
     by = {recipe: [o for o in observations if o.recipe == recipe] for recipe in recipes}
     base = _Seeds.of(by[baseline])
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
-    found, notes = [], base.notes((labels or {}).get(baseline, baseline), at, noise)
-    odd = [] if target else _rises((labels or {}).get(baseline, baseline), average(list(base.kept.values())), at)
+    found, notes = [], base.notes(called(baseline), at, noise)
+    odd = [] if target else _rises(called(baseline), average(list(base.kept.values())), at)
     for recipe in recipes:
         if recipe == baseline:
             continue
         other = _Seeds.of(by[recipe], at)
         foreign = recipe in unjudged
         known = None if foreign else noise
-        notes += other.notes((labels or {}).get(recipe, recipe), at, known)
+        notes += other.notes(called(recipe), at, known)
+        if len(other.kept) == 1 < len(base.kept):
+            notes.append(f"{called(recipe)}: one training seed, against all {len(base.kept)} of the baseline")
         for currency in currencies([*by[baseline], *by[recipe]]):
             try:
                 one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
             except ValueError as error:  # one recipe's clocks take nothing from the others
-                notes.append(f"{(labels or {}).get(recipe, recipe)}: not compared in {title(currency)}, since {error}")
+                notes.append(f"{called(recipe)}: not compared in {title(currency)}, since {error}")
                 continue
             found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]

@@ -401,6 +401,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "name what to compare" in capsys.readouterr().err
 
 
+def test_a_single_seed_against_several_is_said():
+    found = compare(seeded({("mine", 1): 0, ("mine", 2): 0}), "SiT")
+    assert found.notes == ("mine: one training seed, against all 3 of the baseline",)
+
+
 def test_a_baseline_that_was_better_before_is_said(tmp_path):
     rows = [("a", 0, 0, step, fid) for step, fid in ((100, 9.0), (200, 5.0), (400, 8.0))]
     rows += [("b", *row[1:]) for row in rows]
