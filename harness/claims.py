@@ -3,10 +3,11 @@
 - published points: what was printed is ``consistent`` with a claim, ``inconsistent``, or leaves it ``open``. It proves
   nothing: most of it comes from the claim's own authors.
 - proxy suite: the effect is ``seen in the proxy``, ``not seen in the proxy``, or ``inconclusive``. A proxy says nothing
-  about a number.
+  about a number. Needs the suite as it is here, its own budget, and the seeds that the claim states.
 - measured at scale: ``confirmed``, ``refuted``, or ``inconclusive``. Needs the suite, protocol, steps and seeds that
   the claim states.
 
+A suite is known by the digest of its specification, a claim's protocol by all of its fields: names prove nothing.
 Whatever compares recipes does so by the rule of `harness.inference`, at 95 %: each claim is a question of its own.
 """
 
@@ -29,9 +30,10 @@ from baselines.claims import (
     ValueRule,
 )
 from baselines.published import PublishedError, Row, curve, load_all
-from harness.compare import Comparison
+from harness.compare import Comparison, built_in
 from harness.curves import RecipeSpeedup
 from harness.inference import Interval, mean_interval
+from harness.protocol import difference, find_protocol
 from harness.records import TokenizerRecord
 from harness.speedup import speedup
 from harness.suites.noise import NOISE
@@ -44,10 +46,12 @@ TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1))
 SAMPLING_TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1) / 3.2)
 #: Suites that stand for the papers'. Others that no claim names, such as the smoke suites, are no evidence.
 PROXIES = ("digits",)
+#: Digests that a suite's specification had in earlier versions, which spelled the same otherwise.
+UNCHANGED = {"digits": ("63cd5ae0ff13fc8cd40be29ded864cbfb8205a758641c69b849030d03c55792b",)}
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
-#: Share that stands for nothing at all, as after a complete collapse: a logarithm wants a number.
-GONE = 1e-9
+#: What a measure of latents counts as at least: a complete collapse is 0, which has no logarithm.
+LEAST = 1e-9
 WORDS: dict[Level, dict[str, str]] = {
     "published points": {"yes": "consistent", "no": "inconsistent", "open": "open"},
     "proxy suite": {"yes": "seen in the proxy", "no": "not seen in the proxy", "open": "inconclusive"},
@@ -76,6 +80,7 @@ class Judgement:
             "claim": self.claim.id,
             "text": self.claim.text,
             "source": self.claim.source.model_dump(),
+            "needs": self.claim.needs.model_dump(),
             "level": self.level,
             "evidence": self.evidence,
             "verdict": self.verdict,
@@ -95,6 +100,8 @@ class _Finding:
     answer: Answer
     numbers: str
     sources: tuple[str, ...]
+    lacks: str = ""
+    """What is missing before this can decide the claim: then the answer is open, whatever the numbers are."""
 
 
 def judge(claims: Iterable[Claim], comparisons: Sequence[Comparison] = ()) -> list[Judgement]:
@@ -115,16 +122,17 @@ def judge(claims: Iterable[Claim], comparisons: Sequence[Comparison] = ()) -> li
             suite = comparison.scores[0].suite
             if suite == claim.needs.suite and (found := _at_scale(claim, comparison)) is not None:
                 out.append(_judgement(claim, "measured at scale", suite, found))
-            # a proxy says nothing of a number
-            shown = None if isinstance(claim.rule, ValueRule) else _finding(claim, comparison)
-            if suite in PROXIES and shown is not None:
+            if suite not in PROXIES or isinstance(claim.rule, ValueRule):  # a proxy says nothing of a number
+                continue
+            if (shown := _finding(claim, comparison)) is not None:
                 out.append(_judgement(claim, "proxy suite", suite, shown))
     return out
 
 
 def _judgement(claim: Claim, level: Level, evidence: str, found: _Finding) -> Judgement:
-    verdict = WORDS[level][found.answer]
-    return Judgement(claim, level, evidence, verdict, found.numbers, found.sources, claim.accepted.get(evidence))
+    verdict = WORDS[level]["open" if found.lacks else found.answer]
+    numbers = found.numbers + found.lacks
+    return Judgement(claim, level, evidence, verdict, numbers, found.sources, claim.accepted.get(evidence))
 
 
 def _row(ref: str) -> Row:
@@ -185,15 +193,23 @@ def _published_speedup(rule: SpeedupRule, evidence: Evidence) -> _Finding:
 
 def _at_scale(claim: Claim, comparison: Comparison) -> _Finding | None:
     """What runs of the claim's own suite say, up to the step that it is about; nothing where they do not bear on it."""
-    needs = claim.needs
-    within = replace(comparison, scores=tuple(r for r in comparison.scores if r.step <= needs.steps))
-    scored = replace(within, scores=tuple(r for r in within.scores if r.protocol.name == needs.protocol))
+    needs, wanted = claim.needs, find_protocol(claim.needs.protocol)
+    within = replace(
+        comparison,
+        scores=tuple(r for r in comparison.scores if r.step <= needs.steps),
+        tokenizers=tuple(t for t in comparison.tokenizers if (t.step or 0) <= needs.steps),
+    )
+    scored = replace(within, scores=tuple(r for r in within.scores if r.protocol == wanted))
     if scored.scores:
         return _finding(claim, scored)
-    if not within.scores or isinstance(claim.rule, ValueRule) or (other := _finding(claim, within)) is None:
+    alike = tuple(r for r in within.scores if r.protocol.name == wanted.name)
+    if isinstance(claim.rule, ValueRule):  # another protocol decides another claim
+        within = replace(within, scores=alike)
+    if not within.scores or (other := _finding(claim, within)) is None:
         return None
-    used = within.protocol(within.curve_digest).protocol.name
-    return replace(other, answer="open", numbers=f"{other.numbers}; scored under {used}, not {needs.protocol}")
+    used = alike[0].protocol if alike else within.protocol(within.curve_digest).protocol
+    told = f"a {used.name} of other settings ({difference(used, wanted)})" if alike else used.name
+    return replace(other, lacks=f"{other.lacks}; scored under {told}, not {needs.protocol}")
 
 
 def _finding(claim: Claim, comparison: Comparison) -> _Finding | None:
@@ -210,10 +226,20 @@ def _finding(claim: Claim, comparison: Comparison) -> _Finding | None:
 
 
 def _lacking(claim: Claim, comparison: Comparison, steps: float, seeds: int) -> str:
-    """What is missing before runs can decide a claim, in words; nothing if they can. A proxy needs two seeds."""
-    out = ""
-    if comparison.scores[0].suite == claim.needs.suite and steps < claim.needs.steps:
-        out += f"; ends at step {steps:,.0f}, the claim is about {claim.needs.steps:,}"
+    """What is missing before runs can decide a claim, in words; nothing if they can."""
+    used, out = comparison.protocol(comparison.curve_digest), ""
+    suite = built_in(used.suite)
+    assert suite is not None  # the ledger names none but ours
+    if used.suite_digest not in (suite.identity(), *UNCHANGED.get(suite.name, ())):
+        out += f"; digest {used.suite_digest[:8]} is not that of the suite {suite.name}: its settings were changed"
+    if suite.name == claim.needs.suite:
+        needed, whose = claim.needs.steps, "the claim is about"
+    else:
+        needed, whose = suite.budget.steps, "the proxy's budget is"
+        if used.protocol.name != suite.curve_protocol.name:
+            out += f"; scored under {used.protocol.name}, not {suite.curve_protocol.name}"
+    if steps < needed:
+        out += f"; ends at step {steps:,.0f}, {whose} {needed:,}"
     if seeds < claim.needs.seeds:
         out += f"; {seeds} training seed(s), it takes {claim.needs.seeds}"
     return out
@@ -235,13 +261,15 @@ def _measured_speedup(rule: SpeedupRule, claim: Claim, comparison: Comparison) -
     shown = "–" if found.point.loglog is None else f"{found.point.loglog:.2f}"
     numbers = f"{found.point.bound_text or shown}, 95 % {_end(low)} to {_end(high)}, {found.seeds} seed(s)"
     runs = comparison.runs(rule.recipe, rule.baseline)
-    if lacks := _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds)):
-        return _Finding("open", numbers + lacks, runs)
+    lacks = _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds))
+    answer: Answer = "open"
     if comparison.scores[0].suite != claim.needs.suite:
-        return _Finding(_answer(found.verdict), numbers, runs)
-    if low is not None and low >= rule.at_least:
-        return _Finding("yes", numbers, runs)
-    return _Finding("no" if high is not None and high < rule.at_least else "open", numbers, runs)
+        answer = _answer(found.verdict)
+    elif low is not None and low >= rule.at_least:
+        answer = "yes"
+    elif high is not None and high < rule.at_least:
+        answer = "no"
+    return _Finding(answer, numbers, runs, lacks)
 
 
 def _answer(verdict: str | None) -> Answer:
@@ -270,10 +298,9 @@ def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _F
         by.setdefault(r.seed, []).append(math.log(float(getattr(r.metrics, rule.metric))))
     logs = [fmean(values) for values in by.values()]
     numbers = f"{math.exp(fmean(logs)):.3f} over {len(logs)} training seed(s), for {rule.at_most:g}"
-    if lacks := _lacking(claim, comparison, claim.needs.steps, len(logs)):
-        return _Finding("open", numbers + lacks, comparison.runs(rule.recipe))
     answer = _at_most(mean_interval(logs), math.log(rule.at_most * (1 + TOLERANCE)))
-    return _Finding(answer, numbers, comparison.runs(rule.recipe))
+    lacks = _lacking(claim, comparison, claim.needs.steps, len(logs))
+    return _Finding(answer, numbers, comparison.runs(rule.recipe), lacks)
 
 
 def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
@@ -287,41 +314,47 @@ def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Findin
         answers.append(_answer(found.verdict))
         lacks = lacks or _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds))
         told.append(f"{baseline} {found.point.target:.2f} (p {found.p:.2g})" if found.p is not None else baseline)
-    numbers = " < ".join(told) + lacks
-    answer: Answer = "open" if lacks else "no" if "no" in answers else "open" if "open" in answers else "yes"
-    return _Finding(answer, numbers, comparison.runs(*arms))
+    answer: Answer = "no" if "no" in answers else "open" if "open" in answers else "yes"
+    return _Finding(answer, " < ".join(told), comparison.runs(*arms), lacks)
 
 
-def _tokenizers(comparison: Comparison, arm: str, name: str) -> list[float]:
-    """Log of a measure after joint training over that before, by training seed."""
-    before = [float(getattr(t, name)) for t in comparison.tokenizers if t.arm is None]
+def _tokenizers(comparison: Comparison, arm: str, name: str) -> tuple[list[float], int]:
+    """Log of a measure after joint training over that of the tokenizer that it began from, by training seed, and the
+    step that all of them reach.
+    """
+    before: dict[str, list[float]] = {}
     last: dict[int | None, TokenizerRecord] = {}
     for t in sorted(comparison.tokenizers, key=lambda t: t.step or 0):
         if t.arm == arm:
             last[t.seed] = t
-    return [math.log(max(float(getattr(t, name)) / fmean(before), GONE)) for t in last.values()] if before else []
+        elif t.arm is None:
+            before.setdefault(t.name, []).append(max(getattr(t, name), LEAST))
+    used = [t for t in last.values() if t.name in before]
+    logs = [math.log(max(getattr(t, name), LEAST) / fmean(before[t.name])) for t in used]
+    return logs, min((t.step or 0 for t in used), default=0)
 
 
 def _collapse(rule: CollapseRule, claim: Claim, comparison: Comparison) -> _Finding | None:
     arm = next((name for name in rule.recipes if name in comparison.arms), None)
     if arm is None or (order := _order((rule.baseline, arm), claim, comparison)) is None:
         return None
-    logs = [_tokenizers(comparison, arm, name) for name in ("latent_variance", "effective_rank")]
+    logs, steps = zip(
+        *(_tokenizers(comparison, arm, name) for name in ("latent_variance", "effective_rank")), strict=True
+    )
     if not all(logs):
         return None
     shares = [math.exp(fmean(each)) for each in logs]
     numbers = f"variance {shares[0]:.0%}, effective rank {shares[1]:.0%} of before; {order.numbers}"
     collapsed = [_at_most(mean_interval(each), math.log(COLLAPSED)) for each in logs]
     answer: Answer = order.answer if "yes" in collapsed else "open" if "open" in collapsed else "no"
-    return _Finding(answer, numbers, order.sources)
+    lacks = order.lacks or _lacking(claim, comparison, min(steps), min(map(len, logs)))
+    return _Finding(answer, numbers, order.sources, lacks)
 
 
 def _kept(rule: KeptRule, claim: Claim, comparison: Comparison) -> _Finding | None:
-    logs = _tokenizers(comparison, rule.recipe, rule.metric)
+    logs, steps = _tokenizers(comparison, rule.recipe, rule.metric)
     if not logs:
         return None
-    steps = max(r.step for r in comparison.scores)
     numbers = f"{math.exp(fmean(logs)):.0%} of before, {len(logs)} seed(s)"
-    if lacks := _lacking(claim, comparison, steps, len(logs)):
-        return _Finding("open", numbers + lacks, comparison.runs(rule.recipe))
-    return _Finding(_at_most(mean_interval(logs), math.log1p(rule.tolerance)), numbers, comparison.runs(rule.recipe))
+    answer = _at_most(mean_interval(logs), math.log1p(rule.tolerance))
+    return _Finding(answer, numbers, comparison.runs(rule.recipe), _lacking(claim, comparison, steps, len(logs)))

@@ -500,7 +500,7 @@ def import_(
         heads=heads,
         classes=classes,
         weights=weights.value if weights else None,
-        on_note=lambda note: say(note, style="yellow", markup=False),
+        on_note=lambda note: say(note, style="yellow"),
     )
     say(f"{run.folder}: {run.spec.recipe}, step {run.steps()[-1]:,}")
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
+
+from harness.console import PlainConsole
 
 if TYPE_CHECKING:
     from reports.tables import Table as ReportTable
 
-# Names and paths are text, whatever brackets and colons are in them.
-out_console = Console(markup=False, emoji=False)
+out_console = PlainConsole()
 #: Cells that say nothing; a block leaves them out.
 EMPTY = ("", "–")
 Justify = Literal["left", "right"]
@@ -55,7 +55,7 @@ def print_table(
             shown.add_column(column, justify=justify if number else "left", overflow="fold", width=width)
         for row in rows:
             shown.add_row(*row)
-        wide = Console(markup=False, emoji=False, width=sum(widths) + 3 * len(widths) + 1)
+        wide = PlainConsole(width=sum(widths) + 3 * len(widths) + 1)
         (wide if space is None else out_console).print(shown)
     if note:
         say(note)

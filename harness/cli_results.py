@@ -12,7 +12,7 @@ import typer
 
 from harness.cli_printing import print_table, print_tables, say
 from harness.options import MAX_SEED, ListedByDefault, refuse_idle, refuse_unwritable, shared
-from recipes.core.errors import UserError, nearest
+from recipes.core.errors import UserError, nearest, visible
 
 if TYPE_CHECKING:
     from harness.curves import Selection
@@ -224,7 +224,7 @@ def report(
     if check is not None:
         refuse_idle({"--out": out is not None, "--format": formats != FORMATS}, "a report that is written")
         for line in (found := build.check(whole, check)):
-            print(f"{check}: {line}")
+            print(visible(f"{check}: {line}"))
         raise typer.Exit(1 if found else 0)
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     for name in wanted:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
 
-from harness import records
+from harness import merging, records
 from harness.curves import (
     CURRENCIES,
     WITH_TOKENIZER,
@@ -20,18 +19,25 @@ from harness.curves import (
     compare,
     refuse_lost,
 )
-from harness.protocol import Protocol, difference
+from harness.protocol import Protocol
 from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.run_folders import instead
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
 from harness.step_times import disturbances, steady
-from harness.suites import SUITES
+from harness.suites import SUITES, AnySuite
 from harness.suites.noise import NOISE
 from recipes.core.errors import UserError, nearest
 
 BASELINE = "vanilla"
-Keyed = TypeVar("Keyed", TokenizerRecord, AlignmentRecord)
+#: The stage in which a suite trains its tokenizer.
+PRETRAINING = "prepare tokenizer"
+
+
+@lru_cache
+def built_in(suite: str) -> AnySuite | None:
+    """A suite of ours as it comes; a large one takes a second to make."""
+    return SUITES[suite]() if suite in SUITES else None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Comparison:
     baseline: str = BASELINE
     others: tuple[Observation, ...] = ()
     """Curves that are not ours, from a table."""
+    contradictions: tuple[str, ...] = ()
+    """What folders say differently of one thing, a sentence each."""
 
     @cached_property
     def arms(self) -> dict[str, str]:
@@ -87,8 +95,8 @@ class Comparison:
         trained at a time decide by chance.
         """
         seen = {r.arm: r.label for r in self.scores}
-        suite = SUITES.get(self.scores[0].suite)
-        order = [self.baseline, *(suite().arms if suite else ()), *seen]
+        suite = built_in(self.scores[0].suite)
+        order = [self.baseline, *(suite.arms if suite else ()), *seen]
         return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
 
     @property
@@ -98,11 +106,11 @@ class Comparison:
 
     @cached_property
     def curve_digest(self) -> str:
-        """The protocol that the curves are drawn under: the one scored at the most checkpoints."""
-        counts: dict[str, int] = {}
+        """The protocol that the curves are drawn under: the one scored at the most checkpoints, however often each."""
+        checkpoints: dict[str, set[tuple[str, int]]] = {}
         for r in self.scores:
-            counts[r.protocol_digest] = counts.get(r.protocol_digest, 0) + 1
-        return max(counts, key=lambda digest: counts[digest])
+            checkpoints.setdefault(r.protocol_digest, set()).add((self.training(r), r.step))
+        return max(checkpoints, key=lambda digest: len(checkpoints[digest]))
 
     @cached_property
     def finals(self) -> tuple[str, ...]:
@@ -114,19 +122,27 @@ class Comparison:
         return next(r for r in self.scores if r.protocol_digest == digest)
 
     def curve(self, arm: str, seed: int) -> list[ScoreRecord]:
-        """The checkpoints of one run under the curve protocol, generation seed 0, by step."""
-        return sorted(
-            (
-                r
-                for r in self.scores
-                if (r.arm, r.seed, r.protocol_digest, r.generation_seed) == (arm, seed, self.curve_digest, 0)
-            ),
-            key=lambda r: r.step,
-        )
+        """The checkpoints of one seed under the curve protocol, generation seed 0, by step."""
+        return self._curves.get((arm, seed), [])
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, int], list[ScoreRecord]]:
+        found: dict[tuple[str, int], list[ScoreRecord]] = {}
+        for r in sorted(self.scores, key=lambda r: r.step):
+            if (r.protocol_digest, r.generation_seed) == (self.curve_digest, 0):
+                found.setdefault((r.arm, r.seed), []).append(r)
+        return found
 
     def seeds(self, arm: str) -> list[int]:
         """The training seeds of an arm."""
-        return sorted({r.seed for r in self.scores if r.arm == arm})
+        return self._seeds.get(arm, [])
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        found: dict[str, set[int]] = {}
+        for r in self.scores:
+            found.setdefault(r.arm, set()).add(r.seed)
+        return {arm: sorted(seeds) for arm, seeds in found.items()}
 
     def runs(self, *arms: str) -> tuple[str, ...]:
         """The first eight digits of the digests of some arms' runs, by training seed."""
@@ -154,7 +170,7 @@ class Comparison:
         return whole, [seed for seed in ends if seed not in whole]
 
     def last(self, arm: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
-        """The last step that a seed was scored at under a protocol: a record for each seed that was."""
+        """The last step that a seed was scored at under a protocol: a record for each training that was."""
         found = [
             r for r in self.scores if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed)
         ]
@@ -221,11 +237,38 @@ class Comparison:
             return r.step * self.paces[self.training(r)][0]
         return float({"iterations": r.step, "images": r.images, "flops": r.flops}[currency])
 
+    @cached_property
+    def _pretraining(self) -> list[float]:
+        """Seconds that the tokenizer took, each time that it was made; empty where it was found in the cache."""
+        return [s.seconds for s in self.stages if s.stage == PRETRAINING]
+
+    @property
+    def trained_again(self) -> list[str]:
+        """Training seeds that were trained more than once, a sentence each."""
+        runs: dict[tuple[str, int], set[str]] = {}
+        for r in self.scores:
+            runs.setdefault((r.arm, r.seed), set()).add(self.training(r))
+        return [
+            f"{self.arms[arm]}, seed {seed}, was trained {len(found)} times, which counts as one seed, by their mean"
+            for (arm, seed), found in runs.items()
+            if len(found) > 1
+        ]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the numbers dubious, a sentence each."""
+        made = self._pretraining
+        if len(made) < 2:
+            return self.contradictions
+        told = f"the tokenizer was made {len(made)} times, in {min(made):.1f} to {max(made):.1f} s: the mean counts"
+        return (*self.contradictions, told)
+
     def observations(self) -> list[Observation]:
         """The curves' points, for every arm, training seed and generation seed."""
-        pretraining = sum(s.seconds for s in self.stages if s.stage == "prepare tokenizer")
+        pretraining = fmean(self._pretraining or [0.0])
+        order = {arm: k for k, arm in enumerate(self.arms)}
         out = []
-        for r in sorted(self.scores, key=lambda r: list(self.arms).index(r.arm)):
+        for r in sorted(self.scores, key=lambda r: order[r.arm]):
             if r.protocol_digest != self.curve_digest:
                 continue
             budgets = {currency: self.budget(r, currency) for currency in CURRENCIES}
@@ -249,7 +292,8 @@ class Comparison:
             unjudged={o.recipe for o in self.others},
             labels=self.labels,
         )
-        return replace(found, notes=(*found.notes, *self._disturbed({o.recipe for o in observations})))
+        notes = (*found.notes, *self._disturbed({o.recipe for o in observations}))
+        return replace(found, notes=notes, warnings=(*self.warnings, *found.warnings))
 
     def _disturbed(self, arms: Collection[str]) -> list[str]:
         """Where a run had not the machine to itself, in words."""
@@ -310,47 +354,50 @@ def load(
     """
     found = [(folder, record) for folder in folders for record in _read(folder)]
     scored = [(folder, r) for folder, r in found if isinstance(r, ScoreRecord) and not r.search]
-    _refuse_mixtures([r for _, r in scored])
+    merging.refuse_mixtures([r for _, r in scored])
     selection = selection or Selection()
     selection.refuse_absent(*zip(*((r.arm, r.seed, r.step) for _, r in scored), strict=True))
 
-    def holds(arm: str | None, seed: int | None, step: int | None) -> bool:
+    def holds(r: AnyRecord) -> bool:
+        arm, seed, step = (getattr(r, name, None) for name in ("arm", "seed", "step"))
         return arm is None or selection.holds(arm, seed or 0, step or 0, baseline)
-
-    def once(kind: type[Keyed]) -> tuple[Keyed, ...]:
-        of_kind = [r for _, r in found if isinstance(r, kind) and holds(r.arm, r.seed, r.step)]
-        return tuple({r.key(): r for r in of_kind}.values())
 
     every = {r.arm for _, r in scored}
     if baseline != BASELINE and baseline not in every:
         raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, every)}")
-    kept = [(folder, r) for folder, r in scored if holds(r.arm, r.seed, r.step)]
+    held = [(folder, r) for folder, r in found if holds(r)]
+    kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
     refuse_lost(baseline, every, {r.arm for _, r in kept})
+    if not kept:
+        raise UserError("--recipes, --seeds and --until leave no score; name others.")
     for folder, r in kept:
         if r.metrics.fid <= 0:
             raise UserError(
                 f"{folder}: {r.arm}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
                 "compared by its logarithm; `repa-bench runs remove` takes the run away."
             )
-    scores = tuple({(r.key(), r.weights_hash): r for _, r in kept}.values())
-    if not scores:
-        raise UserError("--recipes, --seeds and --until leave no score; name others.")
-    arms = {r.arm for r in scores}
-    searches = {
-        r.key(): r for _, r in found if isinstance(r, ScoreRecord) and r.search and holds(r.arm, r.seed, r.step)
-    }
+    merging.refuse_two_specifications(kept)
+    arms = {r.arm for _, r in kept}
+    scores, odd_scores = merging.unique_scores(kept)
+    searches, odd_searches = merging.unique_scores([(f, r) for f, r in held if isinstance(r, ScoreRecord) and r.search])
+    tokenizers, odd_tokenizers = merging.unique([(f, r) for f, r in held if isinstance(r, TokenizerRecord)])
+    floors, odd_floors = merging.unique([(f, r) for f, r in held if isinstance(r, FloorRecord)])
+    alignments, odd_alignments = merging.unique(
+        [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.arm in arms]
+    )
     return Comparison(
         tuple(folders),
         scores,
-        once(TokenizerRecord),
-        tuple({r.key(): r for _, r in found if isinstance(r, FloorRecord)}.values()),
-        tuple(r for _, r in found if isinstance(r, StageRecord)),
-        tuple(searches.values()),
-        tuple(r for r in once(AlignmentRecord) if r.arm in arms),
-        _roots(found),
-        _trainings(kept),
+        tokenizers,
+        floors,
+        merging.unique_stages(found),
+        searches,
+        alignments,
+        merging.pictures(found),
+        merging.trainings(kept),
         baseline,
         tuple(o for o in others if selection.until is None or o.step <= selection.until),
+        (*odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments),
     )
 
 
@@ -359,43 +406,3 @@ def _read(folder: Path) -> list[AnyRecord]:
     if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
         raise UserError(f"{folder} holds no scores ({records.FILE}); {instead(folder)}.")
     return found
-
-
-def _roots(found: Sequence[tuple[Path, AnyRecord]]) -> dict[str, Path]:
-    """Folder of each picture: the first that names it."""
-    roots: dict[str, Path] = {}
-    for folder, r in found:
-        if isinstance(r, TokenizerRecord):
-            roots.setdefault(r.components or r.grid, folder)
-        if isinstance(r, TokenizerRecord) or (isinstance(r, ScoreRecord) and not r.search):
-            roots.setdefault(r.grid, folder)
-    return roots
-
-
-def _trainings(kept: Sequence[tuple[Path, ScoreRecord]]) -> dict[tuple[str, str], str]:
-    """Runs that several folders hold with other weights at the same step were trained more than once."""
-    weights: dict[tuple[str, int], dict[str, Path]] = {}
-    for folder, r in kept:
-        weights.setdefault((r.run, r.step), {}).setdefault(r.weights_hash, folder)
-    several = {run for (run, _), found in weights.items() if len(found) > 1}
-    return {
-        (run, content): f"{run} in {folder}"
-        for (run, _), found in weights.items()
-        if run in several
-        for content, folder in found.items()
-    }
-
-
-def _refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
-    seen: dict[str, ScoreRecord] = {}
-    for r in scores:
-        first = seen.setdefault(r.protocol.name, r)
-        if (first.suite_digest, first.protocol_digest) != (r.suite_digest, r.protocol_digest):
-            told = difference(first.protocol, r.protocol)
-            spelled = f" ({told})" if told else ""
-            raise UserError(
-                f"the folders' numbers under {r.protocol.label} are not comparable{spelled}: their suite or protocol "
-                "digests "
-                f"differ ({first.suite_digest[:8]}/{first.protocol_digest[:8]} and "
-                f"{r.suite_digest[:8]}/{r.protocol_digest[:8]}); report them one by one."
-            )

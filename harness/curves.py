@@ -12,7 +12,7 @@ import numpy as np
 from harness.estimate import Estimate, estimate
 from harness.inference import SeedNoise, holm, verdict
 from harness.seed_notes import TO_THE_END, seed_notes, verdict_notes
-from harness.speedup import Panel, Point, at_steps, average, crossing
+from harness.speedup import Curve, Panel, Point, at_steps, average, crossing
 from recipes.core.errors import UserError, nearest
 
 #: Columns of a table that count a budget, and the currency that each is.
@@ -26,6 +26,8 @@ TITLES = {
     "device_seconds": "device-seconds",
 }
 WITH_TOKENIZER = "+tokenizer"
+#: So much above its lowest, a baseline's last FID is an odd target.
+RISES = 1.05
 #: Images of ImageNet-1K's train set: an epoch.
 EPOCH = 1_281_167
 
@@ -156,6 +158,8 @@ class Speedups:
     found: tuple[RecipeSpeedup, ...]
     notes: tuple[str, ...]
     """What a reader should know of the seeds, a sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What makes the numbers dubious."""
 
     def __iter__(self) -> Iterator[RecipeSpeedup]:
         """Over every recipe and currency."""
@@ -192,8 +196,8 @@ def _one_curve(steps: dict[int, list[Observation]], currency: str) -> list[Point
         if len(points) > 1 and points[-1].budget <= points[-2].budget:
             raise UserError(
                 f"{group[0].recipe}, seed {group[0].seed}: {title(currency)} do not grow from step {points[-2].step:,} "
-                f"({points[-2].budget:g}) to step {step:,} ({points[-1].budget:g}): a clock that began anew? Give what "
-                "training cost from its beginning."
+                f"({points[-2].budget:g}) to step {step:,} ({points[-1].budget:g}): a clock that began anew? "
+                f"Column '{currency.removesuffix(WITH_TOKENIZER)}' says what training has cost from its beginning on."
             )
     return points
 
@@ -223,20 +227,27 @@ def compare(
         UserError: there is no such recipe or no such target.
     """
     recipes = list(dict.fromkeys(o.recipe for o in observations))
+
+    def called(recipe: str) -> str:
+        return (labels or {}).get(recipe, recipe)
+
     if baseline not in recipes:
         raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, recipes)}")
     by = {recipe: [o for o in observations if o.recipe == recipe] for recipe in recipes}
     base = _Seeds.of(by[baseline])
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
-    found, notes = [], base.notes((labels or {}).get(baseline, baseline), at, noise)
+    found, notes = [], base.notes(called(baseline), at, noise)
+    odd = [] if target else _rises(called(baseline), average(list(base.kept.values())), at)
     for recipe in recipes:
         if recipe == baseline:
             continue
         other = _Seeds.of(by[recipe], at)
-        foreign, name = recipe in unjudged, (labels or {}).get(recipe, recipe)
+        foreign, name = recipe in unjudged, called(recipe)
         known, judged = None if foreign else noise, dict[str, Estimate]()
         notes += other.notes(name, at, known)
+        if len(other.kept) == 1 < len(base.kept):
+            notes.append(f"{name}: one training seed, against all {len(base.kept)} of the baseline")
         for currency in currencies([*by[baseline], *by[recipe]]):
             try:
                 one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
@@ -251,7 +262,7 @@ def compare(
         raise UserError(
             f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
         )
-    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes))
+    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd))
 
 
 @dataclass(frozen=True)
@@ -292,6 +303,15 @@ class _Seeds:
         """What a reader should know of them."""
         trainings = {seed: len({o.training for o in self.observations if o.seed == seed}) for seed in self.kept}
         return [f"{name}: {note}" for note in seed_notes(self.kept, self.left_out, trainings, end, noise)]
+
+
+def _rises(name: str, curve: Curve, end: float) -> list[str]:
+    """Whether the target is higher than what the baseline had before."""
+    at = {step: fid for step, fid in curve if step <= end * (1 + 1e-9)}  # means of logs are not exact
+    best = min(at, key=lambda step: at[step])
+    if at[max(at)] <= RISES * at[best]:
+        return []
+    return [f"{name}: FID is {at[max(at)]:.4g} at step {end:,.0f}, the target, and was {at[best]:.4g} at {best:,.0f}"]
 
 
 def _step_of(baseline: str, curves: Sequence[Sequence[Point]], target: float) -> float:
@@ -352,4 +372,5 @@ def as_dict(found: Speedups) -> dict[str, Any]:
         "target_step": found.step,
         "speedups": speedups,
         "notes": list(found.notes),
+        "warnings": list(found.warnings),
     }

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from harness.console import PlainConsole
+
 LINE_EVERY_SECONDS = 15.0
 
 
@@ -25,7 +27,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         """With `quiet`, nothing is said: one of several processes speaks for all."""
-        self.console = console or Console(stderr=True, markup=False)
+        self.console = console or PlainConsole(stderr=True)
         self.quiet = quiet
         self._display: Progress | None = None
 

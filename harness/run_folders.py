@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ def entries(folder: Path) -> list[Entry]:
 
 def instead(folder: Path) -> str:
     """What to do where a folder was taken for a results folder and is none: the end of a sentence."""
+    makes = f"`repa-bench run --out {shlex.quote(str(folder))}` makes"
     if not folder.is_dir():
-        return f"there is no such folder, and `repa-bench run --out {folder}` makes one"
+        return f"there is no such folder, and {makes} one"
     found = [path.parent for level in range(1, DEPTH + 1) for path in sorted(folder.glob("*/" * level + records.FILE))]
     shown = [str(path) for path in found if TRASH not in path.relative_to(folder).parts]
     if shown:
@@ -67,7 +69,7 @@ def instead(folder: Path) -> str:
         return f"results lie below it, in {', '.join(shown[:SHOWN])}{more}: name one or several of these"
     if above := next((path for path in folder.absolute().parents if (path / records.FILE).is_file()), None):
         return f"it lies in the results folder {above}: name that"
-    return f"`repa-bench run --out {folder}` makes some"
+    return f"{makes} some"
 
 
 def set_aside(folder: Path, digest: str) -> list[str]:
@@ -94,7 +96,7 @@ def _trash(folder: Path, name: str) -> Path:
     return place
 
 
-def _name(record: AnyRecord) -> str | None:
+def name_of(record: AnyRecord) -> str | None:
     """Of the run that a record is of."""
     run, arm, seed = (getattr(record, field, None) for field in ("run", "arm", "seed"))
     return None if run is None else f"{arm}-seed{seed}-{run[:8]}"
@@ -103,7 +105,9 @@ def _name(record: AnyRecord) -> str | None:
 def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
     found: dict[str, list[ScoreRecord]] = {}
     for r in records.read(folder / records.FILE):
-        if isinstance(r, ScoreRecord) and (name := _name(r)) is not None:
+        if isinstance(r, ScoreRecord) and (name := name_of(r)) is not None:
+            if Path(name).name != name:  # a record may say anything, and what is removed is moved by its name
+                raise UserError(f"{folder / records.FILE} names a run '{name}', which is no folder's name; mend that.")
             found.setdefault(name, []).append(r)
     return found
 
@@ -161,7 +165,7 @@ def remove(folder: Path, name: str) -> Path:
     place = folder / "runs" / name
     with held(place, on=place.exists()):
         trash = _trash(folder, name)
-        lines = RecordFile(folder).take(lambda record: _name(record) == name)
+        lines = RecordFile(folder).take(lambda record: name_of(record) == name)
         write_text(trash / records.FILE, "".join(f"{line}\n" for line in lines))
         for kind in PLACES:
             for found in _belonging(folder / kind, name, known):

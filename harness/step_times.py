@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
+from itertools import accumulate, pairwise
 
 #: A stretch is worth a remark where its steps took so many times the median step,
 DISTURBED = 1.5
@@ -44,8 +44,12 @@ def steady(steps: Sequence[int], seconds: Sequence[float]) -> float | None:
     Returns:
         None if nothing was logged.
     """
-    found = _stretches(steps, seconds)
-    return median(s.each for s in found for _ in range(s.last - s.first)) if found else None
+    found = sorted(_stretches(steps, seconds), key=lambda s: s.each)
+    if not found:
+        return None
+    until = list(accumulate(s.last - s.first for s in found))
+    lower, upper = (found[bisect_right(until, rank)].each for rank in ((until[-1] - 1) // 2, until[-1] // 2))
+    return (lower + upper) / 2
 
 
 def disturbances(steps: Sequence[int], seconds: Sequence[float]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from baselines.claims import ledger
 from harness.claims import judge
 from harness.compare import BASELINE, Comparison, load
 from harness.curves import Observation, Selection, title
-from harness.records import Provenance, ScoreRecord
+from harness.records import ScoreRecord
 from recipes.core.checkpoint import write_bytes
 from recipes.core.errors import UserError
 from reports import figures, tables
@@ -31,6 +32,8 @@ SHOWN = ("iterations", "flops", "device_seconds")
 FIGURES = "figures"
 #: Rows of ten samples that a report shows of each checkpoint.
 SHOWN_ROWS = 3
+#: What a spreadsheet takes for the beginning of a formula.
+FORMULAS = tuple("=+-@＝＋－＠")
 RESULT_COLUMNS = (
     "suite", "arm", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
     "fid", "sfid", "inception_score", "inception_score_se", "precision", "recall", "accuracy", "n_fake", "n_real",
@@ -46,11 +49,11 @@ def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, A
     seed, steps = min(shared), comparison.steps()
     rows = []
     for step in dict.fromkeys((steps[max(0, len(steps) // 3 - 1)], steps[-1])):
+        first = {arm: next((r for r in comparison.curve(arm, seed) if r.step == step), None) for arm in comparison.arms}
         shown = [
-            {"label": label, "fid": f"{r.metrics.fid:.2f}", "url": url}
-            for arm, label in comparison.arms.items()
-            for r in comparison.curve(arm, seed)
-            if r.step == step and (url := pictures.url(r.grid, SHOWN_ROWS))
+            {"label": comparison.arms[arm], "fid": f"{r.metrics.fid:.2f}", "url": url}
+            for arm, r in first.items()
+            if r is not None and (url := pictures.url(r.grid, SHOWN_ROWS))
         ]
         rows.append({"step": f"{step:,}", "seed": seed, "pictures": shown})
     return rows
@@ -92,22 +95,36 @@ def _answer(comparison: Comparison) -> list[str]:
 
 
 def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
-    first: Provenance = comparison.scores[0].provenance
-    last: Provenance = comparison.scores[-1].provenance
+    made = [r.provenance for r in comparison.scores]
+    created = sorted(p.created[:19] for p in made)
+    versions = {name: dict.fromkeys(p.versions.get(name, "absent") for p in made) for p in made for name in p.versions}
     score = comparison.protocol(comparison.curve_digest)
     commits = sorted(
         {f"{r.provenance.commit or 'unknown'}{' (dirty)' if r.provenance.dirty else ''}" for r in comparison.scores}
     )
     return [
-        ("measured", f"{first.created[:19]} to {last.created[:19]} UTC"),
+        ("measured", f"{created[0]} to {created[-1]} UTC"),
         ("commit", ", ".join(commits)),
         ("suite digest", score.suite_digest),
         ("curve protocol", f"{score.protocol.label}, digest {score.protocol_digest}"),
         ("feature network, reference", ", ".join(f"{k} {v[:16]}" for k, v in sorted(score.assets.items()))),
-        ("hardware", f"{first.device}; {first.processor}, {first.cores} cores, {first.threads} threads"),
-        ("system", first.system),
-        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(first.versions.items()))),
+        ("hardware", _each(f"{p.device}; {p.processor}, {p.cores} cores, {p.threads} threads" for p in made)),
+        ("system", _each(p.system for p in made)),
+        ("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in sorted(versions.items()))),
     ]
+
+
+def _each(values: Iterable[str]) -> str:
+    """What records say, each once."""
+    return "; and ".join(dict.fromkeys(values))
+
+
+def _csv_cell(value: object) -> object:
+    """One line, and no formula, whatever a name begins with."""
+    if not isinstance(value, str):
+        return value
+    line = tables.one_line(value)
+    return f"'{line}" if line.startswith(FORMULAS) else line
 
 
 def results_csv(comparison: Comparison) -> str:
@@ -118,7 +135,7 @@ def results_csv(comparison: Comparison) -> str:
     for r in sorted(comparison.scores, key=_csv_order):
         flat: dict[str, Any] = r.model_dump() | r.metrics.model_dump()
         flat |= {"protocol": r.protocol.label, "commit": r.provenance.commit or ""}
-        writer.writerow([flat[column] for column in RESULT_COLUMNS])
+        writer.writerow([_csv_cell(flat[column]) for column in RESULT_COLUMNS])
     return buffer.getvalue()
 
 
@@ -161,18 +178,18 @@ def _markdown(comparison: Comparison, made: dict[str, tables.Table]) -> str:
 
 
 def _rerun(comparison: Comparison) -> str:
-    first = comparison.scores[0]
     seeds = sorted({r.seed for r in comparison.scores})
-    return (
-        f"repa-bench run --suite {first.suite} --recipes {' '.join(comparison.arms)} "
-        f"--seeds {' '.join(map(str, seeds))} --steps {comparison.steps()[-1]}"
-    )
+    names = [comparison.scores[0].suite, *comparison.arms]
+    if any(name.startswith("-") for name in names):
+        return "(a name in these records begins with a dash, which is no argument)"
+    words = ["--suite", names[0], "--recipes", *names[1:], "--seeds", *map(str, seeds)]
+    return shlex.join(map(tables.one_line, ["repa-bench", "run", *words, "--steps", str(comparison.steps()[-1])]))
 
 
 def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
     first = comparison.scores[0]
-    head = f"% {first.suite}: {tables.one_line(first.notice)}. Written by repa-bench; needs \\usepackage{{booktabs}}."
-    return "\n\n".join([head, *(table.latex() for table in made.values() if table.rows)]) + "\n"
+    head = f"% {first.suite}: {first.notice}. Written by repa-bench; needs \\usepackage{{booktabs}}."
+    return "\n\n".join([tables.one_line(head), *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
 
 def _inline(figure: Figure, name: str) -> Markup:

@@ -20,6 +20,7 @@ from harness.compare import Comparison
 from harness.curves import currencies, panel
 from harness.records import ScoreRecord
 from harness.speedup import average, spread
+from reports.tables import one_line
 
 STYLES = [
     ("#555555", "o", "-"),
@@ -27,6 +28,13 @@ STYLES = [
     ("#D55E00", "^", "-"),
     ("#009E73", "D", ":"),
     ("#CC79A7", "v", "-."),
+    ("#E69F00", "P", "-"),
+    ("#56B4E9", "X", "--"),
+    ("#882255", "<", ":"),
+    ("#117733", "h", "-."),
+    ("#332288", ">", "-"),
+    ("#999933", "p", "--"),
+    ("#AA4499", "*", ":"),
 ]
 RC: Any = {
     "font.family": "DejaVu Sans",
@@ -45,13 +53,19 @@ RC: Any = {
 
 def short(text: str, most: int = 40) -> str:
     """One line that leaves room for the figure."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def style_of(number: int) -> tuple[str, str, str]:
+    """Colour, marker and dash of the curve with that number, no two alike among the first 144."""
+    turn, k = divmod(number, len(STYLES))
+    return STYLES[k][0], STYLES[(k + turn) % len(STYLES)][1], STYLES[k][2]
 
 
 def style(comparison: Comparison, arm: str) -> tuple[str, str, str]:
     """Colour, marker and dash of an arm."""
-    return STYLES[list(comparison.arms).index(arm) % len(STYLES)]
+    return style_of(list(comparison.arms).index(arm))
 
 
 #: Ends of curves nearer than this, in FID, would have their numbers on top of each other.
@@ -78,9 +92,10 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, currency: str) -> tu
     groups: dict[int, list[ScoreRecord]] = {}
     for r in (r for seed in whole for r in curves[seed]):
         groups.setdefault(r.step, []).append(r)
-    points = [group for _, group in sorted(groups.items()) if {r.seed for r in group} == set(whole)]
-    x = [spread([comparison.budget(r, currency) for r in group]).mean for group in points]
-    fids = [[r.metrics.fid for r in group] for group in points]
+    points = {step: group for step, group in sorted(groups.items()) if {r.seed for r in group} == set(whole)}
+    x = [spread([comparison.budget(r, currency) for r in group]).mean for group in points.values()]
+    at = [comparison.fids(arm, step) for step in points]
+    fids = [[found[seed] for seed in whole] for found in at]
     mean = [spread(group).mean for group in fids]
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "linewidth": 2, "markersize": 6}
     axes.plot(x, mean, label=short(comparison.arms[arm]), **look)
@@ -94,9 +109,11 @@ def _draw_others(axes: Axes, comparison: Comparison, currency: str) -> None:
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in comparison.others)):
         curves = panel(comparison.others, recipe, currency)
         x, y = zip(*average(list(curves.values())), strict=True)
-        axes.plot(x, y, color="#999999", marker="xP*+"[number % 4], linewidth=1, label=short(recipe, 60))
+        axes.plot(x, y, color="#999999", marker=OTHERS[number % len(OTHERS)], linewidth=1, label=short(recipe, 60))
 
 
+#: Markers of curves that are not ours.
+OTHERS = "xP*+1234d|_X8h"
 #: Currency to the words on its axis.
 AXES = {"iterations": "iterations", "flops": "FLOPs", "device_seconds": "device-seconds of training"}
 #: The two that a README shows.
@@ -155,7 +172,8 @@ def guidance_figure(comparison: Comparison) -> Figure:
             for p, fid in choice.tried[1:]:
                 line = lines.setdefault((p.guidance_low, p.guidance_high), [(1.0, none[1].mean)])
                 line.append((p.guidance_scale, fid.mean))
-            for (low, high), (colour, marker, dash) in zip(lines, STYLES[1:] * len(lines), strict=False):
+            for number, (low, high) in enumerate(lines, start=1):
+                colour, marker, dash = style_of(number)
                 x, y = zip(*lines[low, high], strict=True)
                 axes.plot(x, y, color=colour, marker=marker, linestyle=dash, label=f"t in [{low:g}, {high:g}]")
             axes.plot(

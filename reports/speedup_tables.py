@@ -84,7 +84,7 @@ def _speedup_note(found: Speedups, labels: Mapping[str, str]) -> str:
         note += "No verdict without two training seeds on both sides: train more (`repa-bench run --seeds`). "
     if dips:
         note += f"Not sustained, worse checkpoints follow: {', '.join(dips)}. "
-    return note + " ".join(f"{note}." for note in found.notes)
+    return note + " ".join(f"{note}." for note in (*found.warnings, *found.notes))
 
 
 def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float) -> Table:

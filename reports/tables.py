@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, geometric_mean
 
 from harness.claims import Judgement
 from harness.compare import Comparison
@@ -12,6 +14,7 @@ from harness.pairing import Pair
 from harness.records import REMARK, AlignmentRecord, ScoreRecord, TokenizerRecord
 from harness.run_folders import Entry
 from harness.speedup import Spread, spread
+from recipes.core.errors import visible
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Table:
             lines += ["", plain(self.note)]
         if self.traced:
             lines += ["", "<details><summary>runs</summary>", ""]
-            lines += [f"- {plain(name)}: {', '.join(runs)}" for name, runs in self.traced]
+            lines += [f"- {plain(name)}: {plain(', '.join(runs))}" for name, runs in self.traced]
             lines += ["", "</details>"]
         return "\n".join([*lines, ""])
 
@@ -52,7 +55,7 @@ class Table:
         """A booktabs table, its title as the caption."""
         spec = "l" + "r" * (len(self.columns) - 1)
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
-        traces = [f"% {one_line(name)}: runs {', '.join(runs)}" for name, runs in self.traced]
+        traces = [one_line(f"% {name}: runs {', '.join(runs)}") for name, runs in self.traced]
         lines = [
             *traces,
             r"\begin{table}",
@@ -81,13 +84,20 @@ def _tex(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks, which would end a comment or a table's row."""
-    return " ".join(text.split())
+    """Without line breaks, which would end a comment or a table's row, and without what a terminal obeys."""
+    return visible(" ".join(text.split()))
+
+
+#: Where Markdown would see a link or picture: ``](``, ``]:``, and bare addresses, which GitHub links.
+_LINK = re.compile(
+    r"(?<=\])(?=[(:])|(?<=:)(?=//)|(?<=www)(?=\.)|(?=@[\w-]+\.\w)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)", re.IGNORECASE
+)
 
 
 def plain(text: str) -> str:
-    """For Markdown: one line, and no HTML in it."""
-    return one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """For Markdown: one line, and neither HTML, nor links, nor pictures in it."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _LINK.sub(r"\\", escaped)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -132,7 +142,8 @@ def fid_table(comparison: Comparison) -> Table:
         f"{protocol.samples:,} samples, {protocol.weights} weights, {protocol.nfe} NFE, {protocol.labels} labels, "
         f"guidance {protocol.guidance_scale:g}. Mean ± sd over training seeds. Lower is better"
         + (f"; as many real images have {floor}." if floor else ".")
-        + " Rows that are not ours may be under any protocol." * bool(comparison.others),
+        + " Rows that are not ours may be under any protocol." * bool(comparison.others)
+        + "".join(f" {told}." for told in (*comparison.warnings, *comparison.trained_again)),
         tuple(comparison.runs(arm) for arm in comparison.arms),
     )
 
@@ -144,10 +155,24 @@ def _fid_cell(fids: Mapping[int, float], seeds: int) -> str:
     return number(spread(list(fids.values()))) + (f" ({seeds_text(len(fids))})" if len(fids) < seeds else "")
 
 
+def over_seeds(
+    values: Iterable[tuple[int | None, float | None]], mean: Callable[[Sequence[float]], float] = fmean
+) -> Spread | None:
+    """One number for each training seed: of several trainings of a seed their mean, as speedups have it."""
+    by: dict[int | None, list[float]] = {}
+    for seed, value in values:
+        if value is not None:
+            by.setdefault(seed, []).append(value)
+    return spread([mean(found) if len(found) > 1 else found[0] for found in by.values()]) if by else None
+
+
 def _over(records: Sequence[ScoreRecord] | Sequence[TokenizerRecord], name: str) -> Spread | None:
-    found = [getattr(r.metrics if isinstance(r, ScoreRecord) else r, name) for r in records]
-    values = [value for value in found if value is not None]
-    return spread(values) if values else None
+    values = ((r.seed, getattr(r.metrics if isinstance(r, ScoreRecord) else r, name)) for r in records)
+    return over_seeds(values, geometric_mean if name == "fid" else fmean)
+
+
+def _count(records: Sequence[ScoreRecord]) -> int:
+    return len({r.seed for r in records})
 
 
 def _runs(records: Sequence[ScoreRecord] | Sequence[AlignmentRecord] | Sequence[TokenizerRecord]) -> tuple[str, ...]:
@@ -169,7 +194,8 @@ def metrics_table(comparison: Comparison) -> Table:
                 (
                     label,
                     last[0].protocol.label,
-                    f"{last[0].step:,}" + f" ({seeds_text(len(last))})" * (len(last) < len(comparison.seeds(arm))),
+                    f"{last[0].step:,}"
+                    + f" ({seeds_text(_count(last))})" * (_count(last) < len(comparison.seeds(arm))),
                     number(_over(last, "fid")),
                     _floor(comparison, last[0]) or "–",
                     number(_over(last, "sfid")),
@@ -228,10 +254,11 @@ def alignment_table(comparison: Comparison) -> Table:
         if not found:
             continue
         runs.append(_runs(found))
-        by_step = [[r.cknna[r.aligned_depth - 1] for r in found if r.step == step] for step in steps]
-        last = [r for r in found if r.step == steps[-1]]
-        depths = [number(spread([r.cknna[d] for r in last]), 3) for d in range(len(found[0].cknna))] if last else []
-        rows.append((label, *(number(spread(v), 3) if v else "–" for v in by_step), ", ".join(depths)))
+        by_step = [[r for r in found if r.step == step] for step in steps]
+        depths = range(len(found[0].cknna)) if by_step[-1] else []
+        at_end = [number(over_seeds((r.seed, r.cknna[d]) for r in by_step[-1]), 3) for d in depths]
+        aligned = [number(over_seeds((r.seed, r.cknna[r.aligned_depth - 1]) for r in group), 3) for group in by_step]
+        rows.append((label, *aligned, ", ".join(at_end)))
     block = comparison.alignments[0].aligned_depth if comparison.alignments else 0
     return Table(
         f"Alignment with the encoder after block {block} (CKNNA)",
@@ -252,8 +279,8 @@ def cost_table(comparison: Comparison) -> Table:
         rows.append(
             (
                 label,
-                number(spread([1000 * comparison.budget(r, "device_seconds") / r.step for r in last]), 1),
-                number(spread([r.train_seconds for r in last]), 1),
+                number(over_seeds((r.seed, 1000 * comparison.budget(r, "device_seconds") / r.step) for r in last), 1),
+                number(over_seeds((r.seed, r.train_seconds) for r in last), 1),
                 f"{last[0].flops / last[0].step / 1e9:.2f}",
                 f"{last[0].images:,}",
             )

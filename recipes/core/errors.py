@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -12,6 +13,22 @@ class UserError(Exception):
     The command line prints the sentence and exits with code 2. Every other exception is a bug and keeps its
     traceback.
     """
+
+    def __str__(self) -> str:
+        """The sentence, whatever names and cells it quotes, is text on a terminal."""
+        return visible(super().__str__())
+
+
+def visible(text: str) -> str:
+    """Text without what a terminal obeys or cannot print, as escapes of Python's: controls (but for line ends and
+    tabs), marks of direction, halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -23,26 +23,29 @@ from harness.suites.imagenet import imagenet256
 PROVENANCE = Provenance(
     created="now", commit=None, dirty=None, versions={}, device="cpu", processor="x", cores=1, threads=1, system="x"
 )
-COMMON = {"suite_digest": "s", "notice": "n", "provenance": PROVENANCE}
+COMMON = {"notice": "n", "provenance": PROVENANCE}
+DIGESTS = {name: make().identity() for name, make in SUITES.items()}
 
 
 def score(
     arm: str, seed: int, step: int, fid: float, *, suite: str = "digits", protocol: str = "digits-ode25"
 ) -> ScoreRecord:
     return ScoreRecord(
-        **COMMON, suite=suite, arm=arm, label=arm, about="", recipe=arm, seed=seed, run=f"{arm}{seed}",
-        weights_hash="w",
-        step=step, images=step * 64, flops=step * 10, train_seconds=step, device_seconds=step,
+        **COMMON, suite=suite, suite_digest=DIGESTS[suite], arm=arm, label=arm, about="", recipe=arm, seed=seed,
+        run=f"{arm}{seed}", weights_hash="w", step=step, images=step * 64, flops=step * 10,
+        train_seconds=step, device_seconds=step,
         protocol=find_protocol(protocol), protocol_digest=protocol, generation_seed=0,
         metrics=Metrics(fid=fid, inception_score=1, precision=1, recall=1, accuracy=None),
         n_fake=1, n_real=1, nfe=1, sample_seconds=1, assets={}, grid="x",
     )  # fmt: skip
 
 
-def tokenizer(arm: str | None, seed: int | None, rfid: float, variance: float, rank: float) -> TokenizerRecord:
+def tokenizer(
+    arm: str | None, seed: int | None, rfid: float, variance: float, rank: float, *, step: int = 1000, **more: str
+) -> TokenizerRecord:
     return TokenizerRecord(
-        **COMMON, suite="digits", arm=arm, seed=seed, run=arm, step=1, rfid=rfid, psnr=1, latent_variance=variance,
-        effective_rank=rank, n=1, grid="x",
+        **COMMON, suite="digits", suite_digest=DIGESTS["digits"], arm=arm, seed=seed, run=arm, step=step, rfid=rfid,
+        psnr=1, latent_variance=variance, effective_rank=rank, n=1, grid="x", **more,
     )  # fmt: skip
 
 
@@ -52,12 +55,12 @@ def comparison(*records: ScoreRecord | TokenizerRecord) -> Comparison:
     return Comparison((Path(),), scores, tokenizers, (), (), (), (), {})
 
 
-def curves(finals: dict[str, float], seeds: int, **more: str) -> list[ScoreRecord]:
+def curves(finals: dict[str, float], seeds: int, end: int = 1000, **more: str) -> list[ScoreRecord]:
     return [
-        score(arm, seed, step, fid * 400 / step * (1 + 0.005 * seed), **more)
+        score(arm, seed, step, fid * end / step * (1 + 0.005 * seed), **more)
         for arm, fid in finals.items()
         for seed in range(seeds)
-        for step in (100, 200, 400)
+        for step in (end // 4, end // 2, end)
     ]
 
 
@@ -185,6 +188,71 @@ def test_a_number_at_scale(fids, word):
     assert verdicts(*runs)["fid-guided"] == word
     other = [replace_protocol(r, "repa-e-v3-cfg-e2e-vavae") for r in runs]
     assert "fid-guided" not in verdicts(*other)  # another protocol decides another claim
+
+
+def changed(records, **fields):
+    return [r.model_copy(update=fields) for r in records]
+
+
+def test_suites_and_protocols_are_not_known_by_their_names():
+    assert verdicts(*changed(fast(3), suite_digest="other"))["faster-than-repa"] == "inconclusive"
+    few = find_protocol("repa-e-v1").model_copy(update={"samples": 1000})
+    assert verdicts(*changed(fast(3), protocol=few))["faster-than-repa"] == "inconclusive"
+    (found,) = [
+        j
+        for j in judge(ledger(), [comparison(*changed(fast(3), protocol=few, suite_digest="other"))])
+        if (j.claim.id, j.level) == ("faster-than-repa", "measured at scale")
+    ]
+    assert "digest other is not that of the suite imagenet256: its settings were changed" in found.numbers
+    assert "scored under a repa-e-v1 of other settings (samples 1000 and 50000), not repa-e-v1" in found.numbers
+    assert found.as_dict()["needs"] == {
+        "suite": "imagenet256", "protocol": "repa-e-v1", "steps": LONG, "seeds": 2
+    }  # fmt: skip
+    values = [score("two_stage_e2e_vavae", s, LONG, 1.3, **AT_SCALE) for s in range(3)]
+    assert verdicts(*values)["fid-unguided"] == "confirmed"
+    assert verdicts(*changed(values, protocol=few))["fid-unguided"] == "inconclusive"
+    proxy = curves({"vanilla": 8.0, "repa": 6.0, "repa_e": 4.0}, 3)
+    assert set(verdicts(*changed(proxy, suite_digest="other")).values()) == {"inconclusive"}
+    assert set(verdicts(*changed(proxy, protocol=find_protocol("digits-sde50"))).values()) == {"inconclusive"}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_few_steps_decide_nothing(seeds):
+    """Neither of a proxy nor at scale, neither way; and a single seed decides nothing however long it was trained."""
+    steps = {"end": 1500} if seeds == 3 else {"end": LONG}
+    for fids in ({"vanilla": 8.0, "repa": 6.0, "repa_e": 4.0}, {"vanilla": 4.0, "repa": 6.0, "repa_e": 8.0}):
+        assert set(verdicts(*curves(fids, seeds, **steps, **AT_SCALE)).values()) == {"inconclusive"}
+        assert set(verdicts(*curves(fids, seeds, end=400 if seeds == 3 else 1000)).values()) == {"inconclusive"}
+
+
+@pytest.mark.parametrize(("seeds", "step", "end"), [(1, 1000, 1000), (3, 400, 1000), (3, 1000, 400)])
+@pytest.mark.parametrize("variance", [0.02, 0.9])
+def test_a_collapse_needs_seeds_and_steps_of_both(seeds, step, end, variance):
+    runs = curves({"repa": 4.0, "repa_e": 3.0, "naive_e2e": 8.0}, seeds, end)
+    before = tokenizer(None, None, 0.25, 1.0, 15.0)
+    after = [tokenizer("naive_e2e", s, 0.5, variance, 14.0, step=step) for s in range(seeds)]
+    kept = [tokenizer("repa_e", s, 0.3 * variance, 3.0, 13.0, step=step) for s in range(seeds)]
+    found = verdicts(before, *runs, *after, *kept)
+    assert found["naive-collapse"] == "inconclusive"
+    assert (found["reconstruction-kept"] == "inconclusive") == (seeds == 1 or step == 400)
+
+
+def test_before_is_the_tokenizer_that_the_arm_began_from():
+    runs = curves({"repa": 4.0, "repa_e": 3.0}, 3)
+    before = [
+        tokenizer(None, None, 0.25, 1.0, 15.0, name="sd-vae"),
+        tokenizer(None, None, 9.0, 1.0, 15.0, name="in-vae"),
+    ]
+    after = [tokenizer("repa_e", s, 0.30, 3.0, 13.0, name="sd-vae") for s in range(3)]
+    assert verdicts(*before, *runs, *after)["reconstruction-kept"] == "not seen in the proxy"
+    alone = verdicts(before[1], *runs, *after)
+    assert "reconstruction-kept" not in alone  # what it began from was not measured
+
+
+def test_a_complete_collapse_is_a_number():
+    runs = curves({"repa": 4.0, "naive_e2e": 8.0}, 3)
+    after = [tokenizer("naive_e2e", s, 0.5, 0.0, 0.0) for s in range(3)]
+    assert verdicts(tokenizer(None, None, 0.25, 1.0, 15.0), *runs, *after)["naive-collapse"] == "seen in the proxy"
 
 
 def replace_protocol(record: ScoreRecord, name: str) -> ScoreRecord:

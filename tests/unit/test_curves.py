@@ -431,3 +431,16 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "--curves", path, "--baseline", "slow", "--cv", 0) == 2
     assert run(monkeypatch) == 2
     assert "name what to compare" in capsys.readouterr().err
+
+
+def test_a_single_seed_against_several_is_said():
+    found = compare(seeded({("mine", 1): 0, ("mine", 2): 0}), "SiT")
+    assert found.notes == ("mine: one training seed, against all 3 of the baseline",)
+
+
+def test_a_baseline_that_was_better_before_is_said(tmp_path):
+    rows = [("a", 0, 0, step, fid) for step, fid in ((100, 9.0), (200, 5.0), (400, 8.0))]
+    rows += [("b", *row[1:]) for row in rows]
+    found = compare(read_csv(write(tmp_path, rows, HEADER)), "a")
+    assert found.warnings == ("a: FID is 8 at step 400, the target, and was 5 at 200",)
+    assert compare(read_csv(write(tmp_path, rows, HEADER)), "a", target=6).warnings == ()
