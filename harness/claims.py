@@ -247,7 +247,7 @@ def _lacking(claim: Claim, comparison: Comparison, steps: float, seeds: int) -> 
 
 def _against(comparison: Comparison, baseline: str, recipe: str, currency: str) -> tuple[RecipeSpeedup, float] | None:
     """One recipe against another in a currency, and the step of the comparison; nothing if one is missing."""
-    if not {baseline, recipe} <= set(comparison.arms):
+    if not {baseline, recipe} <= comparison.on_curve:
         return None
     found = comparison.against(baseline, arms=[recipe])
     ours = next((s for s in found if s.recipe == recipe and s.currency == currency), None)

@@ -24,7 +24,7 @@ from harness.records import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord
 from harness.run_folders import instead
 from harness.seed_notes import TO_THE_END
 from harness.speedup import Spread, spread
-from harness.step_times import disturbances, steady
+from harness.step_times import disturbances, odd_paces, steady
 from harness.suites import SUITES, AnySuite
 from harness.suites.noise import NOISE
 from recipes.core.errors import UserError, nearest
@@ -98,6 +98,11 @@ class Comparison:
         suite = built_in(self.scores[0].suite)
         order = [self.baseline, *(suite.arms if suite else ()), *seen]
         return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
+
+    @cached_property
+    def on_curve(self) -> frozenset[str]:
+        """The arms that have a score under the protocol of the curves: others were only sampled with guidance, say."""
+        return frozenset(r.arm for r in self.scores if r.protocol_digest == self.curve_digest)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -283,6 +288,10 @@ class Comparison:
         Raises:
             UserError: see `harness.curves.compare`.
         """
+        under = f"no score under {self.protocol(self.curve_digest).protocol.label}, under which the curves are"
+        if baseline in self.arms and baseline not in self.on_curve:
+            raise UserError(f"--baseline {baseline}: it has {under}; score it, or name another.")
+        absent = [f"{label}: it has {under}" for arm, label in self.arms.items() if arm not in self.on_curve]
         observations = [o for o in self.observations() if not arms or o.recipe in (*arms, baseline)]
         found = compare(
             [*observations, *self.others],
@@ -292,22 +301,27 @@ class Comparison:
             unjudged={o.recipe for o in self.others},
             labels=self.labels,
         )
-        notes = (*found.notes, *self._disturbed({o.recipe for o in observations}))
+        notes = (*found.notes, *([] if arms else absent), *self._disturbed({o.recipe for o in observations}))
         return replace(found, notes=notes, warnings=(*self.warnings, *found.warnings))
 
     def _disturbed(self, arms: Collection[str]) -> list[str]:
         """Where a run had not the machine to itself, in words."""
         runs = {self.training(r): r for r in self.scores if r.arm in arms}
-        return [
+        found = [
             f"{self.arms[r.arm]}, seed {r.seed}: {told}; the median counts"
             for name, r in runs.items()
             for told in self.paces[name][1]
         ]
+        for arm in sorted(arms):
+            paces = {r.seed: self.paces[name][0] for name, r in runs.items() if r.arm == arm}
+            found += [f"{self.arms[arm]}, {told}" for told in odd_paces(paces)]
+        return found
 
     @cached_property
     def speedups(self) -> Speedups | None:
         """Every other arm against the baseline; nothing where there is none, or not that."""
-        return self.against(self.baseline) if self.baseline in self.arms and len(self.labels) > 1 else None
+        others = self.on_curve | {o.recipe for o in self.others}
+        return self.against(self.baseline) if self.baseline in self.on_curve and len(others) > 1 else None
 
 
 def _pace(scores: Sequence[ScoreRecord]) -> tuple[float, list[str]]:

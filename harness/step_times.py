@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from statistics import median
 
 #: A stretch is worth a remark where its steps took so many times the median step,
 DISTURBED = 1.5
@@ -67,4 +68,27 @@ def disturbances(steps: Sequence[int], seconds: Sequence[float]) -> list[str]:
         f"steps {s.first} to {s.last} took {s.each / usual:.1f} times the median step"
         for s in slow
         if usual is not None and s.seconds - usual * (s.last - s.first) >= LOST_SECONDS
+    ]
+
+
+def odd_paces(paces: Mapping[int, float]) -> list[str]:
+    """Training seeds of one recipe whose steps took over `DISTURBED` times as long as their median, or were so quick.
+
+    One of two cannot be told from the other: then both are named.
+
+    Args:
+        paces: seconds of a step, by training seed.
+    """
+    if len(paces) < 2:
+        return []
+    usual = median(paces.values())
+    if len(paces) == 2 and max(paces.values()) > DISTURBED * min(paces.values()):
+        (a, first), (b, second) = paces.items()
+        return [
+            f"seeds {a} and {b}: a step took {first:.3g} and {second:.3g} s: did both have the machine to themselves?"
+        ]
+    return [
+        f"seed {seed}: a step took {pace / usual:.1f} times the median of its seeds: had it the machine to itself?"
+        for seed, pace in paces.items()
+        if not usual / DISTURBED <= pace <= usual * DISTURBED
     ]

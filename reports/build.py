@@ -43,7 +43,7 @@ RESULT_COLUMNS = (
 
 def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
     """For the first seed that every arm brought to its end: samples at a third of the budget and at its end."""
-    shared = set.intersection(*(set(comparison.complete(arm)[0]) for arm in comparison.arms))
+    shared = set.intersection(*(set(comparison.complete(arm)[0]) for arm in comparison.on_curve))
     if not shared:
         return []
     seed, steps = min(shared), comparison.steps()

@@ -275,7 +275,8 @@ def cost_table(comparison: Comparison) -> Table:
     rows = []
     sources = sorted({r.step_seconds_from or "median between scored checkpoints" for r in comparison.scores})
     for arm, label in comparison.arms.items():
-        last = comparison.last(arm, comparison.curve_digest)
+        scores = [r for r in comparison.scores if r.arm == arm]  # under whichever protocol
+        last = [r for r in scores if r.step == max(r.step for r in scores)]
         rows.append(
             (
                 label,

@@ -68,6 +68,30 @@ def test_a_pace_that_was_measured_apart_counts_instead_of_the_clock():
     assert comparison(*records).budget(records[0], "device_seconds") == pytest.approx(250 * 0.05 * 2)
 
 
+def test_a_run_that_was_slow_from_beginning_to_end_is_said():
+    """No stretch of its own tells, its other seeds do: three times as long in a quiet stretch that was none."""
+    paces = {("repa", 1): 0.15}
+    records = [r.model_copy(update={"step_seconds": paces.get((r.arm, r.seed), 0.05)}) for r in whole()]
+    _, notes = device_seconds(records)
+    assert "repa, seed 1: a step took 3.0 times the median of its seeds: had it the machine to itself?" in notes
+    _, notes = device_seconds([r for r in records if r.seed < 2])
+    assert any(n.startswith("repa, seeds 0 and 1: a step took 0.05 and 0.15 s") for n in notes)
+
+
+def test_a_recipe_that_was_only_sampled_with_guidance_takes_nothing_away(tmp_path, capsys):
+    """After `score` of the others and `guidance` of it: no row, and that is said."""
+    guided = whole()[0].protocol.guided(1.5)
+    only = {"protocol": guided, "protocol_digest": "guided"}
+    kept = [r for r in whole() if r.arm != "repa"] + run_of("third", 0, 6.0) + run_of("third", 1, 6.0)
+    records = kept + [r.model_copy(update=only) for r in whole() if r.arm == "repa" and r.step == 1000]
+    found = load([write(tmp_path, records)])
+    assert {s.recipe for s in found.speedups} == {"third"}
+    assert any(note.startswith("repa: it has no score under") for note in found.speedups.notes)
+    assert "report.md" in render(Wanted([tmp_path]))
+    with pytest.raises(UserError, match=r"--baseline repa: it has no score under .*; score it, or name another"):
+        found.against("repa")
+
+
 def test_a_short_seed_is_left_out_of_the_report_too(tmp_path):
     short = [r for r in whole() if (r.arm, r.seed) != ("vanilla", 2)] + run_of("vanilla", 2, 8.0, end=500)
     found = load([write(tmp_path, short)])
