@@ -14,6 +14,8 @@ from harness.pixels import FLAT, HASH, ORIGINAL, of_a_set
 MANIFOLD_IMAGES = 10_000
 #: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
 NEGLIGIBLE = 1e-10
+#: Share of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
+FULL = 0.95
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
 #: Width and height.
@@ -87,7 +89,7 @@ def _of_widths(distances: Sequence[str], real: Measured, fake: Measured) -> list
             )
     for name, m in moments.items():
         rank = int((m.eigenvalues > NEGLIGIBLE * m.eigenvalues[-1]).sum())
-        if not m.count and m.negative_mass < NEGATIVE_MASS and rank < len(m.mean):
+        if not m.count and m.negative_mass < NEGATIVE_MASS and rank < FULL * len(m.mean):
             found.append(
                 f"{name}: the reference's covariance has rank {rank:,} of {len(m.mean):,}: it is of about {rank + 1:,} "
                 "images, or parts of it are lost."
