@@ -26,10 +26,10 @@ def of_sets(wanted: Sequence[str], fake: Measured, real: Measured, *, rebuilt: b
     """Of samples and their reference; those that are rebuilt from the reference's own may equal them."""
     found = of_a_set(about, "samples") if (about := fake.rows_of(HASH, FLAT)) else []
     found += of_a_set(about, "reference images") if (about := real.rows_of(HASH, FLAT)) else []
-    if (own := real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))) is not None and not rebuilt:
-        copies = int(torch.isin(fake.rows_of(HASH)[HASH], own).sum())
-        if copies:
-            found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel.")
+    hashes = fake.rows_of(HASH).get(HASH)
+    own = real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))
+    if hashes is not None and own is not None and not rebuilt and (copies := int(torch.isin(hashes, own).sum())):
+        found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel.")
     return found + _of_sizes(wanted, fake.size, real.size)
 
 
