@@ -14,6 +14,8 @@ from harness.pixels import FLAT, HASH, ORIGINAL, of_a_set
 MANIFOLD_IMAGES = 10_000
 #: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
 NEGLIGIBLE = 1e-10
+#: Share of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
+FULL = 0.95
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
 #: Width and height.
@@ -24,10 +26,10 @@ def of_sets(wanted: Sequence[str], fake: Measured, real: Measured, *, rebuilt: b
     """Of samples and their reference; those that are rebuilt from the reference's own may equal them."""
     found = of_a_set(about, "samples") if (about := fake.rows_of(HASH, FLAT)) else []
     found += of_a_set(about, "reference images") if (about := real.rows_of(HASH, FLAT)) else []
-    if (own := real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))) is not None and not rebuilt:
-        copies = int(torch.isin(fake.rows_of(HASH)[HASH], own).sum())
-        if copies:
-            found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel.")
+    hashes = fake.rows_of(HASH).get(HASH)
+    own = real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))
+    if hashes is not None and own is not None and not rebuilt and (copies := int(torch.isin(hashes, own).sum())):
+        found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel.")
     return found + _of_sizes(wanted, fake.size, real.size)
 
 
@@ -87,7 +89,7 @@ def _of_widths(distances: Sequence[str], real: Measured, fake: Measured) -> list
             )
     for name, m in moments.items():
         rank = int((m.eigenvalues > NEGLIGIBLE * m.eigenvalues[-1]).sum())
-        if not m.count and m.negative_mass < NEGATIVE_MASS and rank < len(m.mean):
+        if not m.count and m.negative_mass < NEGATIVE_MASS and rank < FULL * len(m.mean):
             found.append(
                 f"{name}: the reference's covariance has rank {rank:,} of {len(m.mean):,}: it is of about {rank + 1:,} "
                 "images, or parts of it are lost."

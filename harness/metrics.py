@@ -199,7 +199,9 @@ def _leading(ascending: Tensor, rank: int) -> Tensor:
     return torch.where(torch.arange(len(ascending), device=ascending.device) >= len(ascending) - rank, ascending, 0.0)
 
 
-def _negative_mass(eigenvalues: Tensor) -> float:
+def _negative_mass(eigenvalues: Tensor, rounding: float = 0.0) -> float:
+    """Of eigenvalues; those not larger than `rounding` are 0."""
+    eigenvalues = torch.where(eigenvalues.abs() > rounding, eigenvalues, 0.0)
     total, negative = float(eigenvalues.abs().sum()), -float(eigenvalues.clamp(max=0).sum())
     return negative / total if total > 0 else 0.0
 
@@ -233,6 +235,7 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
     squares = float(real.mean.square().sum() + mean.square().sum())
     mean_term = _beyond(float((real.mean - mean).square().sum()), ROUNDING**2 * squares)
     traces = float(real.covariance.trace() + covariance.trace())
+    rounding = ROUNDING * float(real.covariance.trace() * covariance.trace())  # under the root
     # The roots of small eigenvalues have half the digits; the distance is at most the trace norm of the difference.
     alike = float((real.covariance - covariance).abs().max()) <= ROUNDING * float(real.covariance.abs().max())
     trace_term = 0.0 if alike else _beyond(traces - 2 * float(positive.sqrt().sum()), ROUNDING * traces)
@@ -240,7 +243,7 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
         distance=mean_term + trace_term,
         mean_term=mean_term,
         trace_term=trace_term,
-        negative_mass=max(_negative_mass(eigenvalues), real.negative_mass),
+        negative_mass=max(_negative_mass(eigenvalues, rounding), real.negative_mass),
     )
 
 

@@ -15,7 +15,7 @@ from harness import doubts, scoring
 from harness.evaluate import Rules
 from harness.features import FEATURES
 from harness.measured import Measured, Shards
-from harness.pixels import HASH, rows_about
+from harness.pixels import FLAT, HASH, rows_about
 from harness.samples import open_samples
 from recipes.core.errors import UserError
 
@@ -165,7 +165,9 @@ def test_shards_of_a_version_without_hashes(tmp_path):
     """And a set of which only some shards have them."""
     old = Measured([{FEATURES: torch.zeros(4, 2)}])
     mixed = Measured([{FEATURES: torch.zeros(2, 2)}, {FEATURES: torch.zeros(2, 2), HASH: torch.zeros(2)}])
-    assert doubts.of_sets(("fid",), old, mixed, rebuilt=False) == []
+    new = Measured([{HASH: torch.arange(4), FLAT: torch.zeros(4, dtype=torch.bool)}])
+    for fake, real in ((old, mixed), (mixed, old), (old, new), (new, old)):
+        assert doubts.of_sets(("fid",), fake, real, rebuilt=False) == []
 
 
 def test_originals_are_hashed_beside_their_images():

@@ -464,6 +464,11 @@ def test_a_negative_distance_that_rounding_does_not_explain_stays():
     assert broken.negative_mass == 1.0
     tilted = Moments(real.mean, real.covariance - 2 * float(real.covariance.trace()) * torch.eye(DIM), 0)
     assert frechet(real=real, fake=tilted).distance < -1
+    turn = torch.linalg.qr(cloud(2)[:DIM]).Q
+    halves = [(turn * (torch.arange(DIM) < DIM // 2).logical_xor(torch.tensor(k))) @ turn.T for k in (False, True)]
+    apart = frechet(real=Moments(real.mean, halves[0], 0), fake=Moments(real.mean, halves[1], 0))
+    assert apart.negative_mass < 1e-12  # of spreads in other directions nothing is left under the root but rounding
+    assert apart.distance == pytest.approx(DIM, rel=1e-6)
     lost = Moments(torch.full((DIM,), torch.nan, dtype=torch.float64), real.covariance, 0)
     assert np.isnan(frechet(real=real, fake=lost).distance)
 

@@ -494,6 +494,33 @@ def test_what_was_left_out_stands_in_the_records_and_the_report(small, tmp_path,
     assert (tmp_path / "report" / "report.md").read_text().count(told) == 1
 
 
+def test_odd_samples_stand_in_the_records_and_the_report(small, tmp_path, monkeypatch, capsys):
+    """A checkpoint that draws black images has a number all the same."""
+    from harness.generate import Sampler
+
+    whole = Sampler.draw
+
+    def black(self, *what):
+        images, labels = whole(self, *what)
+        return torch.zeros_like(images), labels
+
+    monkeypatch.setattr(Sampler, "draw", black)
+    where = ("--suite", "smoke", "--out", tmp_path, "--cache", small[1])
+    assert _main("run", "--recipes", "repa_e", "--steps", "2", *where) == 0
+    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    for row in (row for row in rows if row["kind"] == "score"):
+        n, place = row["n_fake"], f"at step 2 under {row['protocol']['name']}@2, "
+        flat = f"{place}{n} of the {n} samples are of one colour, such as black."
+        assert {flat, f"{place}{n - 1} of the {n} samples are copies of others; 1 differ."} <= set(row["remarks"])
+    assert flat in (tmp_path / "report" / "report.md").read_text()
+    capsys.readouterr()
+    (run_folder,) = (tmp_path / "runs").iterdir()
+    assert _main("score", "--run", run_folder, "--metrics", "kid", *where) == 0
+    (told,) = (part for part in json.loads(capsys.readouterr().out).values() if isinstance(part, dict))
+    assert told["warnings"][0] == flat.removeprefix(place)
+    assert any(warning.startswith("kid: its subsets are of") for warning in told["warnings"])
+
+
 def test_a_shard_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
