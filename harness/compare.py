@@ -27,7 +27,7 @@ from harness.speedup import Spread, spread
 from harness.step_times import disturbances, odd_paces, steady
 from harness.suites import SUITES, AnySuite
 from harness.suites.noise import NOISE
-from recipes.core.errors import UserError, nearest
+from recipes.core.errors import UserError, nearest, visible
 
 BASELINE = "vanilla"
 #: The stage in which a suite trains its tokenizer.
@@ -189,7 +189,7 @@ class Comparison:
             for arm in self.arms
             for a in self.last(arm, self.curve_digest, 0)
             for b in self.last(arm, self.curve_digest, 1)
-            if (a.run, a.step) == (b.run, b.step)
+            if (self.training(a), a.step) == (self.training(b), b.step)
         ]
         return spread(pairs) if pairs else None
 
@@ -411,7 +411,7 @@ def load(
         merging.trainings(kept),
         baseline,
         tuple(o for o in others if selection.until is None or o.step <= selection.until),
-        (*odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments),
+        tuple(map(visible, (*odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
     )
 
 

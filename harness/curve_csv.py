@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.curves import BUDGETS, WITH_TOKENIZER, Observation
-from recipes.core.errors import UserError, nearest
+from recipes.core.errors import UserError, nearest, visible
 
 #: Columns with what training the tokenizer beforehand cost, in the same currencies.
 PRETRAINING = {f"tokenizer_{name}": name for name in BUDGETS if name != "step"}
@@ -218,6 +218,11 @@ def _seed(table: _Table, line: int, name: str, text: str) -> int:
     return int(whole)
 
 
+def _seen(name: str) -> str:
+    """What an eye sees of a name, capitals and spaces left out."""
+    return "".join(c for c in name.casefold() if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
 def _refuse_clashes(table: _Table, found: Mapping[int, Observation]) -> None:
     """One row of a kind; one cost of a checkpoint; and recipes that differ in more than capitals."""
     seen: set[tuple[object, ...]] = set()
@@ -240,7 +245,7 @@ def _refuse_clashes(table: _Table, found: Mapping[int, Observation]) -> None:
                 "same whatever is drawn of it.",
                 line,
             )
-        if (name := names.setdefault(" ".join(o.recipe.split()).casefold(), o.recipe)) != o.recipe:
+        if (name := names.setdefault(_seen(o.recipe), o.recipe)) != o.recipe:
             raise table.wrong(f"recipe '{o.recipe}', and '{name}' above; give one name to one recipe.", line)
 
 
@@ -250,4 +255,4 @@ def foreign(path: Path) -> list[Observation]:
     Raises:
         UserError: see `read_csv`.
     """
-    return [replace(o, recipe=f"{o.recipe} (not ours: {path.name})") for o in read_csv(path)]
+    return [replace(o, recipe=f"{o.recipe} (not ours: {visible(path.name)})") for o in read_csv(path)]

@@ -154,6 +154,7 @@ WRONG = {
     "a row twice": (one(ROWS[0]), "line 8: recipe SiT, seed 0, step 100000, generation seed 0 stands twice"),
     "recipes apart by capitals": (one("MINE,0,0,1,9"), "line 8: recipe 'MINE', and 'mine' above"),
     "recipes apart by spaces": (TEXT.replace("mine", "a b") + "a  b,0,0,1,9", "line 8: recipe 'a  b', and 'a b' above"),
+    "recipes apart by nothing": (one("mi\u200bne,0,0,1,9"), r"line 8: recipe 'mi\\u200bne', and 'mine' above"),
     "two costs of a checkpoint": (
         "recipe,generation_seed,step,fid,flops\na,0,1,9,5\na,1,1,9,6\n", "line 3: recipe a, seed 0, step 1 has cost 6 "
         "flops, and 5 above",

@@ -10,6 +10,7 @@ from harness.compare import load
 from harness.curves import Selection
 from harness.protocol import find_protocol
 from harness.records import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord
+from harness.run_folders import remove
 from harness.suites import suite
 from recipes.core.errors import UserError
 from reports.build import Wanted, render
@@ -48,6 +49,8 @@ def test_two_specifications_of_one_seed_are_refused_by_name(tmp_path):
             UserError, match=f"repa, seed 1, was trained by two .*repa-seed1-repa1 .*{place} repa-seed1-rem"
         ):
             load(folders)
+    remove(one, "repa-seed1-remade00")
+    assert len(load([one]).scores) == len(whole(2))
     other = times([r for r in again if r.seed == 1], 1.0, seed=7)
     assert load([two[0], write(tmp_path / "other", other)]).seeds("repa") == [0, 1, 7]
 
