@@ -139,7 +139,8 @@ def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
         size = (5.4 * len(shown), 4.2)
         figure, panels = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for axes, name in zip(panels[0], shown, strict=True):
-            _label_ends(axes, [_draw_arm(axes, comparison, arm, name) for arm in comparison.arms])
+            drawn = [arm for arm in comparison.arms if arm in comparison.on_curve]
+            _label_ends(axes, [_draw_arm(axes, comparison, arm, name) for arm in drawn])
             if comparison.others and name in currencies(comparison.others):
                 _draw_others(axes, comparison, name)
             if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
