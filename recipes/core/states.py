@@ -77,12 +77,17 @@ def find(loaded: Any, anchor: str) -> list[Found]:
     """
     rows = [(keys, name, unwrapped(name), value) for keys, name, value in _rows(loaded)]
     places: dict[tuple[tuple[str, ...], str], dict[str, tuple[str, Tensor]]] = {}
+    glued: dict[tuple[tuple[str, ...], str], str] = {}  # of LDM's LitEma, which writes names without their dots
     for keys, _, clean, _ in rows:
+        head, _, last = clean.rpartition(".")
         if clean == anchor or clean.endswith(f".{anchor}"):
             places.setdefault((keys, clean.removesuffix(anchor).removesuffix(".")), {})
+        elif (head or keys) and last.endswith(anchor.replace(".", "")):
+            glued[keys, head] = clean.removesuffix(anchor.replace(".", ""))
     for keys, name, clean, value in rows:
         fitting = [p for k, p in places if k == keys and (not p or clean.startswith(f"{p}."))]
-        if not fitting or (clean.rpartition(".")[2] in COUNTERS and value.numel() == 1):
+        is_counter = clean.rpartition(".")[2] in COUNTERS and value.numel() == 1
+        if not fitting or is_counter or (keys, clean.rpartition(".")[0]) in glued:
             continue
         prefix = max(fitting, key=len)
         state, inner = places[keys, prefix], clean[len(prefix) + 1 if prefix else 0 :]
@@ -92,7 +97,12 @@ def find(loaded: Any, anchor: str) -> list[Found]:
             )
         state[inner] = name, value
     found = [Found(k, p, {n: value for n, (_, value) in state.items()}) for (k, p), state in places.items()]
-    return found + _dotless(rows, found, anchor)
+    for (keys, head), start in glued.items():
+        average = {clean.removeprefix(start): v for k, _, clean, v in rows if k == keys and clean.startswith(start)}
+        if places:  # it averages trained tensors alone; the rest is the raw weights'
+            raw = found[0].state.items()
+            found.append(Found(keys, head, {name: average.get(name.replace(".", ""), value) for name, value in raw}))
+    return found
 
 
 def _rows(loaded: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
@@ -103,20 +113,6 @@ def _rows(loaded: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
                 yield keys, str(key), value
             else:
                 yield from _rows(value, (*keys, str(key)))
-
-
-def _dotless(rows: Sequence[tuple[Any, str, str, Tensor]], found: Sequence[Found], anchor: str) -> list[Found]:
-    """LDM's LitEma writes names without their dots, and of trained tensors alone; the rest is the raw weights'."""
-    out = []
-    for keys, _, clean, _ in rows:
-        head, _, last = clean.rpartition(".")
-        if found and head and last.endswith(anchor.replace(".", "")):
-            glued = last.removesuffix(anchor.replace(".", ""))
-            start = f"{head}.{glued}"
-            squeezed = {c.removeprefix(start): value for k, _, c, value in rows if k == keys and c.startswith(start)}
-            state = {name: squeezed.get(name.replace(".", ""), value) for name, value in found[0].state.items()}
-            out.append(Found(keys, head, state))
-    return out
 
 
 def same(a: Found, b: Found) -> bool:

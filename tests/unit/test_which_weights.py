@@ -92,6 +92,11 @@ BOTH = {
     "lightning": {"state_dict": before("model.", RAW) | before("ema_model.")},
     "lightning, bare and ema": {"state_dict": RAW | before("ema.")},
     "LitEma": {"state_dict": before("model.", RAW) | lit_ema("model_ema")},
+    "LitEma in a mapping of its own": {
+        "model": RAW,
+        "model_ema": {n.removeprefix("model_ema."): v for n, v in lit_ema("model_ema").items()},
+    },
+    "LitEma beside bare names": RAW | lit_ema("model_ema"),
     "LitEma of a wrapper": {
         "state_dict": before("model.diffusion_model.", RAW)
         | {n.replace("model_ema.", "model_ema.diffusion_model", 1): v for n, v in lit_ema("model_ema").items()}

@@ -216,6 +216,9 @@ LDM = {
     "with counters of an average": lambda s: {
         "state_dict": s | {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(3)}
     },
+    "with LitEma's average": lambda s: {
+        "state_dict": {n: v + 1 for n, v in s.items()} | {f"model_ema.{n.replace('.', '')}": v for n, v in s.items()}
+    },
     "a latent diffusion checkpoint": lambda s: {
         "state_dict": {f"first_stage_model.{n}": v for n, v in s.items()}
         | {"model.diffusion_model.time_embed.0.weight": torch.ones(4, 4), "scale_factor": torch.tensor(0.18215)}
