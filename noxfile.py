@@ -71,10 +71,14 @@ def demo(session: nox.Session) -> None:
     run(session, "repa-bench", "run", "--suite", "digits", *session.posargs)
 
 
+#: Files share what their fixtures make, so each is one process's.
+PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests that need no GPU."""
-    run(session, "pytest", *session.posargs)
+    """The tests that need no GPU: a file at a time on every core."""
+    run(session, "pytest", *PARALLEL, *session.posargs)
 
 
 #: What reads the files of others: seconds each.
