@@ -397,8 +397,10 @@ def test_a_result_is_printed_whatever_the_names(encoding, tmp_path, monkeypatch)
 class SayName:
     """Stands for a command that tells of a file."""
 
+    params = ()
+
     def main(self, *args, **kwargs) -> int:
-        cli.out_console.print("caf\udce9.png ± 1")
+        cli.say("caf\udce9.png ± 1")
         return 0
 
 
