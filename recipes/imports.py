@@ -19,7 +19,7 @@ from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS
 from recipes.registry import recipe, recipe_options
 from recipes.released import TOKENIZERS
-from recipes.released_args import path_of
+from recipes.released_args import number, path_of, whole
 from recipes.released_sit import Given, Kind, ReleasedCheckpoint, read_checkpoint
 from recipes.run import WEIGHTS, Run, RunSpec
 
@@ -110,8 +110,8 @@ def _run_spec(released: ReleasedCheckpoint, content: str) -> RunSpec:
         encoders=encoders if tuple(e.width for e in encoders) == released.sit.encoder_widths else (),
         perceptual="released" if released.kind == "repa_e" else None,
         train=TrainSpec(
-            seed=int(args.get("seed") or 0),
-            batch_size=int(args.get("batch_size") or args.get("global_batch_size") or 256),
+            seed=int(number(args, "seed", 0)),
+            batch_size=whole(args, "batch_size") or whole(args, "global_batch_size") or 256,
             optimizers={network: _optimizer(args, rate) for network, rate in networks.items()},
             precision=_PRECISIONS.get(str(args.get("mixed_precision")), "fp32"),
         ),
@@ -135,11 +135,11 @@ def _options(released: ReleasedCheckpoint) -> dict[str, JsonValue]:
 def _optimizer(args: Mapping[str, Any], rate: str) -> OptimizerSpec:
     defaults = OptimizerSpec()
     return OptimizerSpec(
-        lr=float(args.get(rate, defaults.lr)),
-        betas=(float(args.get("adam_beta1", defaults.betas[0])), float(args.get("adam_beta2", defaults.betas[1]))),
-        eps=float(args.get("adam_epsilon", defaults.eps)),
-        weight_decay=float(args.get("adam_weight_decay", defaults.weight_decay)),
-        clip_norm=float(args.get("max_grad_norm", defaults.clip_norm)),
+        lr=number(args, rate, defaults.lr),
+        betas=(number(args, "adam_beta1", defaults.betas[0]), number(args, "adam_beta2", defaults.betas[1])),
+        eps=number(args, "adam_epsilon", defaults.eps),
+        weight_decay=number(args, "adam_weight_decay", defaults.weight_decay),
+        clip_norm=number(args, "max_grad_norm", defaults.clip_norm),
     )
 
 

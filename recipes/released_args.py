@@ -11,15 +11,22 @@ from recipes.core.errors import UserError
 
 #: Keys under which scripts keep their arguments beside the weights, the first that says something first.
 _KEYS = ("args", "config", "cfg", "hyper_parameters", "hparams", "model_args", "opts", "options")
-#: Arguments that say what a network predicts, what it is, and which noise it was trained on.
-_PREDICTION = re.compile(
-    r"(model_)?(prediction|pred|predicts?|parameteri[sz]ation|objective|mean_type)(_?(type|mode))?"
-)
-_TARGET = re.compile(r".*(pred|target|objective|parameteri[sz]ation).*")
-_OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "x_0", "xstart", "x_start", "sample", "data"}
-_NOT_VELOCITY = re.compile(r"pred(ict)?_(x_?start|x_?0|eps|epsilon|noise|score)")
+#: Words of an argument's name that say what a network predicts, alone or with others.
+_PREDICTION = {"prediction", "pred", "predict", "predicts", "parameterization", "parametrization", "objective"}
+_TARGET = _PREDICTION | {"target", "output", "mean", "loss"}
+#: Words of a value that no network of a velocity has.
+_OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "xstart", "start", "sample", "data", "edm", "ddpm"}
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
-_DISCRETE = {"noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"}
+#: Arguments of discrete diffusion, and of networks that a SiT is not: true, or a number, they say so.
+_DISCRETE = {
+    *("noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"),
+    *("num_train_timesteps", "num_timesteps"),
+}
+_ARCHITECTURE = {"use_rope", "rope", "use_swiglu", "swiglu", "use_rmsnorm", "rmsnorm"}
+#: Arguments that may name the path or the kind of diffusion, and names of those that are not ours.
+_PATH = {"path", "pathtype", "interpolant", "interpolanttype", "schedule", "transport", "diffusion", "diffusiontype",
+         "process", "sde", "sdetype", "framework"}  # fmt: skip
+_NO_PATH = {"vp", "ve", "edm", "ddpm", "ddim", "iddpm", "karras", "vpsde", "vesde", "subvp", "scaled_linear"}
 _VELOCITY = {"v", "velocity"}
 #: What the scripts of REPA and REPA-E (small letters) and of SiT call the paths that we have.
 PATHS = {"linear": "linear", "cosine": "cosine", "Linear": "linear", "GVP": "cosine"}
@@ -64,6 +71,32 @@ def _leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value)
 
 
+def number(args: Mapping[str, Any], key: str, default: float) -> float:
+    """An argument that is a number, or a number in words.
+
+    Raises:
+        UserError: it is something else; without the name of the file.
+    """
+    if (value := args.get(key)) is None:
+        return default
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"its argument {key} is {value!r}, which is no number; correct it in the file.") from None
+
+
+def whole(args: Mapping[str, Any], key: str) -> int | None:
+    """An argument that is a positive whole number; None where it is not said.
+
+    Raises:
+        UserError: it is something else; without the name of the file.
+    """
+    value = number(args, key, 0)
+    if args.get(key) is not None and (value < 1 or value != int(value)):
+        raise UserError(f"its argument {key} is {args[key]!r}, which is no number of them; correct it in the file.")
+    return int(value) or None
+
+
 def judge(args: Mapping[str, Any], name: str) -> bool:
     """Whether a checkpoint is a SiT that predicts a velocity, by what it says of itself.
 
@@ -83,18 +116,37 @@ def judge(args: Mapping[str, Any], name: str) -> bool:
     says = False
     for key, value in args.items():
         text, lower = str(value), key.lower()
+        words, said = set(lower.split("_")), set(re.split(r"[^a-z0-9]+", text.lower()))
         if _MODEL.fullmatch(lower) and isinstance(value, str):
             if re.search(r"(^|[^A-Za-z])DiT", text, re.IGNORECASE):
                 raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {mend}")
-            says |= bool(re.search(r"SiT", text, re.IGNORECASE))
-        elif isinstance(value, str) and (_PREDICTION.fullmatch(lower) or _TARGET.fullmatch(lower)):
-            if text.lower() not in _VELOCITY and (_PREDICTION.fullmatch(lower) or text.lower() in _OTHER):
+        elif isinstance(value, str) and words & _TARGET:
+            if said & _OTHER or (words & _PREDICTION and text.lower() not in _VELOCITY):
                 raise UserError(f"it predicts {text} ({key}), not the velocity; {mend}")
             says |= text.lower() in _VELOCITY
-        elif (_NOT_VELOCITY.fullmatch(lower) and value is True) or (lower in _DISCRETE and value):
+        elif (value is True and words & _PREDICTION and words & _OTHER) or (lower in _DISCRETE and value):
             raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {mend}")
+        elif lower in _ARCHITECTURE and value:
+            raise UserError(f"it was built with {key} = {text}, which a SiT has not; give a checkpoint of a SiT.")
     path_of(args)
     return says
+
+
+def _path_said(args: Mapping[str, Any]) -> str | None:
+    """The path as it is written: ``path_type``, in whatever capitals, or what another argument says in known names.
+
+    Raises:
+        UserError: we have no such path.
+    """
+    for key, value in args.items():
+        plain = key.lower().replace("_", "")
+        if plain not in _PATH or not isinstance(value, str):
+            continue
+        if value in PATHS and plain != "schedule":  # a learning rate has one too
+            return value
+        if plain == "pathtype" or value.lower() in _NO_PATH:
+            raise UserError(f"it was trained on the path '{value}'; only linear and cosine (GVP) can be imported.")
+    return None
 
 
 def path_of(args: Mapping[str, Any]) -> str:
@@ -103,9 +155,7 @@ def path_of(args: Mapping[str, Any]) -> str:
     Raises:
         UserError: we have no such path.
     """
-    if (path := str(args.get("path_type") or "linear")) not in PATHS:
-        raise UserError(f"it was trained on the path '{path}'; only linear and cosine (GVP) can be imported.")
-    return PATHS[path]
+    return PATHS[_path_said(args) or "linear"]
 
 
 def convention(args: Mapping[str, Any], *, has_projectors: bool) -> Convention:
@@ -114,7 +164,7 @@ def convention(args: Mapping[str, Any], *, has_projectors: bool) -> Convention:
     The scripts write the same arguments differently. Without them projectors decide, which REPA's networks always have
     and SiT's own never.
     """
-    path, prediction = args.get("path_type"), args.get("prediction")
+    path, prediction = _path_said(args), args.get("prediction")
     if path in ("linear", "cosine") or prediction == "v":
         return "repa"
     if path in ("Linear", "GVP") or prediction == "velocity":

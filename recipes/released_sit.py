@@ -19,7 +19,7 @@ from recipes.core.states import Found, find, held, low_precision, only
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
 from recipes.released import LatentStatistics, autoencoder_of, count_of, discriminator_of
-from recipes.released_args import Convention, arguments, convention, judge, kept_in, path_of
+from recipes.released_args import Convention, arguments, convention, judge, kept_in, path_of, whole
 
 
 def sit_spec(
@@ -301,10 +301,12 @@ def _read_sits(
     reference = _without_empty_projectors(networks.get("ema") or networks["raw"])
     spec = sit_spec(
         reference,
-        num_classes=given.get("classes") or args.get("num_classes"),
-        encoder_depth=given.get("encoder_depth") or args.get("encoder_depth") or _legacy_depth(found) or 8,
-        heads=given.get("heads"),
+        num_classes=given.get("classes") or whole(args, "num_classes"),
+        encoder_depth=given.get("encoder_depth") or whole(args, "encoder_depth") or _legacy_depth(found) or 8,
+        heads=given.get("heads") or whole(args, "num_heads"),
     )
+    if args.get("qk_norm") is True and not spec.qk_norm:
+        raise UserError("it was built with qk_norm = True and holds no norms of queries and keys; give a whole file.")
     ours: dict[Weights, dict[str, Tensor]] = {}
     for role, state in networks.items():
         ours[role] = _our_sit(state, spec, whose, joint=joint)
@@ -353,13 +355,24 @@ def _only_file(folder: Path) -> Path:
     return next(iter(found.values()))
 
 
-def _step(loaded: Mapping[str, Any], file: Path, step: int | None) -> int:
-    for key in ("steps", "global_step", "train_steps", "step"):
-        if isinstance(loaded.get(key), int):
-            return int(loaded[key])
-    if file.stem.isdigit():
-        return int(file.stem)
-    return step or 0
+def _step(loaded: Mapping[str, Any], file: Path, given: int | None) -> int:
+    """Of optimizer steps, as the file says; else by its name; else what was given.
+
+    Raises:
+        UserError: the file says another step than was given, or none that can be.
+    """
+    said = [int(file.stem)] if file.stem.isdigit() else []
+    for key in ("steps", "global_step", "train_steps", "step", "iteration", "iterations", "train_step"):
+        value = loaded.get(key)
+        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if value < 0 or value != int(value):
+                raise UserError(f"its {key} is {value:g}, which is no number of steps; say it with --step.")
+            said.insert(0, int(value))
+            break
+    if given is not None and said and given != said[0]:
+        raise UserError(f"--step {given}: the file says step {said[0]}; leave --step out.")
+    return said[0] if said else given or 0
 
 
 def _kind(state: Mapping[str, Tensor], args: Mapping[str, Any], *, joint: bool) -> Kind:

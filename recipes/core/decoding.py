@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 #: The suffixes of their files, and of those that are pictures and that we do not read.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-UNREAD = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".exr", ".hdr", ".ico", ".apng")
+UNREAD = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".exr", ".hdr", ".ico", ".apng",
+          ".jfif", ".jpe", ".pnm", ".dib", ".jpc", ".j2k", ".qoi", ".raw", ".dng")  # fmt: skip
 #: What Pillow and NumPy raise for bytes that are not a whole image.
 UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error,
@@ -29,7 +30,7 @@ UNDECODABLE = (
 )  # fmt: skip
 #: More pixels are refused before they are unpacked: Pillow's own bound for a likely bomb, 256 MiB of RGB.
 MOST_PIXELS = 2**28 // 3
-_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 262, 0
+_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 262, 339, 0
 
 #: What is done to odd pictures, after "N of M images ".
 ODD = {
@@ -114,6 +115,9 @@ def as_rgb(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image:
     """
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range: write it with 8 bits")
+    tags: Any = getattr(image, "tag_v2", {})
+    if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        raise ValueError("signed pixels have no agreed range: write it with 8 bits, unsigned")
     if (rgba := _rgba(image)) is not None:
         page = PIL.Image.new("RGBA", rgba.size, "white")
         page.alpha_composite(rgba)

@@ -129,8 +129,12 @@ def pictures(files: Files) -> list[int]:
 def left_out(files: Files) -> list[str]:
     """A sentence for each kind of picture that is there and is not among `pictures`."""
     named = [name for name in files.names if name.lower().endswith(SUFFIXES + UNREAD)]
-    out = []
+    plain = [name for name in files.names if not is_junk(name)]
+    has_encoded, out = any(name.lower().endswith(SUFFIXES) for name in plain), []
     for found, what in (
+        ([n for n in plain if n.lower().endswith(".npy") and has_encoded], "arrays beside pictures"),
+        ([n for n in plain if n.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz"))], "archives inside the set"),
+        ([n for n in plain if "." not in (last := n.rsplit("/", 1)[-1]) and last.upper() != last], "without a suffix"),
         ([n for n in named if is_junk(n)], "hidden, or made by a file manager or notebook"),
         ([n for n in named if not is_junk(n) and n.lower().endswith(UNREAD)], "in a format that is not read"),
         (files.missing, "links that lead nowhere or in a circle, or no files"),

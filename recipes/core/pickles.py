@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def _load_pickle(path: Path, *, is_zip: bool) -> Any:
     try:
         if is_zip and _is_torchscript(path):
             raise UserError(f"{path} is a TorchScript archive, which holds code; give a state dict or safetensors.")
+        if is_zip and (member := _damaged(path)):
+            raise UserError(f"{path} is damaged: {member} has another CRC than when it was written; download it again.")
         with torch.serialization.safe_globals(list(ALLOWED)):
             return plain(torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip))
     except UserError:
@@ -133,6 +136,27 @@ def conversion(path: Path) -> str:
     reader = "torch.load"  # in the words of a sentence: nothing here calls it so
     read = f"{reader}('{path}', map_location='cpu', weights_only=False)"
     return f"python -c \"import torch; {keep}; torch.save(f({read}), '{path.with_name(path.stem + '-tensors.pt')}')\""
+
+
+def _damaged(path: Path) -> str | None:
+    """A member whose bytes are not those that were written: torch, which maps them, does not look.
+
+    A file that was written without CRCs (`torch.serialization.set_crc32_options`) has none that fits, and says nothing.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if m.file_size]
+        wrong = [m.filename for m in members if not _whole(archive, m)]
+    return wrong[0] if wrong and len(wrong) < len(members) else None
+
+
+def _whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as file:
+            while file.read(2**24):
+                pass
+    except (zipfile.BadZipFile, zlib.error):
+        return False
+    return True
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -28,6 +28,8 @@ AVERAGE, RAW = {"averaged", "average", "avg", "shadow", "polyak"}, {"online", "r
 #: A module's only attribute: such a prefix says nothing of which weights these are.
 MODULES = {"", "model", "net", "network", "backbone", "transformer", "sit"}
 _DEPTH = 5
+#: What no optimizer trains, and so no average of LitEma's holds.
+_FIXED = re.compile(r"(^|\.)(pos_embed|running_mean|running_var|num_batches_tracked)$")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def find(loaded: Any, anchor: str) -> list[Found]:
     for (keys, head), start in glued.items():
         average = {clean.removeprefix(start): v for k, _, clean, v in rows if k == keys and clean.startswith(start)}
         if places:  # it averages trained tensors alone; the rest is the raw weights'
-            raw = found[0].state.items()
-            found.append(Found(keys, head, {name: average.get(name.replace(".", ""), value) for name, value in raw}))
+            raw = found[0].state
+            if gone := [n for n in raw if n.replace(".", "") not in average and not _FIXED.search(n)]:
+                raise UserError(f"the average {start!r} lacks {some(gone)}; give a whole checkpoint.")
+            found.append(Found(keys, head, {name: average.get(name.replace(".", ""), raw[name]) for name in raw}))
     return found
 
 

@@ -299,10 +299,25 @@ def test_the_same_is_left_out_of_training_and_preparation(tmp_path):
 def test_folders_with_a_suffix_and_other_files_are_passed_over(tmp_path):
     folder = write_folder(tmp_path / "a")
     (folder / "000024.png").mkdir()
-    for name in (".DS_Store", "Thumbs.db", "notes.txt", "features.npy"):
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "README"):
         (folder / name).write_bytes(b"x")
     assert np.array_equal(pixels(folder), IMAGES)
     assert opened_set(folder).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["array.npy", "a.jfif", "a.jpe", "a.pnm", "a.dib", "picture", "inner.zip", "more.tar"])
+def test_what_may_hold_more_pictures_is_counted(name, tmp_path):
+    folder = write_folder(tmp_path / "a")
+    (folder / name).write_bytes(b"x")
+    assert np.array_equal(pixels(folder), IMAGES)
+    assert [f"1 left out, {''}" in told and name in told for told in opened_set(folder).warnings] == [True]
+
+
+def test_signed_pixels_are_refused(tmp_path):
+    signed = PIL.Image.new("L", (8, 8), 200)
+    signed.save(tmp_path / "a.tif", tiffinfo={339: 2})
+    with pytest.raises(UserError, match="signed pixels have no agreed range"):
+        pixels(tmp_path)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x89PNG\r\n\x1a\n", b"no image"])

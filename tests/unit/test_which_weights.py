@@ -329,6 +329,81 @@ def test_a_name_counts_only_where_nothing_else_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "more",
+    [{"predict_x": True}, {"x_pred": True}, {"model_output": "noise"}, {"output_type": "x0"}, {"loss_type": "eps"},
+     {"target": "noise_prediction"}, {"parametrization": "EDM"},
+     {"transport": {"path": "VP", "prediction": "velocity"}},
+     {"Path_Type": "VP"}, {"pathtype": "VP"}, {"path_args": {"path": "VP"}}, {"interpolant": "VP"},
+     {"diffusion": "ddpm"}, {"num_train_timesteps": 1000}, {"use_rope": True}, {"use_swiglu": True},
+     {"encoder_depth": "eight"}, {"qk_norm": True}, {"seed": "abc"}, {"learning_rate": "1e-4x"}],
+    ids=str,
+)  # fmt: skip
+def test_whatever_the_argument_is_called(tmp_path, more):
+    """A SiT by its name, which something else contradicts."""
+    with pytest.raises(UserError):
+        imported(tmp_path, {"ema": EMA, "args": {"model": "SiT-S/2", "num_classes": 10, **more}})
+
+
+@pytest.mark.parametrize("more", [{"path": "GVP"}, {"interpolant": "GVP"}, {"Path_Type": "cosine"}])
+def test_a_path_by_another_name(tmp_path, more):
+    run = imported(tmp_path, {"ema": EMA, "args": {"model": "SiT-S/2", "num_classes": 10, **more}})
+    assert run.spec.options["path"] == "cosine"
+
+
+def test_the_name_of_a_model_says_nothing_of_what_it_predicts(tmp_path):
+    said = {"model": "SiT-S/2", "num_classes": "10", "lr_schedule": "cosine", "loss_type": "l2", "seed": "3"}
+    (note,) = read_checkpoint(written(tmp_path / "x.pt", {"ema": EMA, "args": said}), heads=4).notes
+    assert "it does not say what it predicts; it is taken for a velocity on the linear path, with data" in note
+
+
+def test_heads_as_the_arguments_say(tmp_path):
+    path = written(tmp_path / "x.pt", {"ema": EMA, "args": {"num_heads": 2}})
+    assert read_checkpoint(path).sit.heads == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "step"),
+    [({"step": torch.tensor(40)}, 40), ({"step": 40.0}, 40), ({"iteration": 40}, 40), ({"steps": True}, 0)],
+)
+def test_the_step_that_a_file_says(tmp_path, said, step):
+    path = written(tmp_path / "x.pt", {"ema": EMA, **said})
+    assert read_checkpoint(path, heads=4).step == step
+
+
+def test_a_step_that_contradicts_the_file_or_cannot_be(tmp_path):
+    path = written(tmp_path / "x.pt", {"ema": EMA, "step": 40})
+    with pytest.raises(UserError, match="--step 41: the file says step 40"):
+        read_checkpoint(path, heads=4, step=41)
+    with pytest.raises(UserError, match="is no number of steps"):
+        read_checkpoint(written(path, {"ema": EMA, "steps": -5}), heads=4)
+
+
+def test_an_average_with_gaps_is_not_filled_up(tmp_path):
+    part = {name: value for name, value in lit_ema("model_ema").items() if "blocks1" not in name}
+    with pytest.raises(UserError, match=r"lacks 'blocks\.1"):
+        read_checkpoint(written(tmp_path / "x.pt", {"state_dict": {**before("model.", RAW), **part}}), heads=4)
+
+
+@pytest.mark.parametrize("kind", ["model", "ema"])
+def test_a_flipped_bit_is_seen(tmp_path, kind):
+    path = written(tmp_path / "x.pt", {kind: EMA})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(EMA["blocks.0.mlp.fc1.weight"].numpy().tobytes()) + 100] ^= 0x40
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"is damaged: .* has another CRC"):
+        read_checkpoint(path, heads=4)
+
+
+def test_a_file_that_was_written_without_crcs_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = written(tmp_path / "x.pt", {"ema": EMA})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path, heads=4).sit.hidden == EMA["x_embedder.proj.weight"].shape[0]
+
+
+@pytest.mark.parametrize(
     ("args", "of", "turned"),
     [
         ({"path_type": "Linear", "prediction": "velocity"}, EMA, True),
