@@ -25,6 +25,8 @@ STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 IMAGES = "arr_0"
 #: Of a covariance's largest number, differences that somebody's float32 explains.
 TOLERANCE = 1e-6
+#: Of any covariance of features.
+MOST = 1e30
 #: Bits of a float32 that formats of 16 bits do not have.
 LOW_BITS = 0x1FFF
 
@@ -104,6 +106,8 @@ def _moments(path: Path, mean: str, covariance: str, m: NDArray[Any], s: NDArray
         wrong = "variances on its diagonal are negative"
     elif not float(s.trace()) > 0:
         wrong = "it has no variance at all"
+    elif size > MOST:
+        wrong = f"its numbers go to {size:.1g}, which no features do"
     else:
         both = torch.from_numpy((s + s.T) / 2)  # an eigendecomposition reads one triangle only
         return Moments(torch.from_numpy(m), both, 0)

@@ -77,15 +77,24 @@ def _is_images(header: Header) -> bool:
     return dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3
 
 
-def _remedy(header: Header) -> str:
-    """What to do with an array that is nearly images."""
-    shape, _, dtype = header
+def _as_bytes(dtype: np.dtype[Any]) -> str:
+    """What to do with numbers that are no uint8."""
     if dtype.hasobject:
         return "it holds a pickle, which is never loaded: save np.stack(list(x))"
     if dtype.kind == "f":
         return "save (255 * x).round().clip(0, 255).astype(np.uint8) if x is in 0..1, x.astype(np.uint8) if in 0..255"
-    if dtype != np.uint8:
+    if dtype.kind == "b":
+        return "save x.astype(np.uint8) * 255"
+    if dtype.kind in "iu":
         return "save x.astype(np.uint8) if its values are in 0..255"
+    return "its values are no pixels: save images as np.savez(path, arr_0=x)"
+
+
+def _remedy(header: Header) -> str:
+    """What to do with an array that is nearly images."""
+    shape, _, dtype = header
+    if dtype != np.uint8:
+        return _as_bytes(dtype)
     if len(shape) == 4 and shape[1] in (1, 3, 4):
         return "its channels come first: save x.transpose(0, 2, 3, 1)"
     if len(shape) == 4 and shape[-1] == 4:
@@ -119,8 +128,8 @@ class NpzImages:
         found = headers(path)
         self._member, self.warnings = self._choose(found)
         self.shape, self._fortran, _ = found[self._member]
-        if self.shape[0] == 0:
-            raise UserError(f"{path}: {self._member.removesuffix('.npy')} holds no image.")
+        if 0 in self.shape:
+            raise UserError(f"{path}: {_told(self._member, found[self._member])}, which holds no image.")
         self._each = int(np.prod(self.shape[1:], dtype=object))
         if self._each > MOST_BYTES:
             raise UserError(f"{path}: images of {self.shape[2]} x {self.shape[1]} pixels are too large to be read.")

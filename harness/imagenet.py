@@ -29,7 +29,7 @@ from harness.imagenet_sources import Source, open_source
 from harness.progress import Reporter
 from recipes.core.checkpoint import MANIFEST, sha256_of, temporary, write_text
 from recipes.core.content import State
-from recipes.core.decoding import ODD, as_rgb, oddities, opened
+from recipes.core.decoding import MOST_PIXELS, ODD, as_rgb, oddities, opened
 from recipes.core.errors import UserError
 from recipes.core.files import printable, read_json
 from recipes.core.images import ARROW, PLAN, ImageShard, ImagesManifest, Rejected, read_images_manifest
@@ -53,11 +53,16 @@ def center_crop(image: PIL.Image.Image, side: int) -> NDArray[np.uint8]:
 
     Returns:
         uint8, (side, side, 3). An image of (side, side) comes back as it is.
+
+    Raises:
+        ValueError: it would become larger than any picture that is read.
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
     scale = side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too thin to be enlarged to a side of {side}")
     if size != image.size:
         image = image.resize(size, PIL.Image.Resampling.BICUBIC)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -292,7 +292,7 @@ def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None =
         # Of a class that no image may be of, both are log 0, and 0 log 0 is 0.
         marginal = logp.logsumexp(0, keepdim=True) - math.log(len(logp))
         kl = torch.where(logp == -torch.inf, 0.0, logp.exp() * (logp - marginal)).sum(1)
-        scores.append(kl.mean().exp())
+        scores.append(kl.mean().clamp(min=0).exp())  # no divergence is negative, but for rounding
         errors.append(scores[-1] * (kl - kl.mean()).square().mean().sqrt() / math.sqrt(max(1, len(kl) - 1)))
     return InceptionScore(
         float(torch.stack(scores).mean()), float(torch.stack(errors).square().sum().sqrt() / len(errors))

@@ -209,6 +209,8 @@ def _open_folder(folder: Path) -> ImageSet:
 def _open_file(path: Path, flag: str) -> ImageSet:
     import h5py
 
+    if not path.is_file():
+        raise UserError(f"{flag} {path} is a pipe or a device; give a file or a folder.")
     if holds_arrays(path):
         return NpzImages(path)
     if h5py.is_hdf5(path):

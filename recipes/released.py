@@ -299,7 +299,13 @@ def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
         config = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); a diffusers autoencoder's folder holds one.") from None
-    spec = diffusers_spec(config, where=str(path))
+    try:
+        spec = diffusers_spec(config, where=str(path))
+        known = _config_statistics(config, spec.latent_channels, path)
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not the configuration of a diffusers autoencoder ({error}); download it again."
+        ) from None
     weights = _weights_in(folder)
     vae, anchor = Autoencoder(spec), "encoder.conv_in.weight"
     found = network_in(load_state(weights), anchor, where=str(weights), refusal=f"{weights} lacks '{anchor}'")
@@ -309,7 +315,7 @@ def _load_folder(folder: Path) -> tuple[Autoencoder, LatentStatistics | None]:
     name = folder.name.removesuffix("-hf")
     beside = (place / f"{name}-latents-stats.pt" for place in (folder, folder.parent))
     statistics = (_read_statistics(file, spec.latent_channels) for file in beside)
-    return vae, next((s for s in statistics if s), None) or _config_statistics(config, spec.latent_channels, path)
+    return vae, next((s for s in statistics if s), None) or known
 
 
 def diffusers_spec(config: Mapping[str, Any], *, where: str) -> AutoencoderSpec:

@@ -150,7 +150,10 @@ def array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
-        return read(file)
+        shape, fortran, dtype = read(file)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape} has a negative side")
+        return shape, fortran, dtype
     except (tokenize.TokenError, SyntaxError) as error:  # of NumPy's second try, for files of Python 2
         raise ValueError(f"cannot parse its header: {error}") from None
 

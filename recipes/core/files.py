@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import bz2
 import errno
 import hashlib
 import lzma
@@ -291,10 +292,18 @@ class ZipFiles:
         self._size = np.array([m.compress_size for m in members], dtype=np.int64)
         self._crc = np.array([m.CRC for m in members], dtype=np.int64)
         self._method = np.array([m.compress_type for m in members], dtype=np.int16)
+        self._encrypted = np.array([bool(m.flag_bits & 1) for m in members])
         self._whole = np.array([m.file_size for m in members], dtype=np.int64)
         self.state, self.missing = State.of([(str(path.absolute()), path.stat())]), list[str]()
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
+
+    def _unpacker(self, row: int) -> Any:
+        if self._method[row] == zipfile.ZIP_DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS)
+        if self._method[row] == zipfile.ZIP_BZIP2:
+            return bz2.BZ2Decompressor()
+        raise UserError(f"{self.path}: {self.names[row]} is packed by LZMA or another method. Zip it with deflate.")
 
     def content(self, rows: Sequence[int]) -> str:
         """See `Files.content`."""
@@ -309,12 +318,14 @@ class ZipFiles:
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             raw = os.pread(self._handle, int(self._size[row]), start + 30 + name_length + extra_length)
             try:
-                if self._method[row] == zipfile.ZIP_DEFLATED:
+                if self._encrypted[row]:
+                    raise UserError(f"{self.path}: {self.names[row]} is encrypted. Unpack it and zip it again.")
+                if self._method[row] != zipfile.ZIP_STORED:
                     # No more than the directory says: a few kilobytes may unpack to more than there is memory.
-                    raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, max(1, int(self._whole[row])))
+                    raw = self._unpacker(row).decompress(raw, max(1, int(self._whole[row])))
                 if zlib.crc32(raw) == self._crc[row]:
                     return raw
-            except zlib.error:
+            except (zlib.error, OSError):
                 pass
         raise UserError(f"{self.path}: {self.names[row]} is damaged (its CRC is wrong). Copy the zip file again.")
 

@@ -203,9 +203,11 @@ def check_finite(state: Mapping[str, Tensor], *, where: str) -> None:
     """Refuse weights that would make NaN of every number.
 
     Raises:
-        UserError: a tensor holds a number that is not finite in float32.
+        UserError: a tensor holds a number that is not finite in float32, or none.
     """
     for name, value in state.items():
+        if value.is_meta or value.layout != torch.strided or value.numel() > max(value.untyped_storage().nbytes(), 1):
+            raise UserError(f"{where}: '{name}' is no plain tensor with all its numbers; save a dense copy of it.")
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             raise UserError(
                 f"{where}: '{name}' holds NaN or numbers beyond float32: the training had diverged, or the file is "

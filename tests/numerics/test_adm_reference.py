@@ -61,6 +61,7 @@ REFUSED = {
     "standard deviations": (MEAN, np.sqrt(np.diag(SIGMA)), "standard deviations or variances are not enough"),
     "mean of one row": (MEAN[None], SIGMA, r"mu \(1, 12\)"),
     "mean of other length": (MEAN[:7], SIGMA, r"mu \(7,\) and sigma \(12, 12\)"),
+    "beyond any features": (MEAN, 1e300 * SIGMA, "which no features do"),
     "oblong": (MEAN, SIGMA[:, :7], r"sigma \(12, 7\)"),
     "NaN": (MEAN, one((2, 2), np.nan), "not a finite mean"),
     "overflow of float16": (MEAN, one((2, 2), np.inf).astype(np.float16), "not a finite mean"),

@@ -524,3 +524,7 @@ def test_ssim_of_images_that_are_too_small():
     with pytest.raises(UserError, match=r"ssim mirrors 5 pixels .* the images are 5 x 5"):
         ssim_each(a, a)
     assert ssim_each(torch.zeros(1, 3, 6, 6), torch.zeros(1, 3, 6, 6)).tolist() == pytest.approx([1])
+
+
+def test_the_inception_score_of_equal_logits_is_exactly_one():
+    assert inception_score(torch.full((50, 7), 0.3)).mean == 1.0

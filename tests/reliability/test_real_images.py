@@ -22,7 +22,7 @@ import torch
 from tests_support import Toy, pictures
 
 from harness import array_files, cli, scoring
-from harness.imagenet import prepare_images
+from harness.imagenet import center_crop, prepare_images
 from harness.imagenet_sources import open_source
 from harness.pairs import Beside, paired_by_name
 from harness.samples import ImageSet, open_samples
@@ -311,6 +311,55 @@ def test_what_may_hold_more_pictures_is_counted(name, tmp_path):
     (folder / name).write_bytes(b"x")
     assert np.array_equal(pixels(folder), IMAGES)
     assert [f"1 left out, {''}" in told and name in told for told in opened_set(folder).warnings] == [True]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_zips_in_every_packing_that_is_read(method, tmp_path):
+    folder, path = write_folder(tmp_path / "a"), tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    assert np.array_equal(pixels(path), IMAGES)
+
+
+def test_a_packing_that_is_not_read_is_named(tmp_path):
+    folder, path = write_folder(tmp_path / "a"), tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, file.name)
+    with pytest.raises(UserError, match=r"packed by LZMA or another method\. Zip it with deflate"):
+        pixels(path)
+
+
+@pytest.mark.parametrize("shape", [(-4, 8, 8, 3), (4, -8, -8, 3), (4, 0, 8, 3), (0, 8, 8, 3)])
+def test_arrays_without_a_picture(shape, tmp_path):
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(abs(int(np.prod(shape)))))
+    with pytest.raises(UserError, match=r"holds no image|negative side"):
+        opened_set(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mend"), [("bool", r"astype\(np.uint8\) \* 255"), ("complex64", "no pixels"), ("U3", "no pixels")]
+)
+def test_arrays_of_other_kinds_are_told_their_own_mend(kind, mend, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), kind))
+    with pytest.raises(UserError, match=mend):
+        opened_set(tmp_path / "x.npy")
+
+
+def test_a_pipe_is_no_set(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        opened_set(tmp_path / "x.npz")
+
+
+def test_a_thin_picture_takes_no_memory():
+    with pytest.raises(ValueError, match="too thin"):
+        center_crop(PIL.Image.new("RGB", (1, 40_000)), 256)
 
 
 def test_signed_pixels_are_refused(tmp_path):

@@ -325,3 +325,30 @@ def test_discriminators(tmp_path, prefix):
     if not prefix:
         state.pop("loss.logvar")
     assert_equal(load_discriminator(written(tmp_path / "x.pt", {"state_dict": state})), network)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"block_out_channels": "abc"}, {"block_out_channels": None}, {"block_out_channels": [0, 0]},
+     {"in_channels": "3"}, {"scaling_factor": "x"}, {"latents_mean": ["a"], "latents_std": ["b"]}, []],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_that_is_none(tmp_path, change):
+    folder = hub(tmp_path / "vae")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if isinstance(change, dict) else change))
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_autoencoder(folder)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "expanded"])
+def test_tensors_without_their_numbers(tmp_path, kind):
+    state = tokenizer()
+    name = "decoder.conv_in.weight"
+    made = {
+        "meta": lambda: state[name].to("meta"),
+        "sparse": lambda: state[name].to_sparse(),
+        "expanded": lambda: torch.zeros((), dtype=torch.float16).expand(10**6, 10**5),
+    }
+    with pytest.raises(UserError, match=r"is no plain tensor|read safely|give a file of this size"):
+        load_autoencoder(written(tmp_path / "x.pt", state | {name: made[kind]()}))
