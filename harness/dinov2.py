@@ -52,6 +52,11 @@ class DinoV2:
         """SHA-256 of the weights."""
         return self.encoder.content or ""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `FeatureNetwork`."""
+        return self.encoder.notes
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, H, W) -> float32 (N, width)."""

@@ -28,8 +28,9 @@ def of_sets(wanted: Sequence[str], fake: Measured, real: Measured, *, rebuilt: b
     found += of_a_set(about, "reference images") if (about := real.rows_of(HASH, FLAT)) else []
     hashes = fake.rows_of(HASH).get(HASH)
     own = real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))
+    own, among = (real.seen, f", among its first {len(real.seen):,}") if real.seen is not None else (own, "")
     if hashes is not None and own is not None and not rebuilt and (copies := int(torch.isin(hashes, own).sum())):
-        found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel.")
+        found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel{among}.")
     return found + _of_sizes(wanted, fake.size, real.size)
 
 

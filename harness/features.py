@@ -40,6 +40,11 @@ class FeatureNetwork(Protocol):
         """SHA-256 of its weights."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads its numbers should know of its weights."""
+        ...
+
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, H, W) -> `FEATURES`, and what else the network has."""
         ...
@@ -62,6 +67,11 @@ class Several:
     def content(self) -> str:
         """Of all."""
         return "+".join([self.first.content, *(n.content for n in self.others.values())])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of all."""
+        return tuple(note for network in (self.first, *self.others.values()) for note in network.notes)
 
     def __call__(self, images: Tensor) -> Outputs:
         """See `FeatureNetwork`."""

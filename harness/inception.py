@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.features import FEATURES, LOGITS, SPATIAL, Outputs
 from recipes.core.errors import UserError
 from recipes.core.pickles import check_finite, content_of, load_state
-from recipes.core.states import network_in
+from recipes.core.states import network_in, notes_of
 
 #: sFID looks at the first channels of ``mixed_6/conv``, which is the first branch of torch-fidelity's ``Mixed_6d``.
 SPATIAL_CHANNELS = 7
@@ -34,8 +34,10 @@ class Inception:
         "softmax of pool_3 x W without bias"
     )
 
-    def __init__(self, state: dict[str, Tensor], device: torch.device, content: str = "") -> None:
-        """Build the network; `content` is the SHA-256 of the file that the state is from.
+    def __init__(
+        self, state: dict[str, Tensor], device: torch.device, content: str = "", notes: tuple[str, ...] = ()
+    ) -> None:
+        """Build the network; `content` is the SHA-256 of the file that the state is from, `notes` what is odd of it.
 
         Raises:
             RuntimeError, ...: the state is of another network.
@@ -49,7 +51,7 @@ class Inception:
         self.network: Any = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
         ).to(device)
-        self.device, self.content = device, content
+        self.device, self.content, self.notes = device, content, notes
         self._spatial: Tensor | None = None
         self.network.Mixed_6d.register_forward_hook(self._keep)
 
@@ -92,6 +94,11 @@ class CleanInception:
         """SHA-256 of the weights."""
         return self.inception.content
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `FeatureNetwork`."""
+        return self.inception.notes
+
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, H, W)."""
         resized = list(self._pool.map(self._resize, images.permute(0, 2, 3, 1).cpu().numpy()))
@@ -108,7 +115,7 @@ def load(weights: Path, device: torch.device) -> Inception:
     state = network_in(load_state(weights), anchor, where=str(weights), refusal=f"{refusal}: '{anchor}' is not there")
     check_finite(state, where=str(weights))
     try:
-        return Inception(state, device, content_of(weights))
+        return Inception(state, device, content_of(weights), notes_of(state, weights))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{refusal} ({str(error).splitlines()[0]}); repa-bench fetch inception names the right file."

@@ -34,6 +34,8 @@ from recipes.core.spec import digest_of
 
 #: Images of a shard.
 SHARD = 1024
+#: Pixels that are read at a time, whatever the batch: 256 images of 256 x 256.
+MOST_PIXELS = 2**24
 #: Outputs above this many bytes are gathered in a file and memory-mapped.
 IN_MEMORY = 64 * 2**20
 PART = "outputs"
@@ -70,6 +72,7 @@ class Measured:
         folder: Path | None = None,
         digest: str = "",
         size: tuple[int, int] | None = None,
+        seen: Tensor | None = None,
     ) -> None:
         """From outputs in order.
 
@@ -80,10 +83,11 @@ class Measured:
             folder: where large outputs are gathered.
             digest: of the images.
             size: their width and height, if that is known.
+            seen: hashes of the first images, where no network looks at any (see `harness.pixels`).
         """
         self._parts, self._known, self._folder = list(parts), dict(known or {}), folder
         self._points: dict[str, Points] = {}
-        self.digest, self.size = digest, size
+        self.digest, self.size, self.seen = digest, size, seen
         self.rows = sum(len(next(iter(part.values()))) for part in self._parts)
         self.count = count if count is not None or known else self.rows
 
@@ -263,7 +267,7 @@ def measure(
         images: the set.
         network: what looks at them.
         shards: where its outputs are kept.
-        batch: images at once; decides nothing.
+        batch: images at once, of large ones fewer; decides nothing.
         world: the processes.
         on_done: told how many images this process and, as it supposes, the others have done.
 
@@ -290,7 +294,8 @@ def measure(
         return indices, chunk, found, rows_about(found)
 
     # One thread reads ahead, so in order: a hash needs it, and a compressed array cannot go back.
-    work = [(indices, chunk) for indices in missing for chunk in _chunks(indices, batch)]
+    at_once = max(1, min(batch, MOST_PIXELS // (images.size[0] * images.size[1])))
+    work = [(indices, chunk) for indices in missing for chunk in _chunks(indices, at_once)]
     for indices, chunk, found, about in prefetched(read, work, depth=1):
         parts.append({name: value.cpu() for name, value in network(found).items()} | about)
         done += len(chunk)

@@ -213,6 +213,11 @@ class Paired:
         """See `FeatureNetwork`."""
         return self.network.content
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `FeatureNetwork`."""
+        return self.network.notes
+
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 6, H, W)."""
         image, original = images[:, :3].contiguous(), images[:, 3:].contiguous()

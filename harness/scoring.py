@@ -15,6 +15,7 @@ from harness.features import CLEAN, DINOV2, FeatureNetwork
 from harness.floor import frechet_floor
 from harness.measured import Measured, Shards, measure
 from harness.pairs import Beside, Distance, Paired, Reconstructed
+from harness.pixels import HASH, rows_about
 from harness.progress import Reporter
 from harness.samples import ImageSet, open_samples
 from recipes.core.distributed import World
@@ -28,6 +29,8 @@ VERSION = 2
 KEPT = 2
 BATCH = 64
 BESIDE = "another command is measuring the same images; waiting for it"
+#: Images of a reference that are looked at where its statistics are all that is needed.
+GLANCED = 64
 #: Share of its floor below which a Fréchet distance is no chance.
 CLOSER = 0.5
 
@@ -107,19 +110,17 @@ def _open_reference(path: Path, job: Job) -> tuple[AdmReference | None, list[str
     return (held if usable else None), missing
 
 
-def _statistics(held: AdmReference, samples: ImageSet) -> tuple[Measured, list[str]]:
-    """Of a reference whose images nobody looks at: but they say what the statistics are of, and of which size."""
-    size, warnings = None, []
+def _statistics(held: AdmReference) -> Measured:
+    """Of a reference whose images no network looks at: but they have a size, and may be the samples."""
+    size = seen = None
     if held.has_images:
         with suppress(UserError):  # what is wrong with them is no matter
             shown = open_samples(held.path, flag="--reference")
-            size = (shown.read(0, 1).shape[3], shown.read(0, 1).shape[2])
-            if shown.identity == samples.identity:
-                warnings.append("the samples are the reference's own images: the same file.")
-    return Measured([], known=dict(held.moments), digest=held.digest, size=size), warnings
+            size, seen = shown.size, rows_about(shown.read(0, min(len(shown), GLANCED)))[HASH]
+    return Measured([], known=dict(held.moments), digest=held.digest, size=size, seen=seen)
 
 
-def _reference(path: Path, job: Job, samples: ImageSet) -> tuple[Measured | None, list[str]]:
+def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
     """The reference in the main process, and warnings."""
     held, missing = _open_reference(path, job)
     known = dict(held.moments) if held else {}
@@ -129,8 +130,7 @@ def _reference(path: Path, job: Job, samples: ImageSet) -> tuple[Measured | None
     outputs = {METRICS[name].output for name in job.wanted}
     warnings = [told for output, some in (held.warnings if held else {}).items() if output in outputs for told in some]
     if held is not None and not missing:
-        found, more = _statistics(held, samples)
-        return found, warnings + more
+        return _statistics(held), warnings
     images = open_samples(path, flag="--reference")
     if len(images) < 2:
         raise UserError(f"--reference {path} holds one image: one image has no covariance, give at least two.")
@@ -176,7 +176,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     if len(samples) < 2:
         raise UserError(f"one image has no covariance: give at least two ({len(samples)} found).")
     rebuilt = isinstance(samples, Reconstructed)
-    real, warnings = _reference(reference, job, samples)
+    real, warnings = _reference(reference, job)
     pairwise = [name for name in job.wanted if name in PAIRWISE]
     if pairwise:
         samples = Beside(samples, open_samples(reference, flag="--reference"))
@@ -208,7 +208,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "reference": real.digest,
             "weights": job.network.content,
         },
-        "warnings": list(dict.fromkeys([*samples.warnings, *warnings, *shards.mended])),
+        "warnings": list(dict.fromkeys([*samples.warnings, *job.network.notes, *warnings, *shards.mended])),
     }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from recipes.core.checkpoint import write_text, written
 from recipes.core.errors import UserError
 from recipes.core.pickles import load_exactly, load_state, some
-from recipes.core.states import low_precision, network_in
+from recipes.core.states import network_in, notes_of
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 
@@ -212,6 +212,8 @@ def autoencoder_of(loaded: Any, *, where: str, norm_groups: int = 32) -> Autoenc
         raise UserError(
             f"{where}: its widths do not divide into {norm_groups} norm groups; say how many there are."
         ) from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise UserError(f"{refusal}: a convolution's weight has not four dimensions; give another file.") from None
     vae = Autoencoder(spec)
     _fill(vae, renamed, where=where, what="the autoencoder")
     return vae
@@ -219,8 +221,7 @@ def autoencoder_of(loaded: Any, *, where: str, norm_groups: int = 32) -> Autoenc
 
 def _fill(vae: Autoencoder, state: Mapping[str, Tensor], *, where: str, what: str) -> None:
     load_exactly(vae.kl, state, where=f"{where}: {what}")
-    if note := low_precision(state):
-        vae.notes = (f"{where}: {note}.",)
+    vae.notes = notes_of(state, where)
 
 
 def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -432,6 +433,8 @@ def discriminator_of(loaded: Any, *, where: str) -> PatchDiscriminator:
     """
     anchor = "main.0.weight"
     tensors = network_in(loaded, anchor, where=where, refusal=f"{where} is not a PatchGAN: '{anchor}' is not there")
+    if tensors[anchor].ndim != 4:
+        raise UserError(f"{where} is not a PatchGAN: '{anchor}' is no convolution's; give another file.")
     layers = sum(name.endswith("running_mean") for name in tensors)
     network = PatchDiscriminator(DiscriminatorSpec.read_from(where, base_width=tensors[anchor].shape[0], layers=layers))
     load_exactly(network, tensors, where=f"{where}: the discriminator")

@@ -38,8 +38,7 @@ def sit_spec(
     Raises:
         UserError: a tensor is missing or has a shape that no SiT has, or the heads are not known.
     """
-    _require(state, "x_embedder.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
-    _require(state, "y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight")
+    _require(state, _DIMENSIONS)
     hidden, channels, patch = state["x_embedder.proj.weight"].shape[:3]
     depth = count_of(state, r"blocks\.(\d+)\.")
     norm = state.get("blocks.0.attn.q_norm.weight")
@@ -61,8 +60,16 @@ def sit_spec(
     )
 
 
+#: Of tensors that every SiT has.
+_DIMENSIONS = {
+    "x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
+    "y_embedder.embedding_table.weight": 2, "t_embedder.mlp.0.weight": 2,
+}  # fmt: skip
+_FINAL = {"final_layer.linear.weight": 2, "final_layer.linear.bias": 1}
+
+
 def _patches_per_side(position: Tensor, hidden: int) -> int:
-    side = math.isqrt(position.shape[1]) if position.ndim == 3 else 0
+    side = math.isqrt(position.shape[1])
     if position.shape != (1, side**2, hidden):
         raise UserError(
             f"'pos_embed' is {tuple(position.shape)}, not (1, side * side, {hidden}); give a checkpoint of a SiT."
@@ -91,17 +98,20 @@ def _heads(given: int | None, hidden: int, depth: int) -> int:
 def _projector_widths(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of `SiTSpec` that the projectors show; without any, the hidden width keeps its default."""
     projectors = range(count_of(state, r"projectors\.(\d+)\."))
-    _require(
-        state, *(f"projectors.{k}.4.weight" for k in projectors), *(f"projectors.{k}.0.weight" for k in projectors)
-    )
+    _require(state, {f"projectors.{k}.{layer}.weight": 2 for layer in (4, 0) for k in projectors})
     widths = tuple(state[f"projectors.{k}.4.weight"].shape[0] for k in projectors)
     hidden = {"projector_width": state["projectors.0.0.weight"].shape[0]} if projectors else {}
     return {"encoder_widths": widths, **hidden}
 
 
-def _require(state: Mapping[str, Tensor], *names: str) -> None:
-    if missing := [name for name in names if name not in state]:
+def _require(state: Mapping[str, Tensor], dimensions: Mapping[str, int]) -> None:
+    if missing := [name for name in dimensions if name not in state]:
         raise UserError(f"{some(missing)} is not in the state dict; give a checkpoint of a SiT.")
+    for name, ndim in dimensions.items():
+        if state[name].ndim != ndim:
+            raise UserError(
+                f"'{name}' has {state[name].ndim} dimensions and a SiT's has {ndim}; give a checkpoint of a SiT."
+            )
 
 
 Kind = Literal["repa_e", "repa", "sit"]
@@ -298,6 +308,9 @@ def _read_sits(
         UserError: a state dict is not that of a SiT; without the name of the file.
     """
     networks = {role: _released_sit(network.state) for role, network in found.items()}
+    if gone := networks.get("raw", {}).keys() - next(iter(networks.values())).keys():
+        whole_one, other = found["raw"].place or "the top", next(iter(found.values())).place
+        raise UserError(f"'{other}' lacks {some(gone)}, which '{whole_one}' has; give a whole checkpoint.")
     reference = _without_empty_projectors(networks.get("ema") or networks["raw"])
     spec = sit_spec(
         reference,
@@ -402,7 +415,9 @@ def _released_sit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """REPA's code without an encoder has one projector, to no features."""
-    empty = {m[1] for n, v in state.items() if (m := re.fullmatch(r"projectors\.(\d+)\.4\.weight", n)) and not len(v)}
+    empty = {
+        m[1] for n, v in state.items() if (m := re.fullmatch(r"projectors\.(\d+)\.4\.weight", n)) and not v.numel()
+    }
     return {name: v for name, v in state.items() if not any(name.startswith(f"projectors.{k}.") for k in empty)}
 
 
@@ -425,8 +440,8 @@ def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, T
     """Of a final layer with twice the channels, the first half of each pixel of a patch: the velocity."""
     out, pixels = dict(state), spec.patch_size**2
     if len(out["final_layer.linear.weight"]) == 2 * pixels * spec.channels:
-        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-            _require(out, name)
+        _require(out, _FINAL)
+        for name in _FINAL:
             out[name] = out[name].unflatten(0, (pixels, 2, spec.channels))[:, 0].flatten(0, 1).clone()
     return out
 
@@ -438,8 +453,8 @@ def _turned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sin(f - a) = sin f cos a - cos f sin a with a = f t. So the first time layer takes the turn, in float64.
     """
     out = dict(state)
-    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        _require(out, name)
+    _require(out, _FINAL)
+    for name in _FINAL:
         out[name] = -out[name]
     weight = out["t_embedder.mlp.0.weight"].double()
     frequencies = TimestepEmbedder(1).frequencies

@@ -22,7 +22,7 @@ def pictures(seed: int, count: int, side: int = 32) -> np.ndarray:
 class Toy:
     """A feature network that costs nothing: random projections of coarse pixels."""
 
-    convention, content = "toy", "t" * 64
+    convention, content, notes = "toy", "t" * 64, ()
 
     def __init__(self) -> None:
         self.looked = 0

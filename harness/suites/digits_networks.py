@@ -184,6 +184,7 @@ class DigitsFeatures:
     """The trained classifier as a `harness.features.FeatureNetwork`."""
 
     convention = "digits-features: penultimate layer; 7 channels of its 8 x 8 layer, (h, w, c); logits"
+    notes = ()
 
     def __init__(self, network: FeatureClassifier, content: str = "") -> None:
         self.network, self.content = network, content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -77,6 +77,7 @@ class Preparation:
             for e in self.suite.encoders
             if e in assets
         }
+        self._say(note for encoder in self.encoders.values() for note in encoder.notes)
         self.perceptual = None
         if "vgg16" in assets:
             self.perceptual = load_perceptual(assets["vgg16"].path, input_range=self.suite.perceptual)
@@ -88,6 +89,10 @@ class Preparation:
             hashes=self.hashes,
             facts=self.facts,
         )
+
+    def _say(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.around.reporter.say(note, "yellow")
 
     @property
     def images(self) -> Images:
@@ -167,8 +172,7 @@ class Preparation:
             raise UserError(
                 f"{weights} is another autoencoder ({vae.spec}) than suite {self.suite.name} has as {name}."
             )
-        for note in vae.notes:
-            self.around.reporter.say(note, "yellow")
+        self._say(vae.notes)
         self.tokenizers[name] = vae.to(self.world.device).eval().requires_grad_(False)
         if statistics is not None:
             self.statistics[name] = statistics

@@ -76,7 +76,7 @@ class Files(Protocol):
 
     @property
     def missing(self) -> list[str]:
-        """Links that lead nowhere or in a circle, and what is no file (a pipe, a device)."""
+        """Links that lead nowhere or in a circle, what is no file (a pipe, a device), what a list of names lacks."""
         ...
 
     @property
@@ -127,6 +127,9 @@ def pictures(files: Files) -> list[int]:
     return encoded or [row for row in rows if files.names[row].lower().endswith(".npy")]
 
 
+_UNLISTED = "not in the list of names"
+
+
 def left_out(files: Files) -> list[str]:
     """A sentence for each kind of picture that is there and is not among `pictures`."""
     named = [name for name in files.names if name.lower().endswith(SUFFIXES + UNREAD)]
@@ -138,7 +141,10 @@ def left_out(files: Files) -> list[str]:
         ([n for n in plain if "." not in (last := n.rsplit("/", 1)[-1]) and last.upper() != last], "without a suffix"),
         ([n for n in named if is_junk(n)], "hidden, or made by a file manager or notebook"),
         ([n for n in named if not is_junk(n) and n.lower().endswith(UNREAD)], "in a format that is not read"),
-        (files.missing, "links that lead nowhere or in a circle, or no files"),
+        (
+            files.missing,
+            _UNLISTED if isinstance(files, H5Files) else "links that lead nowhere or in a circle, or no files",
+        ),
     ):
         if found:
             first = printable(found[0]) + ", ..." * (len(found) > 1)
@@ -338,6 +344,11 @@ class H5Files:
 
         self.path = path
         listing = path.with_name(f"{path.stem}_h5.json")
+        if not listing.is_file():
+            raise UserError(
+                f"{path} has no {listing.name} beside it, the list of its images' names (REPA-E's form). Write one, or "
+                "save an array as .npz."
+            )
         names = read_json(listing)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{listing} is not a list of names. Prepare {path.name} again.")
@@ -346,8 +357,19 @@ class H5Files:
         except OSError as error:
             raise UserError(f"{path} is not a whole HDF5 file ({error}). Copy it again.") from None
         self._lock = threading.Lock()  # h5py is not safe to use from several threads
-        self.names, self.missing = sorted({*names, *((LABELS,) if LABELS in self._file else ())}), list[str]()
+        self.names = sorted({*names, *((LABELS,) if LABELS in self._file else ())})
+        self.missing = sorted(self._unlisted())
         self.state = State.of([(str(path.absolute()), path.stat())])
+
+    def _unlisted(self) -> Iterator[str]:
+        """What lies beside the names. Groups are counted first: a million names need not be read again."""
+        listed: dict[str, set[str]] = {"": set()}
+        for parts in (name.split("/") for name in self.names):
+            for k in range(len(parts)):
+                listed.setdefault("/".join(parts[:k]), set()).add(parts[k])
+        for group, inside in listed.items():
+            if self._is_own(group) and hasattr(held := self._file[group or "/"], "keys") and len(held) > len(inside):
+                yield from (f"{group}/{name}".lstrip("/") for name in held if name not in inside)
 
     def content(self, rows: Sequence[int]) -> str:
         """See `Files.content`; of the file as a whole."""
@@ -366,13 +388,16 @@ class H5Files:
             raise UserError(f"{self.path}: {printable(name)} cannot be read ({error}). Copy the file again.") from None
         return value if isinstance(value, bytes) else np.asarray(value).tobytes()
 
-    def _refuse_outside(self, name: str) -> None:
+    def _is_own(self, path: str) -> bool:
+        """Whether all links on the way are to things in this very file."""
         import h5py
 
-        parts = [part for part in name.split("/") if part]
-        paths = ["/".join(parts[: k + 1]) for k in range(len(parts))]
-        own = all(isinstance(self._file.get(path, getlink=True), h5py.HardLink) for path in paths)
-        if not own or self._file[name].external or self._file[name].is_virtual:
+        parts = [part for part in path.split("/") if part]
+        above = ("/".join(parts[: k + 1]) for k in range(len(parts)))
+        return all(isinstance(self._file.get(p, getlink=True), h5py.HardLink) for p in above)
+
+    def _refuse_outside(self, name: str) -> None:
+        if not self._is_own(name) or self._file[name].external or self._file[name].is_virtual:
             raise UserError(
                 f"{self.path}: {printable(name)} is a link or lies in another file. Get the file elsewhere, or write "
                 "it with its contents in it."

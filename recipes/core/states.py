@@ -169,9 +169,14 @@ def held(loaded: Any) -> str:
 
 
 def low_precision(state: Mapping[str, Tensor]) -> str | None:
-    """A sentence if weights are of fewer than 32 bits."""
+    """A clause if weights are of fewer than 32 bits."""
     kinds = {value.dtype for value in state.values() if value.is_floating_point() and value.dtype.itemsize < 4}
     if not kinds:
         return None
     names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
     return f"its weights are {names}: numbers differ a little from those of the float32 file"
+
+
+def notes_of(state: Mapping[str, Tensor], path: object) -> tuple[str, ...]:
+    """`low_precision` as a sentence about a file."""
+    return (f"{path}: {note}.",) if (note := low_precision(state)) else ()

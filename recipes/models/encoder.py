@@ -23,7 +23,7 @@ from recipes.core.errors import UserError, nearest
 from recipes.core.pickles import content_of, load_exactly, load_state
 from recipes.core.precision import full_precision
 from recipes.core.spec import Count, Spec
-from recipes.core.states import find, network_in
+from recipes.core.states import find, network_in, notes_of
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -215,6 +215,8 @@ class Encoder(nn.Module):
     std: Tensor
     content: str | None = None
     """SHA-256 of the weights' file; none while they are random."""
+    notes: tuple[str, ...] = ()
+    """What whoever reads its numbers should know of the weights."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         """The network with random weights; `load_encoder` gives it the trained ones.
@@ -294,7 +296,7 @@ def load_encoder(
     unused = _UNUSED if spec.final_norm else (*_UNUSED, "norm.")
     used = {name: value for name, value in state.items() if not name.startswith(unused)}
     load_exactly(encoder.network, used, where=where)
-    encoder.content = content_of(weights)
+    encoder.content, encoder.notes = content_of(weights), notes_of(used, weights)
     return encoder
 
 

@@ -131,7 +131,7 @@ def test_manifolds(benchmark, how):
 class Device:
     """A feature network in the place of one on an accelerator: it takes its time and leaves the processor alone."""
 
-    convention, content = "device", "d" * 64
+    convention, content, notes = "device", "d" * 64, ()
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         time.sleep(2e-3 * len(images))
@@ -178,7 +178,7 @@ class Blank:
 class Sized:
     """Outputs of Inception's sizes at no cost, other ones for every batch."""
 
-    convention, content = "sized", "s" * 64
+    convention, content, notes = "sized", "s" * 64, ()
 
     def __init__(self) -> None:
         self._seen = 0

@@ -21,13 +21,14 @@ import pytest
 import torch
 from tests_support import Toy, pictures
 
-from harness import array_files, cli, scoring
+from harness import array_files, cli, measured, scoring
 from harness.imagenet import center_crop, prepare_images
 from harness.imagenet_sources import open_source
 from harness.pairs import Beside, paired_by_name
 from harness.samples import ImageSet, open_samples
 from recipes.core import content, files
 from recipes.core.decoding import UNDECODABLE, decode, oddities, opened
+from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.core.images import open_images
 from recipes.core.latents import open_latents
@@ -280,6 +281,19 @@ def test_what_no_sampler_drew_is_left_out_and_counted(kind, junk, tmp_path):
     (told,) = opened_set(place).warnings
     assert "1 left out, hidden, or made by a file manager" in told
     assert junk in told
+
+
+@pytest.mark.parametrize("name", ["late.png", "00001/late.png", "00002"])
+def test_images_that_a_list_of_names_lacks_are_counted(name, tmp_path):
+    place = write_h5(tmp_path / "a.h5", write_folder(tmp_path / "a", name="00001/{:06d}.png"))
+    assert opened_set(place).warnings == ()
+    with h5py.File(place, "a") as file:
+        file[f"{name}/x.png" if "." not in name else name] = np.zeros(9, np.uint8)
+    (told,) = opened_set(place).warnings
+    assert f"1 left out, not in the list of names ({name})" in told
+    place.with_name("a_h5.json").unlink()
+    with pytest.raises(UserError, match=r"has no a_h5\.json beside it"):
+        opened_set(place)
 
 
 def test_the_same_is_left_out_of_training_and_preparation(tmp_path):
@@ -892,3 +906,19 @@ def _sparse(path: Path, shape: tuple[int, ...]) -> Path:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + int(np.prod(shape)))
     return path
+
+
+def test_large_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    """64 of 4096 x 4096 pixels would be 3 GB."""
+    np.savez(tmp_path / "x.npz", arr_0=IMAGES)
+    monkeypatch.setattr(measured, "MOST_PIXELS", 2 * IMAGES.shape[1] * IMAGES.shape[2])
+    seen = []
+
+    class Watched(Toy):
+        def __call__(self, images):
+            seen.append(len(images))
+            return super().__call__(images)
+
+    shards = measured.Shards(tmp_path / "shards", len(IMAGES))
+    found = measured.measure(opened_set(tmp_path / "x.npz"), Watched(), shards, batch=64, world=World())
+    assert (found.rows, max(seen)) == (len(IMAGES), 2)

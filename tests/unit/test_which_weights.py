@@ -384,6 +384,13 @@ def test_an_average_with_gaps_is_not_filled_up(tmp_path):
         read_checkpoint(written(tmp_path / "x.pt", {"state_dict": {**before("model.", RAW), **part}}), heads=4)
 
 
+@pytest.mark.parametrize("gone", ["blocks.1", "final_layer", "pos_embed"])
+def test_a_plain_average_with_gaps_is_named(gone, tmp_path):
+    part = {name: value for name, value in EMA.items() if not name.startswith(gone)}
+    with pytest.raises(UserError, match=rf"'ema' lacks '{gone}.*, which 'model' has"):
+        read_checkpoint(written(tmp_path / "x.pt", {"model": RAW, "ema": part}), heads=4)
+
+
 @pytest.mark.parametrize("kind", ["model", "ema"])
 def test_a_flipped_bit_is_seen(tmp_path, kind):
     path = written(tmp_path / "x.pt", {kind: EMA})
@@ -473,3 +480,17 @@ def test_repa_dropped_labels_twice(tmp_path):
     run = import_checkpoint(written(tmp_path / "x.pt", {"ema": EMA, "args": args}), tmp_path / "run", heads=4)
     assert run.spec.options["label_dropout"] == pytest.approx(0.19)
     assert any("dropped labels twice" in note for note in import_notes(run, 0))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0, 0, 0), (2, 3, 4), (1, 1, 1, 1, 1)], ids=str)
+def test_tensors_of_other_dimensions_are_no_sit(shape, tmp_path):
+    """Each of a network's tensors, one after the other."""
+    of = state(2, encoder_widths=(7,))
+    for name, value in of.items():
+        if value.shape != shape:
+            path = written(tmp_path / "x.pt", {"ema": {**of, name: torch.ones(shape)}})
+            if name == "projectors.0.4.weight" and 0 in shape:
+                assert read_checkpoint(path, heads=4).sit.encoder_widths == ()  # as REPA writes it without an encoder
+            else:
+                with pytest.raises(UserError):
+                    read_checkpoint(path, heads=4)

@@ -106,6 +106,16 @@ def test_dinov2_as_a_feature_network(tmp_path, monkeypatch, wrapper):
     assert torch.equal(found(pixels())["features"], bare(pixels())["features"])
 
 
+def test_weights_of_half_precision_are_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(DINOV2, "dinov2-vit-b", tiny("dinov2-vit-b"))
+    state = vision_transformer("dinov2-vit-b")
+    assert dinov2.load("dinov2-vit-b", written(tmp_path / "whole.pth", state), CPU).notes == ()
+    (note,) = dinov2.load(
+        "dinov2-vit-b", written(tmp_path / "half.pth", {n: v.half() for n, v in state.items()}), CPU
+    ).notes
+    assert "half.pth: its weights are float16: numbers differ" in note
+
+
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory) -> Path:
     return stand_ins.write_inception(tmp_path_factory.mktemp("inception"))
