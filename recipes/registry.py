@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from recipes.base import Objective
 from recipes.core.errors import UserError, nearest
-from recipes.objective import Objective
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
 from recipes.vanilla import Vanilla

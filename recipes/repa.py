@@ -7,11 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from recipes.core.data import Batch
+from recipes.base import Networks, Objective
+from recipes.core.batch import Batch
 from recipes.core.losses import alignment_loss
 from recipes.models.sit import SiTOutput
-from recipes.networks import Networks
-from recipes.objective import Objective
 from recipes.vanilla import Vanilla
 
 

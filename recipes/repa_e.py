@@ -13,7 +13,8 @@ import torch
 from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
-from recipes.core.data import Batch
+from recipes.base import Networks, diffuse
+from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.frozen import frozen
 from recipes.core.loop import Update
@@ -28,8 +29,6 @@ from recipes.core.losses import (
 )
 from recipes.core.precision import at_least_float32, outside_autocast
 from recipes.models.autoencoder import Posterior, to_unit
-from recipes.networks import Networks
-from recipes.objective import diffuse
 from recipes.repa import Repa
 
 

@@ -7,13 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from recipes.core.data import Batch
+from recipes.base import Networks, Objective, cached_latents, diffuse, drop_labels
+from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.loop import Update
 from recipes.core.losses import denoising_loss
 from recipes.models.sit import SiT, SiTOutput
-from recipes.networks import Networks
-from recipes.objective import Objective, cached_latents, diffuse, drop_labels
 
 
 class Vanilla:

@@ -16,13 +16,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from baselines.claims import ledger
-from harness.claims import judge
-from harness.compare import BASELINE, Comparison, load
-from harness.curves import Observation, Selection, title
-from harness.records import ScoreRecord
-from recipes.core.checkpoint import write_bytes
+from harness.records.schema import ScoreRecord
+from harness.results.claims import judge
+from harness.results.comparison import BASELINE, Comparison, load
+from harness.results.curves import Observation, Selection, title
+from recipes.core.atomic import write_bytes
 from recipes.core.errors import UserError
 from reports import figures, tables
+from reports import table as reports_table
 from reports.pictures import Pictures
 from reports.speedup_tables import headline, interval, speedup_table
 
@@ -123,7 +124,7 @@ def _csv_cell(value: object) -> object:
     """One line, and no formula, whatever a name begins with."""
     if not isinstance(value, str):
         return value
-    line = tables.one_line(value)
+    line = reports_table.one_line(value)
     return f"'{line}" if line.startswith(FORMULAS) else line
 
 
@@ -143,7 +144,7 @@ def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
     return (r.arm, r.seed, r.protocol.name, r.step, r.generation_seed)
 
 
-def _tables(comparison: Comparison) -> dict[str, tables.Table]:
+def _tables(comparison: Comparison) -> dict[str, reports_table.Table]:
     return {
         "speedup": _speedups(comparison),
         "fid": tables.fid_table(comparison),
@@ -159,16 +160,16 @@ def _tables(comparison: Comparison) -> dict[str, tables.Table]:
     }
 
 
-def _speedups(comparison: Comparison) -> tables.Table:
+def _speedups(comparison: Comparison) -> reports_table.Table:
     if comparison.speedups is None:
-        return tables.Table("Speedups", (), ())
+        return reports_table.Table("Speedups", (), ())
     runs = {arm: comparison.runs(comparison.baseline, arm) for arm in comparison.arms}
     return speedup_table(comparison.speedups, comparison.labels, runs)
 
 
-def _markdown(comparison: Comparison, made: dict[str, tables.Table]) -> str:
+def _markdown(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
     first = comparison.scores[0]
-    plain = tables.plain
+    plain = reports_table.plain
     parts = [f"# {plain(first.suite)}: comparison report", "", f"**{plain(first.notice)}**", ""]
     parts += [f"- {plain(sentence)}" for sentence in _answer(comparison)]
     parts += ["", f"![FID against budget]({FIGURES}/fid.png)", ""]
@@ -183,13 +184,15 @@ def _rerun(comparison: Comparison) -> str:
     if any(name.startswith("-") for name in names):
         return "(a name in these records begins with a dash, which is no argument)"
     words = ["--suite", names[0], "--recipes", *names[1:], "--seeds", *map(str, seeds)]
-    return shlex.join(map(tables.one_line, ["repa-bench", "run", *words, "--steps", str(comparison.steps()[-1])]))
+    return shlex.join(
+        map(reports_table.one_line, ["repa-bench", "run", *words, "--steps", str(comparison.steps()[-1])])
+    )
 
 
-def _latex(comparison: Comparison, made: dict[str, tables.Table]) -> str:
+def _latex(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
     first = comparison.scores[0]
     head = f"% {first.suite}: {first.notice}. Written by repa-bench; needs \\usepackage{{booktabs}}."
-    return "\n\n".join([tables.one_line(head), *(table.latex() for table in made.values() if table.rows)]) + "\n"
+    return "\n\n".join([reports_table.one_line(head), *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
 
 def _inline(figure: Figure, name: str) -> Markup:
@@ -197,7 +200,7 @@ def _inline(figure: Figure, name: str) -> Markup:
     return Markup(figures.svg(figure, name))  # nosec B704
 
 
-def _page(comparison: Comparison, made: dict[str, tables.Table]) -> str:
+def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
     drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
     curves, pictures = [(title(name), _inline(figure, name)) for name, figure in drawn.items()], Pictures(comparison)
     swept = _inline(figures.guidance_figure(comparison), "guidance") if comparison.searches else ""

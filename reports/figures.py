@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from baselines.published import curve
-from harness.compare import Comparison
-from harness.curves import currencies, panel
-from harness.records import ScoreRecord
-from harness.speedup import average, spread
-from reports.tables import one_line
+from harness.records.schema import ScoreRecord
+from harness.results.comparison import Comparison
+from harness.results.curves import currencies, panel
+from harness.results.speedup import average, spread
+from reports.table import one_line
 
 STYLES = [
     ("#555555", "o", "-"),

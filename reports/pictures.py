@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness.compare import Comparison
+from harness.results.comparison import Comparison
 from recipes.core.errors import UserError
 
 GRID_SIDE_IMAGES = 10

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.curves import Speedups, title
-from harness.estimate import Estimate
-from reports.tables import Table
+from harness.results.curves import Speedups, title
+from harness.results.estimate import Estimate
+from reports.table import Table
 
 
 def times(value: float | None) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from recipes.core.data import Batch
+from recipes.base import Networks
+from recipes.core.batch import Batch
 from recipes.core.spec import EMASpec, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 from recipes.models.sit import SiT, SiTSpec, initialize
-from recipes.networks import Networks
-from recipes.released import diffusers_name
+from recipes.released.autoencoder import diffusers_name
 
 SIT = SiTSpec(
     latent_size=4,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.curves import Observation
-from harness.estimate import Estimate, estimate
-from harness.inference import verdict
-from harness.speedup import Panel, Point
+from harness.results.curves import Observation
+from harness.results.estimate import Estimate, estimate
+from harness.results.inference import verdict
+from harness.results.speedup import Panel, Point
 
 STEPS = (250, 500, 750, 1000, 1250, 1500)
 #: Another grid, which has neither the baseline's steps nor its end.

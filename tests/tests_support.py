@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from harness.features import FEATURES, LOGITS, SPATIAL
+from harness.features.base import FEATURES, LOGITS, SPATIAL
 
 
 def pictures(seed: int, count: int, side: int = 32) -> np.ndarray:

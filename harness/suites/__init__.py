@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.protocol import EVERY_FIELD
+from harness.sampling.protocol import EVERY_FIELD
 from harness.suites.digits import DigitsSuite, digits
-from harness.suites.imagenet import ImagenetSuite, imagenet256, imagenet_smoke
+from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import with_overrides
-from recipes.run import flops_per_step
+from recipes.training.flops import flops_per_step
 
 AnySuite = DigitsSuite | ImagenetSuite
 SUITES: dict[str, Callable[[], AnySuite]] = {

@@ -1,29 +1,15 @@
-"""What every suite hands to the pipeline."""
+"""What a suite says: what is trained on what, and how it is judged. Specifications do no work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from pydantic import JsonValue
-from torch import Tensor
 
-from harness.assets import Store
-from harness.features import FEATURES, FeatureNetwork, Several, extra_networks, outputs_of
-from harness.measured import Measured
-from harness.pairs import Distance
-from harness.progress import Reporter
-from harness.protocol import Protocol as EvaluationProtocol
-from recipes.core.distributed import World
-from recipes.core.errors import UserError
-from recipes.core.spec import Count, Execution, Spec
-from recipes.models.autoencoder import Autoencoder
-from recipes.run import RunSpec, TrainingInputs
-
-#: Reference images that an extra network looks at, at once.
-CHUNK = 64
+from harness.sampling.protocol import Protocol as EvaluationProtocol
+from recipes.core.spec import Count, Spec
+from recipes.training.spec import RunSpec
 
 
 class Arm(Spec):
@@ -46,83 +32,6 @@ class Budget(Spec):
     def milestones(self) -> list[int]:
         """The steps that are kept and scored: every `score_every`, and the last."""
         return sorted({*range(self.score_every, self.steps + 1, self.score_every), self.steps})
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What samples are judged by."""
-
-    network: FeatureNetwork
-    reference: Measured
-    reference_images: Tensor
-    """uint8, (N, 3, H, W): what tokenizers are made to reconstruct."""
-    training_images: Tensor
-    """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
-    lpips: Distance | None = None
-    """Of uint8 images, where its network is on this machine."""
-
-    def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Judge:
-        """The same with the networks that these outputs are from, and what they say of the reference images.
-
-        Raises:
-            UserError: a network is not on this machine.
-        """
-        missing = [name for name in dict.fromkeys(outputs) if not self.reference.has(name)]
-        others = extra_networks(missing, self.network, store, device)
-        if not others:
-            return self
-        looked = {
-            name: outputs_of(self.reference_images.split(CHUNK), network)[FEATURES] for name, network in others.items()
-        }
-        return replace(self, network=Several(self.network, others), reference=self.reference.joined(looked))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that is made before training, and shared by all runs of a suite."""
-
-    inputs: Callable[[str], TrainingInputs]
-    """What an arm trains on."""
-    tokenizers: Mapping[str, Autoencoder]
-    """By name: those that start frozen or are tuned."""
-    tokenizer_of: Callable[[str], str | None]
-    """Which of them an arm starts from; none if from scratch."""
-    judge: Judge | None
-    """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
-    hashes: Mapping[str, str]
-    """Content hash of each asset, by kind."""
-    facts: Mapping[str, float]
-    """What was measured on the way, for people to read."""
-
-    def tokenizer(self, arm: str) -> Autoencoder | None:
-        """The tokenizer that an arm starts from."""
-        name = self.tokenizer_of(arm)
-        return None if name is None else self.tokenizers[name]
-
-    def require_judge(self) -> Judge:
-        """What samples are judged by.
-
-        Raises:
-            UserError: its files are missing.
-        """
-        if self.judge is None:
-            raise UserError(
-                "nothing can be scored without the metric's files. Mend: repa-bench fetch inception and "
-                "repa-bench fetch adm-reference (or fetch NAME --from PATH)."
-            )
-        return self.judge
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a suite's preparation is given."""
-
-    store: Store
-    reporter: Reporter
-    world: World
-    execution: Execution
-    data: str | None = None
-    """Where raw or prepared images lie, if the user said so."""
 
 
 class Suite(Protocol):
@@ -188,8 +97,9 @@ class Suite(Protocol):
         """Gate for the tokenizer's own rFID."""
         ...
 
-    def place(self, store: Store) -> Store:
-        """Where in the cache the suite keeps its files."""
+    @property
+    def stand_ins(self) -> bool:
+        """Whether tiny networks with random weights stand for the published ones, in a cache of their own."""
         ...
 
     def identity(self) -> str:
@@ -219,10 +129,6 @@ class Suite(Protocol):
     @property
     def knows_labels(self) -> bool:
         """Whether the feature network's logits are the suite's classes."""
-        ...
-
-    def prepare(self, around: Surroundings, arms: Sequence[str]) -> Prepared:
-        """Find or make every asset that these arms need."""
         ...
 
     def run_spec(self, arm: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:

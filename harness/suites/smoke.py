@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from harness.suites.base import Budget
 from harness.suites.digits import DigitsSuite, digits
-from harness.suites.digits_data import DigitsData
-from harness.suites.digits_networks import Training
+from harness.suites.digits_specs import DigitsData, Training
 
 
 def smoke() -> DigitsSuite:

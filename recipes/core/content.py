@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.core.checkpoint import sha256_of, write_text
+from recipes.core.atomic import sha256_of, write_text
 from recipes.core.spec import digest_of
 
 CACHE_VARIABLE = "REPA_BENCH_CACHE"

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from recipes.core.data import Batch
+from recipes.core.batch import Batch
 from recipes.core.distributed import GradientAverage, World
 from recipes.core.draws import Draws, KeyedDraws
 from recipes.core.ema import ema_copy, ema_decay, ema_update, pairs_of

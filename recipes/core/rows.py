@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from recipes.core.checkpoint import open_own
+from recipes.core.atomic import open_own
 from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.errors import UserError
-from recipes.core.pickles import some
+from recipes.core.weights import some
 
 #: What data parallelism, sharding, compilation and activation checkpointing put into names.
 WRAPPERS = {

@@ -20,10 +20,10 @@ from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from recipes.core.errors import UserError, nearest
-from recipes.core.pickles import content_of, load_exactly, load_state
 from recipes.core.precision import full_precision
 from recipes.core.spec import Count, Spec
 from recipes.core.states import find, network_in, notes_of
+from recipes.core.weights import content_of, load_exactly, load_state
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.core.data import Batch
+from recipes.base import Networks
+from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.precision import matrix_products
 from recipes.core.spec import TrainSpec
-from recipes.networks import Networks
 
 
 class TorchDraws:

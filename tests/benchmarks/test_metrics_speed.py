@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import measured
-from harness.evaluate import DEFAULT, evaluate
-from harness.features import FEATURES, LOGITS, SPATIAL
-from harness.metrics import Manifold, Moments, Sums, frechet_distance, manifold, manifolds, precision_recall
-from harness.samples import FolderImages
-from harness.scoring import Job
+from harness.features.base import FEATURES, LOGITS, SPATIAL
+from harness.metrics.evaluate import DEFAULT, evaluate
+from harness.metrics.frechet import Moments, Sums, frechet_distance
+from harness.metrics.manifold import Manifold, manifold, manifolds, precision_recall
+from harness.scoring import feature_shards
+from harness.scoring.files import Job
+from harness.scoring.image_sets import FolderImages
 from recipes.core.distributed import World
 
 WIDTH = 2048
@@ -147,11 +148,11 @@ def test_reading_is_overlapped(benchmark, how, tmp_path, monkeypatch):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{k:04d}.png", compress_level=1)
     images = FolderImages(tmp_path)
     if how == "in turn":
-        monkeypatch.setattr(measured, "prefetched", lambda read, chunks, depth: map(read, chunks))
+        monkeypatch.setattr(feature_shards, "prefetched", lambda read, chunks, depth: map(read, chunks))
 
     def run() -> int:
-        shards = measured.Shards(tmp_path / "shards", len(images))
-        found = measured.measure(images, Device(), shards, batch=64, world=World())
+        shards = feature_shards.Shards(tmp_path / "shards", len(images))
+        found = feature_shards.measure(images, Device(), shards, batch=64, world=World())
         shards.clear()
         assert found is not None
         return found.rows

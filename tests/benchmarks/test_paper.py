@@ -19,19 +19,21 @@ import torch
 from plain_loop import PlainLoop, TorchDraws, update_ema
 from torch import nn
 
-from harness.probe import random_batch, random_inputs
-from harness.suites.imagenet import ImagenetSuite, Size, TokenizerChoice, imagenet256
-from recipes.core.data import StoredData
+from harness.pipeline.probe import random_batch, random_inputs
+from harness.suites.imagenet256 import ImagenetSuite, Size, TokenizerChoice, imagenet256
 from recipes.core.distributed import World, choose_device
 from recipes.core.draws import KeyedDraws, key_of, normal
 from recipes.core.ema import ema_copy, ema_update, pairs_of
-from recipes.core.images import Images, open_images
 from recipes.core.spec import Execution
+from recipes.data.images import Images, open_images
+from recipes.data.loader import StoredData
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.sit import SiT
 from recipes.registry import recipe_options
-from recipes.run import RunSpec, TrainingInputs, build_networks, build_trainer, flops_per_step
+from recipes.training.build import build_networks, build_trainer
+from recipes.training.flops import flops_per_step
+from recipes.training.spec import RunSpec, TrainingInputs
 
 pytestmark = pytest.mark.benchmark
 

@@ -7,9 +7,9 @@ import torch
 from builders import make_batch, make_networks, make_train_spec
 from plain_loop import PlainLoop
 
+from recipes.base import Networks
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
-from recipes.networks import Networks
 from recipes.registry import RECIPES
 
 STEPS = 3

@@ -7,17 +7,19 @@ import copy
 import pytest
 import torch
 
-from harness.metrics import Moments, frechet_distance, precision_recall
+from harness.metrics.frechet import Moments, frechet_distance
+from harness.metrics.manifold import precision_recall
 from harness.suites import suite
-from recipes.core.data import Batch
+from recipes.base import Networks
+from recipes.core.batch import Batch
 from recipes.core.draws import KeyedDraws
 from recipes.core.ema import ema_update, pairs_of
 from recipes.core.loop import Trainer
 from recipes.core.losses import alignment_loss
 from recipes.core.spec import TrainSpec
-from recipes.networks import Networks
 from recipes.registry import recipe, recipe_options
-from recipes.run import RunSpec, build_networks
+from recipes.training.build import build_networks
+from recipes.training.spec import RunSpec
 
 DIGITS = suite("digits")
 

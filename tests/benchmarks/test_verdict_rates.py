@@ -30,7 +30,7 @@ from simulation import (
     rates,
 )
 
-from harness.curves import compare
+from harness.results.curves import compare
 
 FACTORS = (1.0, 1.2, 1.5, 2.0)
 GRIDS = {"equal": STEPS, "unequal": OTHER_STEPS}
@@ -147,7 +147,7 @@ def test_ten_seeds_fifty_checkpoints_twenty_recipes(benchmark):
                 fid = 60 * ((1 + 0.05 * recipe) * step) ** -0.3 * math.exp(0.02 * rng.normal())
                 budgets = {"iterations": step, "images": 256 * step, "flops": 1e9 * step, "device_seconds": 0.1 * step}
                 found.append((str(recipe), seed, step, fid, budgets))
-    from harness.curves import Observation
+    from harness.results.curves import Observation
 
     many = [Observation(recipe, seed, 0, step, fid, budgets) for recipe, seed, step, fid, budgets in found]
     benchmark(lambda: compare(many, "0"))

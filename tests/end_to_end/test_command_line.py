@@ -316,17 +316,18 @@ def test_two_processes_score_what_one_does(finished, tmp_path):
 
 def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
     """Scoring interrupted between two shards goes on with the second, and ends with the same numbers."""
-    from harness import measured, pipeline
-    from harness.assets import Store
-    from harness.generate import Sampler
-    from harness.pipeline import Session
-    from harness.progress import Reporter
+    from harness.assets.cache import Store
+    from harness.pipeline import run_suite
+    from harness.pipeline.session import Session
+    from harness.runtime.progress import Reporter
+    from harness.sampling.sampler import Sampler
+    from harness.scoring import feature_shards
     from harness.suites import suite
     from harness.suites.base import Budget
 
     chosen = suite("smoke")
     session = Session(chosen, Budget(steps=8, score_every=8), tmp_path, Store(finished[1]), Reporter(quiet=True))
-    monkeypatch.setattr(measured, "SHARD", 32)
+    monkeypatch.setattr(feature_shards, "SHARD", 32)
     drawn: list[int] = []
     whole = Sampler.draw
 
@@ -338,10 +339,10 @@ def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sampler, "draw", draw)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run_suite(session, ["vanilla"], [0])
+        run_suite.run_suite(session, ["vanilla"], [0])
     assert drawn == [0, 32]
     monkeypatch.setattr(Sampler, "draw", lambda s, p, g, i: drawn.append(int(i[0])) or whole(s, p, g, i))
-    pipeline.run_suite(session, ["vanilla"], [0])
+    run_suite.run_suite(session, ["vanilla"], [0])
     assert drawn[2:4] == [64, 96]
     ours = {k: v for k, v in scores(tmp_path).items() if k[3] == "8" and "ode4" in k[4]}
     assert ours

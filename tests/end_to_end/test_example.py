@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 
 from baselines.claims import ledger
-from harness import records
-from harness.claims import judge
-from harness.compare import load
+from harness.records import file
+from harness.results.claims import judge
+from harness.results.comparison import load
+from harness.results.noise import NOISE
 from harness.suites import suite
-from harness.suites.noise import NOISE
 from reports.build import Wanted, check
 from reports.speedup_tables import interval
 
@@ -27,9 +27,9 @@ def test_the_report_is_what_the_records_give():
 
 
 def test_every_line_carries_its_digest():
-    lines = (EXAMPLE / records.FILE).read_text().splitlines()
+    lines = (EXAMPLE / file.FILE).read_text().splitlines()
     assert all("check" in json.loads(line) for line in lines)
-    assert len(list(records.read(EXAMPLE / records.FILE))) == len(lines)
+    assert len(list(file.read(EXAMPLE / file.FILE))) == len(lines)
 
 
 def test_no_verdict_on_a_claim_has_changed():

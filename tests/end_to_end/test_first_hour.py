@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
-from harness.records import FILE, read
+from harness.cli.app import main
+from harness.records.file import FILE, read
 
 SMOKE = ("--suite", "smoke")
 

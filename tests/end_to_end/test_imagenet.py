@@ -133,11 +133,11 @@ def test_two_stage_trains_on_the_exported_tokenizer(paper):
 
 def test_samples_of_a_trained_and_of_an_imported_checkpoint_are_equal(paper):
     """Our run, written out in the released form and imported again, draws the same images."""
-    from recipes.run import Run
+    from recipes.training.run_folder import Run
 
     run = Run.open(paper.run("repa_e"))
     weights = run.weights(6)
-    from recipes.released import autoencoder_to_compvis
+    from recipes.released.autoencoder import autoencoder_to_compvis
 
     def part(prefix: str) -> dict[str, torch.Tensor]:
         return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

@@ -12,7 +12,8 @@ import torch
 from builders import compvis_state, make_sit
 from tests_support import Toy, pictures
 
-from harness import cli, features
+from harness.assets import networks
+from harness.cli import app
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SiTSpec
 
@@ -37,7 +38,7 @@ def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["repa-bench", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        app.main()
     return int(left.value.code or 0), *capsys.readouterr()
 
 
@@ -67,7 +68,7 @@ def test_raw_weights_alone_are_sampled_only_by_their_name(place, capsys, monkeyp
 
 
 def test_a_tokenizer_in_half_precision_is_said_beside_its_numbers(place, capsys, monkeypatch):
-    monkeypatch.setattr(features, "load_network", lambda *_: Toy())
+    monkeypatch.setattr(networks, "load_network", lambda *_: Toy())
     np.savez(place / "images.npz", arr_0=pictures(0, 12))
     asked = ("--tokenizer", "vae.ckpt", "--reference", "images.npz", "--metrics", "psnr", "--json")
     code, out, err = run(capsys, monkeypatch, "score", *asked)

@@ -10,8 +10,9 @@ from builders import make_sit
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.replay import PATHS, SOLVERS, MeanSquares, RecordedDraws, _batch, _logged
-from harness.sampler import Guidance, sample_latents
+from harness.checks.replay import PATHS, SOLVERS, MeanSquares, RecordedDraws, _batch, _logged
+from harness.sampling.solvers import Guidance, sample_latents
+from recipes.base import Networks, Objective
 from recipes.core.interpolant import interpolate
 from recipes.core.loop import Trainer
 from recipes.core.losses import alignment_loss, denoising_loss, kl_loss
@@ -19,9 +20,7 @@ from recipes.core.spec import OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 from recipes.models.sit import SiT, SiTSpec
-from recipes.networks import Networks
-from recipes.objective import Objective
-from recipes.released import diffusers_name
+from recipes.released.autoencoder import diffusers_name
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
 from recipes.vanilla import Vanilla

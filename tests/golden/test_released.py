@@ -15,14 +15,13 @@ from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.replay import relative_error
-from recipes.core import checkpoint
+from harness.checks.replay import relative_error
+from recipes.core import atomic, checkpoint
 from recipes.core.errors import UserError
 from recipes.core.loop import subset
-from recipes.imports import import_checkpoint
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec
-from recipes.released import (
+from recipes.released.autoencoder import (
     TOKENIZERS,
     autoencoder_to_compvis,
     compvis_name,
@@ -32,8 +31,11 @@ from recipes.released import (
     load_discriminator,
     save_autoencoder,
 )
-from recipes.released_sit import ReleasedCheckpoint, read_checkpoint, sit_spec
-from recipes.run import Run, RunSpec, flops_per_step, load_for_sampling
+from recipes.released.sit import ReleasedCheckpoint, read_checkpoint, sit_spec
+from recipes.training.flops import flops_per_step
+from recipes.training.import_run import import_checkpoint
+from recipes.training.run_folder import Run, load_for_sampling
+from recipes.training.spec import RunSpec
 
 BOUND = 1e-5
 HEADS = 4
@@ -148,7 +150,7 @@ def test_repa_e_folder(tmp_path, repa_e_folder):
     manifest = checkpoint.read_manifest(run.checkpoint(400000))
     file = repa_e_folder / "checkpoints" / "0400000.pt"
     assert (manifest["step"], manifest["seconds"], manifest["run"]) == (400000, 0.0, spec.digest())
-    assert manifest["imported"]["sha256"] == spec.inputs["source"] == checkpoint.sha256_of(file)
+    assert manifest["imported"]["sha256"] == spec.inputs["source"] == atomic.sha256_of(file)
     assert manifest["imported"]["args"] == arguments()
     assert manifest["imported"]["raw"] == "model"
     assert spec.perceptual == "released"
@@ -621,4 +623,4 @@ def test_equal_tensors_are_equal_files(tmp_path, monkeypatch):
         monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
         save_autoencoder(tmp_path / name, "vae", vae, torch.zeros(4), torch.ones(4))
     for file in ("vae.pt", "vae-latents-stats.pt"):
-        assert checkpoint.sha256_of(tmp_path / "one" / file) == checkpoint.sha256_of(tmp_path / "two" / file)
+        assert atomic.sha256_of(tmp_path / "one" / file) == atomic.sha256_of(tmp_path / "two" / file)

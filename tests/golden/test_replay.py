@@ -10,7 +10,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from harness.replay import Comparison, Folder, relative_error, replay
+from harness.checks.replay import Comparison, Folder, relative_error, replay
 from recipes.core.errors import UserError
 from recipes.core.loop import subset
 

@@ -14,15 +14,16 @@ import torch
 from builders import MeanSquares
 from torch import Tensor
 
-from harness.probe import random_batch, random_inputs
-from harness.suites.imagenet import ImagenetSuite, Size, imagenet_smoke
-from recipes.core.data import Batch
+from harness.pipeline.probe import random_batch, random_inputs
+from harness.suites.imagenet256 import ImagenetSuite, Size, imagenet_smoke
+from recipes.core.batch import Batch
 from recipes.core.distributed import World, choose_device
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
 from recipes.core.precision import Precision
 from recipes.core.spec import Execution
-from recipes.run import RunSpec, build_trainer
+from recipes.training.build import build_trainer
+from recipes.training.spec import RunSpec
 
 IMAGES = 4
 #: Loss scales that leave float16 gradients finite, and that no gradient survives.

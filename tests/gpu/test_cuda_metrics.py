@@ -6,11 +6,10 @@ import pytest
 import torch
 from tests_support import Toy, pictures
 
-from harness.evaluate import evaluate
-from harness.features import FEATURES, LOGITS, SPATIAL
-from harness.inception import load
-from harness.measured import Measured
-from harness.suites.stand_ins import write_inception
+from harness.features.base import FEATURES, LOGITS, SPATIAL
+from harness.features.inception import load, write_inception
+from harness.metrics.evaluate import evaluate
+from harness.metrics.statistics import Measured
 
 pytestmark = [
     pytest.mark.gpu,

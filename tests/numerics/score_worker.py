@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
-from harness import measured, scoring
-from harness.samples import open_samples
+from harness.scoring import feature_shards, files
+from harness.scoring.image_sets import open_samples
 from recipes.core.distributed import gather_equal, world
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests_support import Toy
 
 place, out = map(Path, sys.argv[1:])
-measured.SHARD = 3
+feature_shards.SHARD = 3
 
 with world("cpu") as here:
     network = Toy()
     wanted = ("fid", "sfid", "is", "precision", "recall", "f_score", "density", "coverage", "kid")
-    job = scoring.Job(network=network, features="inception", wanted=wanted, cache=out / "cache", world=here)
+    job = files.Job(network=network, features="inception", wanted=wanted, cache=out / "cache", world=here)
     job.measure(open_samples(place / "real.npz", flag="--reference"), "reference")
     network.looked = 0
-    found = scoring.score(open_samples(place / "fake.npz", flag="--samples"), place / "real.npz", job)
+    found = files.score(open_samples(place / "fake.npz", flag="--samples"), place / "real.npz", job)
     counts = gather_equal(torch.tensor([network.looked])).flatten().tolist()
     if here.main:
         (out / "found.json").write_text(json.dumps({"found": found, "looked": counts}))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests_support import Toy, pictures
 
-from harness import scoring
-from harness.adm_reference import is_adm_reference, read_adm_reference
-from harness.samples import open_samples
+from harness.metrics.adm_reference import is_adm_reference, read_adm_reference
+from harness.scoring import files
+from harness.scoring.image_sets import open_samples
 from recipes.core.errors import UserError
 
 DIM = 12
@@ -116,8 +116,8 @@ def test_what_is_odd_is_told_beside_the_number(name, tmp_path):
 
 def score(tmp_path: Path, reference: Path) -> dict:
     np.savez(tmp_path / "samples.npz", arr_0=pictures(0, 40))
-    job = scoring.Job(network=Toy(), features="inception", wanted=("fid",), cache=tmp_path)
-    found = scoring.score(open_samples(tmp_path / "samples.npz", flag="--samples"), reference, job)
+    job = files.Job(network=Toy(), features="inception", wanted=("fid",), cache=tmp_path)
+    found = files.score(open_samples(tmp_path / "samples.npz", flag="--samples"), reference, job)
     assert found is not None
     return found
 

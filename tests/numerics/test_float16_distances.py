@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import adm, crosscheck
-from harness.metrics import precision_recall
-from harness.progress import Reporter
+from harness.checks import adm_evaluator, crosscheck
+from harness.metrics.manifold import precision_recall
+from harness.runtime.progress import Reporter
 
 WIDTH, K = 2048, 3
 
@@ -52,7 +52,7 @@ def test_float16_puts_more_inside(count):
     exact, low = precision_recall(real=real, fake=fake, k=K), float16_precision_recall(real, fake)
     for name, ours, theirs in zip(("precision", "recall"), exact, low, strict=True):
         print(f"{count} points: {name} {ours:.4f} exact, {theirs:.4f} in float16, {theirs - ours:+.4f}")
-        _, below, above = adm.KNOWN[name]
+        _, below, above = adm_evaluator.KNOWN[name]
         assert above < theirs - ours < below  # not within the bound of exact numbers, within that of float16
 
 
@@ -72,7 +72,7 @@ def test_float16_puts_more_inside(count):
     ],
 )
 def test_the_known_answer_allows_for_float16(monkeypatch, metric, off, passed):
-    found = {name: value for name, (value, _, _) in adm.KNOWN.items()}
+    found = {name: value for name, (value, _, _) in adm_evaluator.KNOWN.items()}
     found[metric] += off
 
     class Anything:
@@ -83,4 +83,4 @@ def test_the_known_answer_allows_for_float16(monkeypatch, metric, off, passed):
         monkeypatch.setattr(crosscheck, name, lambda *_, **__: None)
     monkeypatch.setattr(crosscheck, "score", lambda *_: found)
     checks = {c.metric: c.passed for c in crosscheck.known_answer(Anything, torch.device("cpu"), Reporter(quiet=True))}
-    assert checks == dict.fromkeys(adm.KNOWN, True) | {metric: passed}
+    assert checks == dict.fromkeys(adm_evaluator.KNOWN, True) | {metric: passed}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.floor import frechet_floor
-from harness.metrics import Moments, frechet_distance
+from harness.metrics.floor import frechet_floor
+from harness.metrics.frechet import Moments, frechet_distance
 
 
 def gaussian(dim: int, decay: float) -> tuple[Moments, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.latents import cknna, principal_images, spatial_variance, total_variation
+from harness.metrics.latents import cknna, principal_images, spatial_variance, total_variation
 
 
 def test_by_hand():

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from harness.suites.digits import digits
-from harness.suites.imagenet import imagenet256
+from harness.suites.imagenet256 import imagenet256
+from recipes.base import Networks
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
 from recipes.core.losses import discriminator_loss
@@ -20,7 +21,6 @@ from recipes.core.precision import matrix_products
 from recipes.models.autoencoder import Posterior, to_unit
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator, initialize
 from recipes.models.perceptual import Perceptual
-from recipes.networks import Networks
 from recipes.repa_e import RepaE
 
 SIDE, IMAGES = 64, 4

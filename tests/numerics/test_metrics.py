@@ -11,19 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metrics import (
-    Moments,
-    Sums,
-    effective_rank,
-    frechet,
-    frechet_distance,
-    inception_score,
-    kid,
-    manifold,
-    precision_recall,
-    psnr_each,
-    ssim_each,
-)
+from harness.metrics.frechet import Moments, Sums, frechet, frechet_distance
+from harness.metrics.inception_score import inception_score
+from harness.metrics.kid import kid
+from harness.metrics.latents import effective_rank
+from harness.metrics.manifold import manifold, precision_recall
+from harness.metrics.reconstruction import psnr_each, ssim_each
 from recipes.core.errors import UserError
 
 DIM = 12

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.suites.imagenet import imagenet256
+from harness.suites.imagenet256 import imagenet256
 from recipes.core.distributed import World
 from recipes.core.losses import discriminator_loss
 from recipes.core.spec import Execution
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator, initialize
-from recipes.run import layout
+from recipes.training.build import layout
 
 BATCH, SHARE, SIDE = 64, 32, 32
 

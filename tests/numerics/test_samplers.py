@@ -17,9 +17,9 @@ from builders import make_sit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.generate import Sampler, sample_labels, to_uint8
-from harness.protocol import Protocol
-from harness.sampler import (
+from harness.sampling.protocol import Protocol
+from harness.sampling.sampler import Sampler, sample_labels, to_uint8
+from harness.sampling.solvers import (
     Guidance,
     guided_drift,
     number_of_evaluations,

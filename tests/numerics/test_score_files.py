@@ -16,22 +16,29 @@ import torch
 from conftest import ROOT
 from tests_support import Toy, pictures, write_sets
 
-from harness import adm, adm_reference, catalogue, crosscheck, evaluate, inception, measured, scoring
-from harness.assets import Store
-from harness.cli import _tell
-from harness.drawing import write_npz
-from harness.features import CLEAN, FEATURES, LOGITS, SPATIAL, Several
-from harness.floor import frechet_floor
-from harness.inception import CleanInception
-from harness.metrics import Moments, frechet_distance, inception_score, kid
-from harness.pairs import Beside, Paired, Reconstructed, on_unit_images
-from harness.progress import Reporter
-from harness.samples import FolderImages, NpzImages, batches, open_samples
-from harness.suites import stand_ins
-from harness.tokenizers import open_tokenizer
+from harness.assets import catalogue
+from harness.assets.cache import Store
+from harness.assets.tokenizers import open_tokenizer
+from harness.checks import adm_evaluator, crosscheck
+from harness.cli.commands_score import _tell
+from harness.features import inception
+from harness.features import inception as features_inception
+from harness.features.base import CLEAN, FEATURES, LOGITS, SPATIAL, Several
+from harness.features.inception import CleanInception
+from harness.metrics import adm_reference, evaluate
+from harness.metrics.floor import frechet_floor
+from harness.metrics.frechet import Moments, frechet_distance
+from harness.metrics.inception_score import inception_score
+from harness.metrics.kid import kid
+from harness.runtime.progress import Reporter
+from harness.scoring import feature_shards, files
+from harness.scoring.array_files import NpzImages
+from harness.scoring.image_files import write_npz
+from harness.scoring.image_sets import FolderImages, batches, open_samples
+from harness.scoring.paired_images import Beside, Paired, Reconstructed, on_unit_images
 from recipes.core.errors import UserError
 from recipes.models.autoencoder import Autoencoder, to_unit
-from recipes.released import save_autoencoder
+from recipes.released.autoencoder import save_autoencoder
 
 CPU = torch.device("cpu")
 
@@ -42,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("score")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        stand_ins.write_inception(root).rename(root / "weights.pth")
+        features_inception.write_inception(root).rename(root / "weights.pth")
     return write_sets(root, real=pictures(0, 24), fake=pictures(1, 20))
 
 
@@ -51,8 +58,8 @@ def network(place: Path) -> inception.Inception:
     return inception.load(place / "weights.pth", CPU)
 
 
-def make_job(place: Path, network, wanted, **changes) -> scoring.Job:
-    return scoring.Job(
+def make_job(place: Path, network, wanted, **changes) -> files.Job:
+    return files.Job(
         network=network,
         features="inception",
         wanted=tuple(wanted),
@@ -63,7 +70,7 @@ def make_job(place: Path, network, wanted, **changes) -> scoring.Job:
 
 def score(place: Path, network, wanted, *, samples="fake.npz", reference="real.npz", **changes) -> dict:
     job = make_job(place, network, wanted, **changes)
-    found = scoring.score(open_samples(place / samples, flag="--samples"), place / reference, job)
+    found = files.score(open_samples(place / samples, flag="--samples"), place / reference, job)
     assert found is not None
     return found
 
@@ -203,7 +210,7 @@ def test_a_folder_is_its_npz(place, toy, tmp_path):
 
 def test_an_interrupted_pass_goes_on(place, toy, tmp_path, monkeypatch):
     """Shards of 6 images: the first call dies in the samples' first; the second looks only at what is missing."""
-    monkeypatch.setattr(measured, "SHARD", 6)
+    monkeypatch.setattr(feature_shards, "SHARD", 6)
 
     class Dies(Toy):
         def __call__(self, images: torch.Tensor) -> dict:
@@ -408,8 +415,8 @@ def test_a_tokenizer_is_measured_by_what_it_reconstructs(place, tmp_path):
     tokenizer = Autoencoder(TOKENIZER).eval()
     originals = NpzImages(place / "real.npz")
     mean_squares = on_unit_images(lambda a, b: MeanSquares()(a, b).expand(len(a)), CPU)
-    job = make_job(place, Toy(), scoring.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
-    told = scoring.score_tokenizer(place / "real.npz", tokenizer, "t", job)
+    job = make_job(place, Toy(), files.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
+    told = files.score_tokenizer(place / "real.npz", tokenizer, "t", job)
     assert {"rfid", "psnr", "ssim", "lpips"} <= set(told)
     assert not {"fid", "fid_floor"} & set(told)
     with torch.no_grad():
@@ -543,7 +550,7 @@ def test_metrics_are_named(place):
     with pytest.raises(UserError, match="--metrics names none"):
         evaluate.parse(" ,")
     with pytest.raises(UserError, match="is of Inception; with --features dinov2-vit-b ask for fd"):
-        scoring.Job(network=Toy(), features="dinov2-vit-b", wanted=("fid",), cache=place)
+        files.Job(network=Toy(), features="dinov2-vit-b", wanted=("fid",), cache=place)
     with pytest.raises(UserError, match="Inception's is called fid"):
         make_job(place, Toy(), ("fd",))
 
@@ -631,15 +638,15 @@ def test_adms_evaluator(place, tmp_path):
     evaluator, python = tmp_path / "evaluator.py", Path(sys.executable)
     evaluator.write_text(ADM)
     for samples in (place / "fake", place / "fake.npz"):
-        assert adm.run_evaluator(python, evaluator, samples, place / "real.npz") == PRINTED
+        assert adm_evaluator.run_evaluator(python, evaluator, samples, place / "real.npz") == PRINTED
     evaluator.write_text("raise SystemExit('no TensorFlow here')")
     with pytest.raises(UserError, match="failed with code 1 and printed no numbers: no TensorFlow here"):
-        adm.run_evaluator(python, evaluator, place / "fake", place / "real.npz")
+        adm_evaluator.run_evaluator(python, evaluator, place / "fake", place / "real.npz")
     with pytest.raises(UserError, match=r"nowhere\.py: there is no such file"):
-        adm.run_evaluator(python, tmp_path / "nowhere.py", place / "fake", place / "real.npz")
+        adm_evaluator.run_evaluator(python, tmp_path / "nowhere.py", place / "fake", place / "real.npz")
     with pytest.raises(UserError, match=r"is no \.npz"):
-        adm.run_evaluator(python, evaluator, place / "fake", place / "real")
-    assert adm.parse_printed("FID: 3\nxFID: 2\nInception Score: nan\n")["fid"] == 3
+        adm_evaluator.run_evaluator(python, evaluator, place / "fake", place / "real")
+    assert adm_evaluator.parse_printed("FID: 3\nxFID: 2\nInception Score: nan\n")["fid"] == 3
 
 
 def test_a_tokenizer_by_its_file(place, tmp_path):
@@ -651,7 +658,7 @@ def test_a_tokenizer_by_its_file(place, tmp_path):
     save_autoencoder(tmp_path, "toy", vae, torch.zeros(4), torch.ones(4))
     found, content = open_tokenizer(Store(tmp_path), str(tmp_path / "toy.pt"))
     assert found.spec == vae.spec
-    told = scoring.score_tokenizer(place / "real.npz", found, content, make_job(place, Toy(), ("fid", "psnr")))
+    told = files.score_tokenizer(place / "real.npz", found, content, make_job(place, Toy(), ("fid", "psnr")))
     assert told["rfid"] > 0
     assert told["digests"]["tokenizer"] == content
     with pytest.raises(UserError, match="--tokenizer nowhere: there is no such asset, file or folder"):

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from harness.reference import differences, summarize
+from harness.results.reference import differences, summarize
 
 ACCEPTED = json.loads((ROOT / "baselines" / "reference" / "smoke.json").read_text())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from conftest import ROOT
 
-from recipes.core.checkpoint import sha256_of
+from recipes.core.atomic import sha256_of
 from reports.build import Wanted, check
 
 KILLED = Path(__file__).with_name("killed.py")

@@ -29,7 +29,7 @@ def main() -> None:
 
     sys.addaudithook(watch)
     sys.argv = ["repa-bench", *sys.argv[split + 1 :]]
-    from harness.cli import main as repa_bench
+    from harness.cli.app import main as repa_bench
 
     try:
         repa_bench()

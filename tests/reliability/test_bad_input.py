@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from harness.cli.commands_machine import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,21 +29,21 @@ from test_faults import _main
 
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
-from harness import cli, records
-from harness.adm_reference import read_adm_reference
-from harness.cli_machine import machine
-from harness.cli_results import results
-from harness.compare import load
-from harness.curve_csv import read_csv
-from harness.options import flag_of
-from harness.samples import open_samples
+from harness.cli import app
+from harness.cli.commands_results import results
+from harness.cli.options import flag_of
+from harness.metrics.adm_reference import read_adm_reference
+from harness.records import file as records_file
+from harness.results.comparison import load
+from harness.results.curve_csv import read_csv
+from harness.scoring.image_sets import open_samples
 from harness.suites import SUITES, suite
 from recipes.core.errors import UserError
-from recipes.core.files import FolderFiles, ZipFiles, labels_of
-from recipes.core.images import open_images
-from recipes.core.latents import open_latents
-from recipes.core.pickles import load_state
-from recipes.run import Run
+from recipes.core.weights import load_state
+from recipes.data.files import FolderFiles, ZipFiles, labels_of
+from recipes.data.images import open_images
+from recipes.data.latents import open_latents
+from recipes.training.run_folder import Run
 from reports.build import Wanted, render
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
@@ -205,7 +206,7 @@ def without(arguments: list[str], flag: str) -> list[str]:
 
 def nonsense() -> Iterator[list[str]]:
     """For every option of every command, a call in which only that option is wrong."""
-    for command in [*cli.app.registered_commands, *machine.registered_commands, *results.registered_commands]:
+    for command in [*app.app.registered_commands, *machine.registered_commands, *results.registered_commands]:
         name = command.name or command.callback.__name__
         options = {}
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
@@ -227,7 +228,7 @@ def test_every_option_refuses_what_it_cannot_be(arguments, tmp_path, capsys, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("REPA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.pipeline.prepare", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("harness.pipeline.session.prepare", lambda *_: pytest.fail("too late"))
     assert _main(*arguments) == 2
     told = capsys.readouterr().err
     assert arguments[-1] in told or arguments[-2] in told, told
@@ -333,7 +334,7 @@ def test_a_changed_run_opens_or_is_a_sentence(data, tmp_path_factory):
 
 @cache
 def example_rows() -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (EXAMPLE / records.FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (EXAMPLE / records_file.FILE).read_text().splitlines()]
     for row in rows:
         row.pop("check", None)
     return rows
@@ -344,9 +345,9 @@ def example_rows() -> list[dict[str, Any]]:
 def test_a_changed_record_is_a_record_or_a_sentence(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     row = data.draw(mutated(data.draw(st.sampled_from(example_rows()))))
-    (folder / records.FILE).write_text(json.dumps(row) + "\n")
+    (folder / records_file.FILE).write_text(json.dumps(row) + "\n")
     with or_a_sentence(naming="records.jsonl, line 1"):
-        assert len(list(records.read(folder / records.FILE))) == 1
+        assert len(list(records_file.read(folder / records_file.FILE))) == 1
     shutil.rmtree(folder)
 
 
@@ -361,9 +362,9 @@ def test_a_report_of_changed_records_is_a_report_or_a_sentence(data, tmp_path_fa
     valid = []
     for row in rows:
         with or_a_sentence(naming="row"):
-            records.parse(json.dumps(row), "row")
+            records_file.parse(json.dumps(row), "row")
             valid.append(row)
-    (folder / records.FILE).write_text("".join(json.dumps(row) + "\n" for row in valid))
+    (folder / records_file.FILE).write_text("".join(json.dumps(row) + "\n" for row in valid))
     with or_a_sentence():
         assert set(render(Wanted([folder]), ["tex", "csv"])) == {"tables.tex", "results.csv"}
         load([folder]).observations()

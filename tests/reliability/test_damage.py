@@ -19,18 +19,19 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from harness import catalogue, records
-from harness.assets import Store
-from harness.locks import FILE, held
-from harness.options import overrides
-from harness.records import RecordFile
+from harness.assets import catalogue
+from harness.assets.cache import Store
+from harness.cli.options import overrides
+from harness.records import schema
+from harness.records.file import RecordFile
+from harness.runtime.locks import FILE, held
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
-from recipes.core.images import open_images, read_images_manifest
 from recipes.core.jsons import DEPTH, load_json
-from recipes.core.latents import open_latents
 from recipes.core.spec import TrainSpec
-from recipes.run import Run
+from recipes.data.images import open_images, read_images_manifest
+from recipes.data.latents import open_latents
+from recipes.training.run_folder import Run
 from reports.build import Wanted, render
 from reports.pictures import Pictures
 
@@ -148,7 +149,7 @@ def test_a_good_picture_is_shown_wherever_its_folder_lies(tmp_path):
 def test_a_report_is_made_of_what_is_whole(tmp_path):
     shutil.copytree(EXAMPLE, tmp_path / "runs")
     whole = render(Wanted([tmp_path / "runs"]), ["html"])["index.html"].decode()
-    first = next(r for r in RecordFile(tmp_path / "runs").all() if isinstance(r, records.TokenizerRecord))
+    first = next(r for r in RecordFile(tmp_path / "runs").all() if isinstance(r, schema.TokenizerRecord))
     assert first.components is not None
     samples = sorted((tmp_path / "runs" / "samples").rglob("*-g0.png"))
     for path in (*samples, tmp_path / "runs" / first.components):

@@ -19,8 +19,10 @@ import torch
 from campaign import state_of
 from conftest import ROOT
 
-from harness.locks import FILE, SILENT_SECONDS, held
-from harness.records import DAMAGED_FILE, FloorRecord, RecordFile, provenance
+from harness.records.file import DAMAGED_FILE, RecordFile
+from harness.records.provenance import provenance
+from harness.records.schema import FloorRecord
+from harness.runtime.locks import FILE, SILENT_SECONDS, held
 from recipes.core import checkpoint
 from recipes.core.errors import DamagedError, UserError
 
@@ -116,12 +118,12 @@ def test_the_newest_good_checkpoint_is_used(small, tmp_path, damage, name, lost)
 
 def _main(*arguments: object) -> int:
     """The command in this process."""
-    from harness import cli
+    from harness.cli import app
 
     before = sys.argv
     sys.argv = ["repa-bench", *map(str, arguments)]
     try:
-        cli.main()
+        app.main()
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:
@@ -130,7 +132,7 @@ def _main(*arguments: object) -> int:
 
 
 def test_a_swapped_and_a_foreign_checkpoint_are_seen(small, tmp_path):
-    from recipes.run import Run
+    from recipes.training.run_folder import Run
 
     shutil.copytree(small[0], tmp_path / "out")
     run_folder = next((tmp_path / "out").glob("runs/vanilla-*"))
@@ -162,7 +164,7 @@ def test_a_manifest_with_one_changed_number_is_seen(tmp_path):
 
 
 def test_a_damaged_shard_is_made_again(tmp_path):
-    from harness.measured import Shards
+    from harness.scoring.feature_shards import Shards
 
     shards = Shards(tmp_path, 1500)
     for indices in shards.ranges():
@@ -401,7 +403,7 @@ def test_a_scheduler_s_signal_ends_with_the_code_that_requeues(number, small, tm
 
 
 def test_a_second_ctrl_c_is_not_held_back():
-    from harness.signals import deferred
+    from harness.runtime.signals import deferred
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), deferred() as came:  # noqa: PT012 (the second of them raises)
@@ -421,12 +423,12 @@ def test_a_second_ctrl_c_is_not_held_back():
     ids=["cuda", "python", "cpu"],
 )
 def test_out_of_memory_names_the_mend(error, monkeypatch, capsys):
-    from harness import pipeline
+    from harness.pipeline import run_suite
 
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run_suite", fail)
+    monkeypatch.setattr(run_suite, "run_suite", fail)
     assert _main("run", "--suite", "smoke", "--out", "/nowhere/never") == 2
     told = capsys.readouterr().err
     assert "out of memory" in told
@@ -496,7 +498,7 @@ def test_what_was_left_out_stands_in_the_records_and_the_report(small, tmp_path,
 
 def test_odd_samples_stand_in_the_records_and_the_report(small, tmp_path, monkeypatch, capsys):
     """A checkpoint that draws black images has a number all the same."""
-    from harness.generate import Sampler
+    from harness.sampling.sampler import Sampler
 
     whole = Sampler.draw
 
@@ -524,7 +526,7 @@ def test_odd_samples_stand_in_the_records_and_the_report(small, tmp_path, monkey
 def test_a_shard_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    from harness.measured import Shards
+    from harness.scoring.feature_shards import Shards
 
     shards = Shards(tmp_path, 1500)
     first, second = shards.ranges()
@@ -544,10 +546,10 @@ def test_a_shard_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
 
 def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):
     """A full disk behind a mapped file would kill the process with SIGBUS."""
-    from harness import measured
+    from harness.metrics import statistics
 
-    monkeypatch.setattr(measured, "IN_MEMORY", 0)
-    found = measured.Measured([{"f": torch.arange(8.0).reshape(4, 2)}], folder=tmp_path)
+    monkeypatch.setattr(statistics, "IN_MEMORY", 0)
+    found = statistics.Measured([{"f": torch.arange(8.0).reshape(4, 2)}], folder=tmp_path)
     assert torch.equal(torch.as_tensor(found.points("f")), torch.arange(8.0).reshape(4, 2))
     assert not list(tmp_path.iterdir())  # two commands that gather the same at once have a file each
 
@@ -556,7 +558,7 @@ def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    again = measured.Measured([{"f": torch.zeros(4, 2)}], folder=tmp_path / "more")
+    again = statistics.Measured([{"f": torch.zeros(4, 2)}], folder=tmp_path / "more")
     with pytest.raises(OSError, match="No space left") as raised:
         again.points("f")
     assert raised.value.filename == str(tmp_path / "more")

@@ -15,13 +15,14 @@ from markdown_it import MarkdownIt
 sys.path.append(str(ROOT / "tests" / "unit"))
 from test_comparison import whole
 
-from harness.cli import main
-from harness.compare import load
-from harness.records import FILE, ScoreRecord
-from harness.run_folders import entries
+from harness.cli.app import main
+from harness.records.file import FILE
+from harness.records.schema import ScoreRecord
+from harness.results.comparison import load
+from harness.results.run_folders import entries
 from recipes.core.errors import UserError, visible
 from reports.build import FORMULAS, Wanted, render
-from reports.tables import plain
+from reports.table import plain
 
 
 def written(path, **fields: str):

@@ -18,8 +18,8 @@ import pytest
 from campaign import state_of
 from conftest import ROOT
 
-from harness.locks import held
-from harness.parallel import _portable
+from harness.pipeline.parallel import _portable
+from harness.runtime.locks import held
 from recipes.core.errors import DamagedError, Stopped
 
 ARMS, SEEDS = ("vanilla", "repa_e"), (3, 4)
@@ -231,11 +231,11 @@ def test_what_is_no_mistake_keeps_its_traceback():
 
 @pytest.mark.parametrize("arguments", [["--suite", "imagenet256"], ["--suite", "imagenet-smoke", "--data", "x"]])
 def test_one_run_that_has_the_whole_machine_is_not_split(arguments, tmp_path, monkeypatch, capsys):
-    from harness import cli
+    from harness.cli import app
 
     monkeypatch.setattr(sys, "argv", ["repa-bench", "run", *arguments, "--jobs", "2", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        app.main()
     assert stop.value.code == 2
     told = capsys.readouterr().err
     assert "--jobs decides nothing here; it goes with a suite whose runs have one thread each" in told

@@ -21,17 +21,21 @@ import pytest
 import torch
 from tests_support import Toy, pictures
 
-from harness import array_files, cli, measured, scoring
-from harness.imagenet import center_crop, prepare_images
-from harness.imagenet_sources import open_source
-from harness.pairs import Beside, paired_by_name
-from harness.samples import ImageSet, open_samples
-from recipes.core import content, files
-from recipes.core.decoding import UNDECODABLE, decode, oddities, opened
+from harness.cli import app as cli_app
+from harness.cli import printing
+from harness.preparation.image_sources import open_source
+from harness.preparation.image_store import center_crop, prepare_images
+from harness.scoring import array_files, feature_shards
+from harness.scoring import files as scoring_files
+from harness.scoring.image_sets import ImageSet, open_samples
+from harness.scoring.paired_images import Beside, paired_by_name
+from recipes.core import content
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.core.images import open_images
-from recipes.core.latents import open_latents
+from recipes.data import files
+from recipes.data.decoding import UNDECODABLE, decode, oddities, opened
+from recipes.data.images import open_images
+from recipes.data.latents import open_latents
 
 N = 6
 IMAGES = pictures(0, N, 16)
@@ -68,8 +72,8 @@ def encoded(image: PIL.Image.Image, kind: str, **options) -> bytes:
 
 
 def score(samples: Path, reference: Path, cache: Path, wanted=("fid",)) -> dict:
-    job = scoring.Job(network=Toy(), features="inception", wanted=wanted, cache=cache)
-    found = scoring.score(opened_set(samples), reference, job)
+    job = scoring_files.Job(network=Toy(), features="inception", wanted=wanted, cache=cache)
+    found = scoring_files.score(opened_set(samples), reference, job)
     assert found is not None
     return found
 
@@ -236,7 +240,7 @@ def test_no_other_reader_of_pillow_is_reached(tmp_path):
 
 
 def test_pillow_is_given_formats_everywhere():
-    root = Path(cli.__file__).parent.parent
+    root = Path(cli_app.__file__).parent.parent.parent
     for path in [
         p for package in ("harness", "recipes", "baselines", "reports") for p in (root / package).rglob("*.py")
     ]:
@@ -464,9 +468,9 @@ def test_a_result_is_printed_whatever_the_names(encoding, tmp_path, monkeypatch)
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding.split(":")[0], errors="strict"))
     monkeypatch.setattr(sys, "argv", ["repa-bench", "list"])
-    monkeypatch.setattr(cli.typer.main, "get_command", lambda app: SayName())
+    monkeypatch.setattr(cli_app.typer.main, "get_command", lambda app: SayName())
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli_app.main()
     assert not ended.value.code
     sys.stdout.flush()
     assert b"caf\\udce9.png" in raw.getvalue()
@@ -478,7 +482,7 @@ class SayName:
     params = ()
 
     def main(self, *args, **kwargs) -> int:
-        cli.say("caf\udce9.png ± 1")
+        printing.say("caf\udce9.png ± 1")
         return 0
 
 
@@ -782,12 +786,12 @@ def test_a_reference_that_was_replaced_is_another(kind, settled, tmp_path, monke
 
 def test_the_same_images_elsewhere_and_later_are_not_looked_at_again(tmp_path):
     samples, toy = save(tmp_path / "s.npz", arr_0=IMAGES), Toy()
-    job = scoring.Job(network=toy, features="inception", wanted=("fid",), cache=tmp_path / "cache")
+    job = scoring_files.Job(network=toy, features="inception", wanted=("fid",), cache=tmp_path / "cache")
     for name in ("a", "b"):
         reference = write_folder(tmp_path / name)
         for path in reference.iterdir():
             os.utime(path)
-        scoring.score(opened_set(samples), reference, job)
+        scoring_files.score(opened_set(samples), reference, job)
     assert toy.looked == 3 * N  # the samples twice, the reference once
 
 
@@ -911,7 +915,7 @@ def _sparse(path: Path, shape: tuple[int, ...]) -> Path:
 def test_large_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     """64 of 4096 x 4096 pixels would be 3 GB."""
     np.savez(tmp_path / "x.npz", arr_0=IMAGES)
-    monkeypatch.setattr(measured, "MOST_PIXELS", 2 * IMAGES.shape[1] * IMAGES.shape[2])
+    monkeypatch.setattr(feature_shards, "MOST_PIXELS", 2 * IMAGES.shape[1] * IMAGES.shape[2])
     seen = []
 
     class Watched(Toy):
@@ -919,6 +923,6 @@ def test_large_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):
             seen.append(len(images))
             return super().__call__(images)
 
-    shards = measured.Shards(tmp_path / "shards", len(IMAGES))
-    found = measured.measure(opened_set(tmp_path / "x.npz"), Watched(), shards, batch=64, world=World())
+    shards = feature_shards.Shards(tmp_path / "shards", len(IMAGES))
+    found = feature_shards.measure(opened_set(tmp_path / "x.npz"), Watched(), shards, batch=64, world=World())
     assert (found.rows, max(seen)) == (len(IMAGES), 2)

@@ -21,21 +21,22 @@ import pytest
 import torch
 from conftest import ROOT
 
-from harness import catalogue, features, fetch, records
-from harness.adm_reference import read_adm_reference
-from harness.assets import Store
-from harness.samples import open_samples
+from harness.assets import catalogue, fetch, networks
+from harness.assets.cache import Store
+from harness.assets.tokenizers import open_tokenizer
+from harness.metrics.adm_reference import read_adm_reference
+from harness.records import file
+from harness.scoring.image_sets import open_samples
 from harness.suites import suite
-from harness.tokenizers import open_tokenizer
 from recipes.core.errors import UserError
-from recipes.core.files import ZipFiles
-from recipes.core.images import open_images
-from recipes.core.latents import open_latents
-from recipes.imports import import_checkpoint
+from recipes.data.files import ZipFiles
+from recipes.data.images import open_images
+from recipes.data.latents import open_latents
 from recipes.models.encoder import DINOV2, ENCODERS, load_encoder
 from recipes.models.perceptual import load_perceptual
-from recipes.released import load_autoencoder, load_discriminator
-from recipes.run import Run
+from recipes.released.autoencoder import load_autoencoder, load_discriminator
+from recipes.training.import_run import import_checkpoint
+from recipes.training.run_folder import Run
 from reports.build import Wanted, build, render
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
@@ -55,11 +56,11 @@ class Bomb:
 
 
 def _inception(path: Path, store: Store) -> object:
-    return features.load_network("inception", store, torch.device("cpu"), path)
+    return networks.load_network("inception", store, torch.device("cpu"), path)
 
 
 def _dinov2(path: Path, store: Store) -> object:
-    return features.load_network("dinov2-vit-b", store, torch.device("cpu"), path)
+    return networks.load_network("dinov2-vit-b", store, torch.device("cpu"), path)
 
 
 def _tokenizer_folder(path: Path, store: Store) -> object:
@@ -217,7 +218,7 @@ SCRIPT = "<script>document.title='owned'</script><img src=x onerror=\"document.t
 def hostile(tmp_path: Path) -> Path:
     """Records whose every free text is a script."""
     out = []
-    for line in (EXAMPLE / records.FILE).read_text().splitlines():
+    for line in (EXAMPLE / file.FILE).read_text().splitlines():
         row = json.loads(line)
         row.pop("check", None)
         for key in ("label", "about", "notice", "name"):
@@ -230,7 +231,7 @@ def hostile(tmp_path: Path) -> Path:
         row["provenance"]["versions"][SCRIPT] = SCRIPT
         out.append(json.dumps(row))
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / records.FILE).write_text("\n".join(out) + "\n")
+    (tmp_path / "runs" / file.FILE).write_text("\n".join(out) + "\n")
     return tmp_path / "runs"
 
 
@@ -267,9 +268,9 @@ def test_a_picture_named_by_a_record_stays_in_its_folder(hostile):
     from PIL import Image
 
     Image.new("RGB", (100, 100), (1, 2, 3)).save(secret)
-    text = (hostile / records.FILE).read_text()
+    text = (hostile / file.FILE).read_text()
     changed = re.sub(r'"grid": "[^"]*"', '"grid": "../secret.png"', text)
-    (hostile / records.FILE).write_text(changed)
+    (hostile / file.FILE).write_text(changed)
     with pytest.raises(UserError, match="outside"):
         render(Wanted([hostile]), ["html"])
 
@@ -333,7 +334,7 @@ def test_a_download_that_is_another_file_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("honest", [True, False])
 def test_a_file_of_the_hub_is_compared_with_its_tag(honest, tmp_path, monkeypatch):
-    from recipes.core.checkpoint import sha256_of
+    from recipes.core.atomic import sha256_of
 
     def fake(repository: str, allow_patterns: list[str], local_dir: Path) -> None:
         path = local_dir / "sub" / "model.safetensors"

@@ -17,14 +17,17 @@ from conftest import ROOT
 from PIL import Image
 from tests_support import pictures
 
-from harness import fetch, locks
-from harness.assets import Store
-from harness.drawing import save_grid, write_npz
-from harness.locks import FILE, held
-from harness.measured import Shards
-from harness.records import DAMAGED_FILE, FloorRecord, RecordFile, provenance
-from recipes.core import checkpoint
-from recipes.core.checkpoint import temporary, write_text, written
+from harness.assets import fetch
+from harness.assets.cache import Store
+from harness.records.file import DAMAGED_FILE, RecordFile
+from harness.records.provenance import provenance
+from harness.records.schema import FloorRecord
+from harness.runtime import locks
+from harness.runtime.locks import FILE, held
+from harness.scoring.feature_shards import Shards
+from harness.scoring.image_files import save_grid, write_npz
+from recipes.core import atomic, checkpoint
+from recipes.core.atomic import temporary, write_text, written
 from recipes.core.errors import UserError
 from recipes.core.rows import append_row
 
@@ -156,14 +159,14 @@ def _dead_pid() -> int:
         ("{dead}", 0, False),
         ("{host}-{own}-99999", 0, False),  # of the process that had our number before, as in a container
         ("0a1b2c3d-{dead}-0", 0, True),  # another machine's: nobody here can ask
-        ("0a1b2c3d-{parent}-0", 2 * checkpoint.ABANDONED_SECONDS, False),
+        ("0a1b2c3d-{parent}-0", 2 * atomic.ABANDONED_SECONDS, False),
         ("gone", 0, True),
-        ("gone", 2 * checkpoint.ABANDONED_SECONDS, False),
+        ("gone", 2 * atomic.ABANDONED_SECONDS, False),
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "guided[0,0.7]*?"])
 def test_temporaries_of_the_dead_go_and_of_the_living_stay(name, maker, old, stays, tmp_path):
-    told = maker.format(host=checkpoint._HOST, parent=os.getppid(), dead=_dead_pid(), own=os.getpid())
+    told = maker.format(host=atomic._HOST, parent=os.getppid(), dead=_dead_pid(), own=os.getpid())
     theirs = tmp_path / f".{name}.{told}.tmp"
     theirs.mkdir()
     (theirs / "half").write_text("half")
@@ -182,7 +185,7 @@ def test_temporaries_of_the_dead_go_and_of_the_living_stay(name, maker, old, sta
 def test_shards_of_a_killed_run_go_whatever_a_protocol_is_called(tmp_path):
     from types import SimpleNamespace
 
-    from harness import pipeline
+    from harness.pipeline import score
 
     run = SimpleNamespace(folder=tmp_path / "runs" / "arm-seed0-12345678")
     names = ["0000008-sit-cfg1.5[0,0.7]-g0", "0000008-a*-g0", "0000008-a?b-g0"]
@@ -190,7 +193,7 @@ def test_shards_of_a_killed_run_go_whatever_a_protocol_is_called(tmp_path):
     for name in names + others:
         (tmp_path / "shards" / f"{run.folder.name}-{name}-0123456789ab").mkdir(parents=True)
     cells = [SimpleNamespace(run=run, name=name) for name in names]
-    pipeline._clear_leftovers(SimpleNamespace(folder=tmp_path), cells)  # type: ignore[arg-type]
+    score._clear_leftovers(SimpleNamespace(folder=tmp_path), cells)  # type: ignore[arg-type]
     left = sorted(p.name for p in (tmp_path / "shards").iterdir())
     assert left == sorted(f"{run.folder.name}-{name}-0123456789ab" for name in others)
 

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness.locks import alone, held
+from harness.runtime.locks import alone, held
 from recipes.core.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
@@ -50,13 +50,13 @@ def score(root: Path, rounds: int, kind: str, barrier: Any) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests_support import Toy
 
-    from harness import scoring
-    from harness.samples import open_samples
+    from harness.scoring import files
+    from harness.scoring.image_sets import open_samples
 
-    told, job = [], scoring.Job(Toy(), "inception", ("fid", "is"), root / "cache")
+    told, job = [], files.Job(Toy(), "inception", ("fid", "is"), root / "cache")
     for _ in range(rounds):
         barrier.wait()
-        found = scoring.score(open_samples(root / "fake.npz", flag="--samples"), root / "real.npz", job)
+        found = files.score(open_samples(root / "fake.npz", flag="--samples"), root / "real.npz", job)
         assert found is not None
         told.append({name: found[name] for name in ("fid", "is")})
         barrier.wait()

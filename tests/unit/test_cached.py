@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from harness import catalogue
-from harness.assets import Store
-from harness.cached import ABANDONED_SECONDS, choose, damage, items, remove
-from harness.cli import main
+from harness.assets import catalogue
+from harness.assets.cache import Store
+from harness.cli.app import main
+from harness.pipeline.cached import ABANDONED_SECONDS, choose, damage, items, remove
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
 

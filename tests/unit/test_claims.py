@@ -11,14 +11,15 @@ import yaml
 
 from baselines.claims import FILE, ledger, load_claims
 from baselines.published import PublishedError
-from harness import claims
-from harness.claims import COLLAPSED, WORDS, Judgement, judge
-from harness.cli import main
-from harness.compare import Comparison
-from harness.protocol import PROTOCOLS, find_protocol
-from harness.records import Metrics, Provenance, ScoreRecord, TokenizerRecord
+from harness.cli.app import main
+from harness.records.provenance import Provenance
+from harness.records.schema import Metrics, ScoreRecord, TokenizerRecord
+from harness.results import claims
+from harness.results.claims import COLLAPSED, WORDS, Judgement, judge
+from harness.results.comparison import Comparison
+from harness.sampling.protocol import PROTOCOLS, find_protocol
 from harness.suites import SUITES
-from harness.suites.imagenet import imagenet256
+from harness.suites.imagenet256 import imagenet256
 
 PROVENANCE = Provenance(
     created="now", commit=None, dirty=None, versions={}, device="cpu", processor="x", cores=1, threads=1, system="x"

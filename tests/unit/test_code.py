@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from harness import code, records
+from harness.records import code, file, provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -48,7 +48,7 @@ def test_a_repository_of_ours_is_named(theirs):
     git(theirs, "commit", "-qm", "ours")
     head = git(theirs, "rev-parse", "HEAD")
     assert code.commit(theirs) == (head, False)
-    (theirs / "harness" / "code.py").write_text("# changed\n")
+    (theirs / "harness" / "records" / "code.py").write_text("# changed\n")
     assert code.commit(theirs) == (head, True)
 
 
@@ -108,20 +108,20 @@ def test_without_git_the_code_is_known_by_its_hash(theirs, monkeypatch):
         (root / name).write_bytes(whole + b"\n")
         assert code.digest(root) != before
         (root / name).write_bytes(whole)
-    (root / "harness" / "code.py").rename(root / "harness" / "edoc.py")
+    (root / "harness" / "records" / "code.py").rename(root / "harness" / "records" / "edoc.py")
     assert code.digest(root) != before
     monkeypatch.setenv("PATH", "")
     assert code.commit(root) == (None, None)
 
 
 def test_every_record_says_which_code_it_was():
-    here = records.provenance()
-    assert here.versions[records.SOURCE] == code.digest()
+    here = provenance.provenance()
+    assert here.versions[provenance.SOURCE] == code.digest()
     assert (here.commit, here.dirty) == code.commit()
 
 
 def test_records_of_before_are_read():
     """They name no hash of the code."""
-    found = list(records.read(ROOT / "reports" / "examples" / "digits" / records.FILE))
+    found = list(file.read(ROOT / "reports" / "examples" / "digits" / file.FILE))
     assert len(found) > 100
-    assert all(records.SOURCE not in record.provenance.versions for record in found)
+    assert all(provenance.SOURCE not in record.provenance.versions for record in found)

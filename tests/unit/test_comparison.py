@@ -7,12 +7,13 @@ import json
 import pytest
 from test_claims import comparison, score
 
-from harness.cli import main
-from harness.compare import load
-from harness.curve_csv import foreign
-from harness.curves import Selection
-from harness.records import RecordFile, ScoreRecord
-from harness.speedup import Spread
+from harness.cli.app import main
+from harness.records.file import RecordFile
+from harness.records.schema import ScoreRecord
+from harness.results.comparison import load
+from harness.results.curve_csv import foreign
+from harness.results.curves import Selection
+from harness.results.speedup import Spread
 from recipes.core.errors import UserError
 from reports.build import Wanted, render
 from reports.tables import fid_table, metrics_table

@@ -6,9 +6,9 @@ import gzip
 
 import pytest
 
-from harness import curve_csv
-from harness.curve_csv import read_csv
-from harness.curves import compare
+from harness.results import curve_csv
+from harness.results.curve_csv import read_csv
+from harness.results.curves import compare
 from recipes.core.errors import UserError
 
 HEADER = "recipe,seed,generation_seed,step,fid"

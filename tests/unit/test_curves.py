@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.cli import main
-from harness.curve_csv import read_csv
-from harness.curves import (
+from harness.cli.app import main
+from harness.results.curve_csv import read_csv
+from harness.results.curves import (
     EPOCH,
     WITH_TOKENIZER,
     Observation,
@@ -22,7 +22,7 @@ from harness.curves import (
     panel,
     select,
 )
-from harness.inference import SeedNoise
+from harness.results.inference import SeedNoise
 from recipes.core.errors import UserError
 
 HEADER = "recipe,seed,generation_seed,step,fid"

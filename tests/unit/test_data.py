@@ -7,7 +7,7 @@ from builders import make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.core.data import batches, order
+from recipes.data.loader import batches, order
 
 
 @given(size=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**31))

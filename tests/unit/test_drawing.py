@@ -10,11 +10,12 @@ import torch
 from builders import make_networks
 from PIL import Image
 
-from harness import measured
-from harness.drawing import draw, grid_places, save_grid
-from harness.generate import Sampler, sample_labels
-from harness.measured import Shards
-from harness.protocol import Protocol
+from harness.sampling.protocol import Protocol
+from harness.sampling.sampler import Sampler, sample_labels
+from harness.scoring import feature_shards
+from harness.scoring.feature_shards import Shards
+from harness.scoring.image_files import save_grid
+from harness.scoring.sample_set import draw, grid_places
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
 
@@ -82,7 +83,7 @@ class _Two(World):
 
 def test_a_grid_comes_from_the_shards_of_all_processes(tmp_path, monkeypatch):
     """Every pixel is the index of its sample; some shards hold no sample of the first ten classes."""
-    monkeypatch.setattr(measured, "SHARD", 4)
+    monkeypatch.setattr(feature_shards, "SHARD", 4)
     protocol = PROTOCOL.model_copy(update={"samples": 100})
 
     class Indices:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from recipes.core.checkpoint import sha256_of
+from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
 from recipes.models.encoder import ENCODERS, Encoder, EncoderSpec, encoder_spec, load_encoder
 

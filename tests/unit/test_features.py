@@ -9,10 +9,12 @@ import pytest
 import torch
 from tests_support import Toy, pictures
 
-from harness import catalogue, dinov2, features
-from harness.assets import Store
-from harness.features import CLEAN, DINOV2, FEATURES, Several, load_network, network_name, outputs_of
-from harness.suites.imagenet import imagenet_smoke
+from harness.assets import catalogue, networks
+from harness.assets.cache import Store
+from harness.assets.networks import load_network, network_name
+from harness.features import dinov2
+from harness.features.base import CLEAN, DINOV2, FEATURES, Several, outputs_of
+from harness.suites.imagenet256 import imagenet_smoke
 from recipes.core.errors import UserError
 from recipes.models.encoder import DINOV2 as SIZES
 from recipes.models.encoder import Encoder
@@ -40,12 +42,12 @@ def tiny(monkeypatch, tmp_path):
 def test_names_and_aliases():
     assert network_name("inception-v3-compat") == "inception"
     assert network_name("dinov2-vit-l-14") == "dinov2-vit-l"
-    assert set(features.NETWORKS) <= set(catalogue.CATALOGUE)
+    assert set(networks.NETWORKS) <= set(catalogue.CATALOGUE)
     with pytest.raises(UserError, match=r"no feature network 'dinov2-vit-x'\. Did you mean 'dinov2-vit-"):
         network_name("dinov2-vit-x")
 
 
-@pytest.mark.parametrize("name", [n for n in features.NETWORKS if n != "inception"])
+@pytest.mark.parametrize("name", [n for n in networks.NETWORKS if n != "inception"])
 def test_sizes_of_dinov2(name):
     with torch.device("meta"):
         network = Encoder(SIZES[name]).network
@@ -108,19 +110,19 @@ def test_networks_come_from_the_catalogue_or_a_file(tiny, tmp_path):
     assert "dinov2-vit-l/14 class token" in found.convention
     with pytest.raises(UserError, match=r"--weights .*: there is no such file"):
         load_network("dinov2-vit-l", store, CPU, tmp_path / "nowhere")
-    others = features.extra_networks(["features", DINOV2], Toy(), store, CPU)
+    others = networks.extra_networks(["features", DINOV2], Toy(), store, CPU)
     assert set(others) == {DINOV2}
     images = torch.from_numpy(pictures(0, 5)).permute(0, 3, 1, 2).contiguous()
     seen = outputs_of(images.split(2), Several(Toy(), others))
     assert seen[DINOV2].shape == (5, 32)
     torch.testing.assert_close(seen["logits"], Toy()(images)["logits"])
     with pytest.raises(UserError, match="clean_fid is of Inception"):
-        features.extra_networks([CLEAN], Toy(), store, CPU)
+        networks.extra_networks([CLEAN], Toy(), store, CPU)
 
 
 def test_fd_dinov2_by_the_command(tiny, tmp_path, monkeypatch, capsys):
     """In the command's own process, since the network is made small here."""
-    from harness.cli import main
+    from harness.cli.app import main
 
     for name, seed in (("a", 0), ("b", 1)):
         np.savez(tmp_path / f"{name}.npz", arr_0=pictures(seed, 12))
@@ -137,4 +139,4 @@ def test_fd_dinov2_by_the_command(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_the_smoke_suites_network_is_the_same_interface():
-    assert imagenet_smoke().features in features.NETWORKS
+    assert imagenet_smoke().features in networks.NETWORKS

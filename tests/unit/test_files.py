@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import records
-from harness.assets import Store
-from harness.records import FloorRecord, RecordFile
-from recipes.core import checkpoint
+from harness.assets.cache import Store
+from harness.records import file as records_file
+from harness.records import provenance
+from harness.records.file import RecordFile
+from harness.records.schema import FloorRecord
+from recipes.core import atomic, checkpoint
 from recipes.core.errors import UserError
 
 
@@ -64,7 +66,7 @@ def test_a_pickle_under_our_name_does_not_run(tmp_path):
     path = tmp_path / "c" / "a.safetensors"
     path.write_bytes(pickle.dumps(Bomb()))
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    manifest["files"]["a.safetensors"] = checkpoint.sha256_of(path)
+    manifest["files"]["a.safetensors"] = atomic.sha256_of(path)
     del manifest["check"]
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="cannot be read"):
@@ -99,7 +101,14 @@ def test_an_asset_is_made_once(tmp_path):
 
 def record(name: str, fid: float = 1.0) -> FloorRecord:
     return FloorRecord(
-        suite="s", suite_digest="d", notice="n", provenance=records.provenance(), name=name, fid=fid, n_fake=1, n_real=2
+        suite="s",
+        suite_digest="d",
+        notice="n",
+        provenance=provenance.provenance(),
+        name=name,
+        fid=fid,
+        n_fake=1,
+        n_real=2,
     )
 
 
@@ -131,13 +140,13 @@ def test_a_torn_last_line_is_passed_over_and_then_replaced(tmp_path):
 
 @pytest.mark.parametrize("line", ["nonsense", "{}", '{"kind": "score"}', '{"kind": "other"}'])
 def test_a_wrong_line_is_named(tmp_path, line):
-    (tmp_path / records.FILE).write_text(line + "\n")
+    (tmp_path / records_file.FILE).write_text(line + "\n")
     with pytest.raises(UserError, match=r"records\.jsonl, line 1"):
         RecordFile(tmp_path).all()
 
 
 def test_provenance_says_where_it_came_from():
-    here = records.provenance()
+    here = provenance.provenance()
     assert here.versions["torch"] == torch.__version__.split("+")[0] or torch.__version__
     assert here.cores >= 1
     assert here.created.endswith("+00:00")

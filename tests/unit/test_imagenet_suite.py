@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import catalogue
-from harness import fetch as fetching
-from harness.assets import Store
+from harness.assets import catalogue
+from harness.assets import fetch as fetching
+from harness.assets.cache import Store
+from harness.assets.tokenizers import tokenizer_files
+from harness.preparation.base import assets_of
 from harness.suites import suite
-from harness.suites.imagenet import imagenet256, imagenet_smoke
-from harness.tokenizers import tokenizer_files
+from harness.suites.imagenet256 import imagenet256, imagenet_smoke
 from recipes.core.errors import UserError
 from recipes.registry import recipe, recipe_options
-from recipes.run import build_networks
+from recipes.training.build import build_networks
 
 PAPER = imagenet256()
 
@@ -90,8 +91,8 @@ def test_without_batch_norm_the_statistics_stay():
 
 def test_stand_ins_lie_apart(tmp_path):
     store = Store(tmp_path)
-    assert imagenet_smoke().place(store).root == tmp_path / "imagenet-smoke"
-    assert PAPER.place(store) is store
+    assert assets_of(imagenet_smoke(), store).root == tmp_path / "imagenet-smoke"
+    assert assets_of(PAPER, store) is store
 
 
 def test_an_unknown_name_in_an_arm_is_a_sentence():

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import imagenet
-from harness.imagenet import center_crop, prepare_images, prepare_shard
-from harness.imagenet_sources import open_source
+from harness.preparation import image_store
+from harness.preparation.image_sources import open_source
+from harness.preparation.image_store import center_crop, prepare_images, prepare_shard
 from recipes.core.errors import UserError
-from recipes.core.images import StoredImages, open_images, stack
+from recipes.data.images import StoredImages, open_images, stack
 
 SIDE = 32
 
@@ -248,7 +248,7 @@ def test_killed_preparation_continues(raw, prepared, tmp_path, monkeypatch):
         return prepare_shard(out, shard, source, side)
 
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet, "prepare_shard", killed)
+        patch.setattr(image_store, "prepare_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_images(str(raw), out, side=SIDE, shard_size=16)
     with pytest.raises(UserError, match="is not finished"):
@@ -341,5 +341,5 @@ def test_sources_that_are_not_there(raw, tmp_path):
 
 def test_png_is_lossless():
     pixels = tree.picture(33, 33, seed=5)
-    with PIL.Image.open(io.BytesIO(imagenet._png(pixels))) as image:
+    with PIL.Image.open(io.BytesIO(image_store._png(pixels))) as image:
         assert np.array_equal(np.asarray(image), pixels)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from recipes.core.errors import UserError
-from recipes.core.images import open_images
-from recipes.core.latents import (
+from recipes.data.images import open_images
+from recipes.data.latents import (
     FileLatents,
     LatentStore,
     Sums,

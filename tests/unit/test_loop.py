@@ -10,10 +10,10 @@ import torch
 from builders import make_batch, make_networks, make_train_spec
 from conftest import ROOT
 
+from recipes.base import Networks
 from recipes.core.draws import KeyedDraws
 from recipes.core.frozen import frozen
 from recipes.core.loop import Trainer
-from recipes.networks import Networks
 from recipes.registry import RECIPES
 from recipes.repa import Repa
 from recipes.repa_e import RepaE

@@ -6,11 +6,11 @@ import pytest
 from test_claims import PROVENANCE, tokenizer
 from test_comparison import whole, write
 
-from harness.compare import load
-from harness.curves import Selection
-from harness.protocol import find_protocol
-from harness.records import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord
-from harness.run_folders import remove
+from harness.records.schema import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord
+from harness.results.comparison import load
+from harness.results.curves import Selection
+from harness.results.run_folders import remove
+from harness.sampling.protocol import find_protocol
 from harness.suites import suite
 from recipes.core.errors import UserError
 from reports.build import Wanted, render

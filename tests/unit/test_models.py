@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
 from recipes.models.sit import SIZES, SiT, SiTSpec, TokenLinear, initialize, sincos_position_embedding
-from recipes.released import autoencoder_from_compvis, autoencoder_spec, autoencoder_to_compvis, diffusers_name
+from recipes.released.autoencoder import (
+    autoencoder_from_compvis,
+    autoencoder_spec,
+    autoencoder_to_compvis,
+    diffusers_name,
+)
 
 
 def test_fresh_sit_answers_zero_whatever_it_sees(generator):

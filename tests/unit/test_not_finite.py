@@ -13,17 +13,21 @@ import torch
 from builders import TOKENIZER, make_sit
 from tests_support import Toy, pictures
 
-from harness import alignment, pipeline, scoring
-from harness.assets import Store
-from harness.measured import Measured
-from harness.pairs import decoded, encoded
-from harness.records import RecordFile, TokenizerRecord, provenance
-from harness.suites.base import Judge
-from harness.suites.imagenet_assets import Preparation
+from harness.assets.cache import Store
+from harness.metrics.statistics import Measured
+from harness.pipeline import alignment, tokenizers
+from harness.pipeline import session as pipeline_session
+from harness.preparation.base import Judge
+from harness.preparation.imagenet import Preparation
+from harness.records.file import RecordFile
+from harness.records.provenance import provenance
+from harness.records.schema import TokenizerRecord
+from harness.scoring import files
+from harness.scoring.paired_images import decoded, encoded
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.core.images import open_images
-from recipes.core.latents import open_latents, write_latents
+from recipes.data.images import open_images
+from recipes.data.latents import open_latents, write_latents
 from recipes.models.autoencoder import Autoencoder, to_unit
 
 IMAGES = torch.from_numpy(pictures(0, 24, 16)).permute(0, 3, 1, 2).contiguous()
@@ -55,12 +59,12 @@ BAD = {
 def test_score_refuses_it(name, tmp_path):
     change, what = BAD[name]
     np.savez(tmp_path / "reference.npz", arr_0=IMAGES.permute(0, 2, 3, 1).numpy())
-    job = scoring.Job(network=Toy(), features="inception", wanted=("fid", "psnr"), cache=tmp_path)
+    job = files.Job(network=Toy(), features="inception", wanted=("fid", "psnr"), cache=tmp_path)
     with pytest.raises(UserError, match=f"{what} is not a number: the tokenizer's weights are damaged"):
-        scoring.score_tokenizer(tmp_path / "reference.npz", tokenizer(*change), "t", job)
+        files.score_tokenizer(tmp_path / "reference.npz", tokenizer(*change), "t", job)
 
 
-def suite_of(tmp_path: Path) -> tuple[pipeline.Session, SimpleNamespace]:
+def suite_of(tmp_path: Path) -> tuple[pipeline_session.Session, SimpleNamespace]:
     """As much of a session and its assets as measuring a tokenizer looks at."""
     records = RecordFile(tmp_path)
     common = {"suite": "s", "suite_digest": "d", "notice": "n", "provenance": provenance()}
@@ -83,7 +87,7 @@ def test_a_suite_records_nothing_of_it(name, tmp_path):
     change, what = BAD[name]
     session, prepared = suite_of(tmp_path)
     with pytest.raises(UserError, match=f"{what} is not a number"):
-        pipeline._measure_tokenizer(session, prepared, "sd-vae", tokenizer(*change))
+        tokenizers.measure_tokenizer(session, prepared, "sd-vae", tokenizer(*change))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +105,7 @@ def test_a_complete_collapse_is_recorded(tmp_path):
     """An encoder whose output is 0: no rank, no variance, and reconstructions that are all the same."""
     session, prepared = suite_of(tmp_path)
     vae = tokenizer("quant_conv", 0.0)
-    record = pipeline._measure_tokenizer(session, prepared, "sd-vae", vae)
+    record = tokenizers.measure_tokenizer(session, prepared, "sd-vae", vae)
     session.records.append(record)
     (kept,) = session.records.all()
     assert isinstance(kept, TokenizerRecord)
@@ -111,7 +115,7 @@ def test_a_complete_collapse_is_recorded(tmp_path):
 
 def test_an_ordinary_one_has_no_remark(tmp_path):
     session, prepared = suite_of(tmp_path)
-    record = pipeline._measure_tokenizer(session, prepared, "sd-vae", tokenizer())
+    record = tokenizers.measure_tokenizer(session, prepared, "sd-vae", tokenizer())
     assert record.effective_rank > 1
     assert session.told == []
 

@@ -11,10 +11,10 @@ import pytest
 import typer.main
 from conftest import ROOT
 
-from harness import cli
-from harness.options import expand_lists
+from harness.cli import app
+from harness.cli.options import expand_lists
 
-COMMAND = typer.main.get_command(cli.app)
+COMMAND = typer.main.get_command(app.app)
 
 
 def expanded(line: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_every_command_helps(path, flag, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["repa-bench", *path, flag])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        app.main()
     assert not left.value.code
     told = " ".join(capsys.readouterr().out.split())
     assert f"Usage: {' '.join(('repa-bench', *path))}" in told
@@ -115,7 +115,7 @@ def test_completion():
     for words, at, wanted in (("repa-bench ru", 1, {"run", "runs"}), ("repa-bench plan --det", 2, {"--detect"})):
         environment = {"_REPA_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
         code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
-        code += "; from harness.cli import main; main()"
+        code += "; from harness.cli.app import main; main()"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
         )

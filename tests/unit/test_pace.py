@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.pace import FILE, pace_of, quiet
-from harness.step_times import disturbances, steady
-from recipes.run import Run
+from harness.pipeline.pace import FILE, pace_of, quiet
+from harness.results.step_times import disturbances, steady
+from recipes.training.run_folder import Run
 
 EVERY = 25
 

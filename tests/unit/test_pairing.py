@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_claims import score
 
-from harness.compare import load
-from harness.pairing import compare_folders
-from harness.records import RecordFile
-from harness.suites.noise import NOISE
+from harness.records.file import RecordFile
+from harness.results.comparison import load
+from harness.results.noise import NOISE
+from harness.results.paired_folders import compare_folders
 from recipes.core.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recipes.core.checkpoint import sha256_of
+from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
 from recipes.models.perceptual import Perceptual, load_perceptual
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from recipes.core.errors import UserError
-from recipes.core.pickles import check_state, load_exactly, load_state
+from recipes.core.weights import check_state, load_exactly, load_state
 
 
 class Bomb:

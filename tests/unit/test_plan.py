@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.plan import Plan
-from harness.rehearsal import Costs, Whole, _Made, _scaled, _shortened, rehearse, scoring, whole
+from harness.cli.plan_printing import _amount, plan_lines
+from harness.pipeline.plan import Plan
+from harness.pipeline.rehearsal import Costs, Whole, _Made, _scaled, _shortened, rehearse, scoring, whole
 from harness.suites import suite
 from harness.suites.base import Budget
 from recipes.core.spec import Execution
-from reports.plan import _amount, plan_lines
 
 COSTS = Costs({"features": 40.0, "tokenizer": 50.0}, 2.0, {"digits-ode25": 0.0025, "digits-sde50": 0.005}, 7.0)
 STEPS = {"vanilla": 0.05, "repa_e": 0.1}

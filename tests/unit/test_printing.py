@@ -12,10 +12,10 @@ from conftest import ROOT
 from rich.console import Console
 
 from baselines.published import load_all
-from harness import cli_printing
-from harness.cli_printing import print_table, print_tables
-from harness.doctor import AssetState, Health
-from reports.plan import duration, health_lines
+from harness.checks.doctor import AssetState, Health
+from harness.cli import printing
+from harness.cli.plan_printing import duration, health_lines
+from harness.cli.printing import print_table, print_tables
 from reports.published import published_table
 from reports.summary import summarize
 
@@ -27,7 +27,7 @@ def printed(monkeypatch, width: int, show) -> str:
     """On a terminal so wide."""
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None, markup=False, emoji=False)
-    monkeypatch.setattr(cli_printing, "out_console", console)
+    monkeypatch.setattr(printing, "out_console", console)
     show()
     return out.getvalue()
 
@@ -70,7 +70,7 @@ def test_a_block_leaves_out_what_is_not_there_and_keeps_brackets_and_colons(monk
 def run(*arguments: str, **environment: str) -> str:
     """What a process writes into a pipe, and which of `MODULES` it has loaded."""
     code = f"import atexit, sys; atexit.register(lambda: print({MODULES!r} & set(sys.modules)))"
-    code += f"; sys.argv = ['repa-bench', *{arguments!r}]; from harness.cli import main; main()"
+    code += f"; sys.argv = ['repa-bench', *{arguments!r}]; from harness.cli.app import main; main()"
     environment = {"PATH": "", "HOME": "/nowhere", **environment}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

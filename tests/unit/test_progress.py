@@ -9,7 +9,7 @@ import sys
 from conftest import ROOT
 from rich.console import Console
 
-from harness.progress import Reporter
+from harness.runtime.progress import Reporter
 
 
 def on_a_terminal() -> Reporter:
@@ -48,5 +48,5 @@ def test_elsewhere_a_stage_is_a_line():
 
 
 def test_a_worker_can_choose_its_threads_before_pytorch_is_loaded():
-    code = "import sys, harness.parallel; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, harness.pipeline.parallel; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

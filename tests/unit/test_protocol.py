@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.published import load_all
-from harness.generate import sample_labels
-from harness.metrics import inception_score
-from harness.protocol import PROTOCOLS, Protocol, difference, find_protocol
+from harness.metrics.inception_score import inception_score
+from harness.sampling.protocol import PROTOCOLS, Protocol, difference, find_protocol
+from harness.sampling.sampler import sample_labels
 from harness.suites import suite
 from recipes.core.draws import KeyedDraws
 from recipes.core.errors import UserError

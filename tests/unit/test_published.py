@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baselines import published
 from baselines.published import FOLDER, PublishedError, curve, load_all, load_file, select
-from harness.speedup import speedup
+from harness.results.speedup import speedup
 
 GOOD = {
     "kind": "printed",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_run import make_inputs, make_spec
 
-from harness.pace import pace_of, quiet
+from harness.pipeline.pace import pace_of, quiet
 from recipes.core.rows import append_row, read_rows, row_text
-from recipes.run import Run, Training, train_run
+from recipes.training.run_folder import Run
+from recipes.training.train import Training, train_run
 
 
 def _torn(lines: list[bytes]) -> bytes:

@@ -13,17 +13,11 @@ from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Stopped, UserError
 from recipes.core.spec import Execution, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder
-from recipes.run import (
-    Run,
-    RunSpec,
-    Training,
-    TrainingInputs,
-    build_trainer,
-    flops_per_step,
-    layout,
-    load_for_sampling,
-    train_run,
-)
+from recipes.training.build import build_trainer, layout
+from recipes.training.flops import flops_per_step
+from recipes.training.run_folder import Run, load_for_sampling
+from recipes.training.spec import RunSpec, TrainingInputs
+from recipes.training.train import Training, train_run
 
 EVERY = Training(log_every=1)
 OFF = {"gan": 0.0, "perceptual": 0.0, "train_pos_embed": False}

@@ -7,11 +7,12 @@ import json
 import pytest
 from test_claims import score
 
-from harness.cli import main
-from harness.compare import load
-from harness.locks import held
-from harness.records import FILE, RecordFile, StageRecord, read
-from harness.run_folders import entries, remove, set_aside
+from harness.cli.app import main
+from harness.records.file import FILE, RecordFile, read
+from harness.records.schema import StageRecord
+from harness.results.comparison import load
+from harness.results.run_folders import entries, remove, set_aside
+from harness.runtime.locks import held
 from recipes.core.errors import UserError
 
 

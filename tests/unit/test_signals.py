@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from harness.signals import NUMBERS, deferred
+from harness.runtime.signals import NUMBERS, deferred
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from harness.speedup import Point, at_steps, average, crossing, speedup, spread
+from harness.results.speedup import Point, at_steps, average, crossing, speedup, spread
 
 BASELINE = [(100.0, 20.0), (200.0, 10.0), (400.0, 8.0)]
 

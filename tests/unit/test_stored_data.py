@@ -11,10 +11,12 @@ from builders import make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.core.data import Batch, StoredData, batches, check_match, prefetched
+from recipes.core.batch import Batch
 from recipes.core.errors import UserError
-from recipes.core.images import open_images
-from recipes.core.latents import finish_latents, open_latents, write_latents
+from recipes.core.prefetch import prefetched
+from recipes.data.images import open_images
+from recipes.data.latents import finish_latents, open_latents, write_latents
+from recipes.data.loader import StoredData, batches, check_match
 
 
 @pytest.fixture(scope="module")

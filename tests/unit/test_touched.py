@@ -12,14 +12,14 @@ import imagenet_tree as tree
 import pytest
 import torch
 
-from harness import catalogue
-from harness.assets import Store
-from harness.imagenet import prepare_images
-from harness.tokenizers import open_tokenizer
+from harness.assets import catalogue
+from harness.assets.cache import Store
+from harness.assets.tokenizers import open_tokenizer
+from harness.preparation.image_store import prepare_images
 from recipes.core import content
 from recipes.core.errors import UserError
-from recipes.core.images import open_images
-from recipes.core.latents import finish_latents, open_latents, write_latents
+from recipes.data.images import open_images
+from recipes.data.latents import finish_latents, open_latents, write_latents
 
 
 @pytest.fixture(autouse=True)

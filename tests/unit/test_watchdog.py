@@ -12,15 +12,16 @@ from builders import make_batch, make_networks, make_train_spec
 from test_run import make_inputs, make_spec
 
 from recipes.core import watchdog
-from recipes.core.data import order
 from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Diverged
 from recipes.core.loop import Trainer, Update
 from recipes.core.spec import Execution
 from recipes.core.watchdog import Watch
+from recipes.data.loader import order
 from recipes.registry import RECIPES
 from recipes.repa_e import RepaE
-from recipes.run import Run, Training, train_run
+from recipes.training.run_folder import Run
+from recipes.training.train import Training, train_run
 from recipes.vanilla import Vanilla
 
 
@@ -169,7 +170,7 @@ def test_a_loss_that_is_not_finite_with_a_gradient_that_is(tmp_path, monkeypatch
 
 
 def test_latents_that_explode(tmp_path, monkeypatch):
-    monkeypatch.setattr("recipes.run.EXPLODED", 1e-3)
+    monkeypatch.setattr("recipes.training.train.EXPLODED", 1e-3)
     with pytest.raises(Diverged, match="the latents exploded"):
         train_run(Run(make_spec("repa_e"), tmp_path), make_inputs(), [2])
 

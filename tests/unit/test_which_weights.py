@@ -14,13 +14,13 @@ from builders import make_sit
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.protocol import find_protocol
+from harness.sampling.protocol import find_protocol
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
-from recipes.imports import import_checkpoint
 from recipes.models.sit import SiT, SiTSpec
-from recipes.released_sit import read_checkpoint
-from recipes.run import Run, import_notes, load_for_sampling
+from recipes.released.sit import read_checkpoint
+from recipes.training.import_run import import_checkpoint
+from recipes.training.run_folder import Run, import_notes, load_for_sampling
 
 SPEC = SiTSpec(latent_size=4, channels=4, num_classes=10, patch_size=2, hidden=32, depth=2, heads=4, encoder_depth=1)
 State = dict[str, Tensor]

@@ -15,16 +15,17 @@ from builders import compvis_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness import dinov2, inception
-from harness.assets import Store
-from harness.suites import stand_ins
-from harness.tokenizers import open_tokenizer, tokenizer_files
+from harness.assets.cache import Store
+from harness.assets.tokenizers import open_tokenizer, tokenizer_files
+from harness.features import dinov2, inception
+from harness.features import inception as features_inception
+from harness.preparation import stand_ins
 from recipes.core.errors import UserError
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 from recipes.models.encoder import DINOV2, ENCODERS, EncoderSpec, load_encoder
 from recipes.models.perceptual import load_perceptual
-from recipes.released import load_autoencoder, load_discriminator
+from recipes.released.autoencoder import load_autoencoder, load_discriminator
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 CPU = torch.device("cpu")
@@ -118,7 +119,7 @@ def test_weights_of_half_precision_are_said(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory) -> Path:
-    return stand_ins.write_inception(tmp_path_factory.mktemp("inception"))
+    return features_inception.write_inception(tmp_path_factory.mktemp("inception"))
 
 
 def assert_equal(network: torch.nn.Module, other: torch.nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Files that others made: where they lie, what they hash to."""

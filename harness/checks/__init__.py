@@ -1,0 +1,1 @@
+"""Our numbers against those of others: released code, torch-fidelity, clean-fid, ADM."""

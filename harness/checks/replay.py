@@ -1,0 +1,336 @@
+"""Replay recorded computations of the released code and say how far ours is from them.
+
+A folder of the golden form holds `meta.json` (sizes, logged scalars) and six safetensors files with weights, inputs
+and outputs on tiny networks; see tests/golden/README.md. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.sampling.solvers import Guidance, Solver, sample_latents
+from recipes.base import Networks, Objective
+from recipes.core.batch import Batch
+from recipes.core.errors import UserError
+from recipes.core.interpolant import PathName, interpolate
+from recipes.core.jsons import load_json
+from recipes.core.loop import Trainer, subset
+from recipes.core.losses import alignment_loss, denoising_loss, kl_loss
+from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.models.autoencoder import Autoencoder
+from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
+from recipes.models.sit import SiT, SiTSpec
+from recipes.released.autoencoder import autoencoder_from_compvis, autoencoder_spec, autoencoder_to_compvis
+from recipes.repa import Repa
+from recipes.repa_e import RepaE
+from recipes.vanilla import Vanilla
+
+OUTPUT_BOUND = 1e-5
+
+STEP_BOUND = 1e-3
+
+RECORDED_DTYPE = torch.float32
+
+PATHS: tuple[PathName, ...] = ("linear", "cosine")
+
+SOLVERS: dict[str, Solver] = {
+    "ode_euler": "ode_euler",
+    "ode_heun": "ode_heun",
+    "sde_em": "sde_euler_maruyama",
+}
+
+FILES = ("sit_forward", "samplers", "autoencoder", "vanilla_steps", "repa_steps", "repa_e_steps")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recorded quantity against ours."""
+
+    quantity: str
+    error: float
+    """||ours - theirs|| / ||theirs||."""
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its bound; NaN is not."""
+        return self.error <= self.bound
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """||ours - theirs|| / ||theirs|| in float64; infinite where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    ours, theirs = ours.double(), theirs.double()
+    scale = float(torch.linalg.vector_norm(theirs))
+    return float(torch.linalg.vector_norm(ours - theirs)) / (scale or 1.0)
+
+
+class Folder:
+    """A folder of the golden form, with every size read from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.meta: dict[str, Any] = load_json((path / "meta.json").read_bytes())
+            self.dims: dict[str, Any] = self.meta["dims"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is not a replay folder: meta.json cannot be read ({error}).") from None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One file, floating-point tensors as float64."""
+        path = self.path / f"{name}.safetensors"
+        try:
+            loaded = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}). A replay folder holds {', '.join(FILES)}.") from None
+        return {k: v.double() if v.is_floating_point() else v for k, v in loaded.items()}
+
+    def sit(self, state: Mapping[str, Tensor]) -> SiT:
+        """A float64 SiT with the given weights."""
+        widths = [
+            state[f"projectors.{k}.4.weight"].shape[0]
+            for k in range(sum(bool(re.fullmatch(r"projectors\.\d+\.4\.weight", name)) for name in state))
+        ]
+        d = self.dims
+        spec = SiTSpec(
+            latent_size=self.meta["latent_size"],
+            channels=d["zc"],
+            num_classes=d["classes"],
+            patch_size=d["patch"],
+            hidden=d["hidden"],
+            depth=d["depth"],
+            heads=d["heads"],
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / d["hidden"],
+            encoder_depth=d["enc_depth"],
+            encoder_widths=tuple(widths),
+            projector_width=d["proj"],
+        )
+        sit = SiT(spec).double()
+        sit.load_state_dict(dict(state))
+        return sit
+
+    def vae(self, state: Mapping[str, Tensor]) -> Autoencoder:
+        """A float64 autoencoder from CompVis weights."""
+        spec = autoencoder_spec(state)
+        vae = Autoencoder(spec).double()
+        vae.kl.load_state_dict(autoencoder_from_compvis(state, len(spec.multipliers)))
+        return vae
+
+    def discriminator(self, state: Mapping[str, Tensor]) -> PatchDiscriminator:
+        """A float64 discriminator; its depth shows in its keys."""
+        layers = sum(name.endswith("running_mean") for name in state)
+        discriminator = PatchDiscriminator(DiscriminatorSpec(base_width=self.dims["ndf"], layers=layers)).double()
+        discriminator.load_state_dict(dict(state))
+        return discriminator
+
+
+@dataclass(frozen=True)
+class RecordedDraws:
+    """The random numbers of a recorded step, under the purposes that recipes ask for."""
+
+    recorded: Mapping[str, Tensor]
+
+    def uniform(self, purpose: str) -> Tensor:
+        """See `recipes.core.draws.Draws`."""
+        if purpose == "label_dropout":
+            # Recorded as a decision: 1 = dropped. Any threshold in (0, 1) reads 0.0 and 1.0 the same way.
+            return 1.0 - self.recorded["drop"].double()
+        return self.recorded[{"time": "t"}[purpose]]
+
+    def normal_like(self, purpose: str, like: Tensor) -> Tensor:
+        """See `recipes.core.draws.Draws`."""
+        return self.recorded[{"posterior": "eps", "noise": "noise"}[purpose]].to(like.dtype)
+
+    def take(self, rows: Tensor) -> RecordedDraws:
+        """See `recipes.core.draws.Draws`."""
+        return RecordedDraws({name: value[rows] for name, value in self.recorded.items()})
+
+
+class MeanSquares(nn.Module):
+    """Stands in for LPIPS, whose weights are not part of a replay folder."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean squared difference of two image batches."""
+        return (a - b).square().mean()
+
+
+def replay_sit_forward(folder: Folder) -> Iterator[Comparison]:
+    """Velocity, features, and both losses on both paths."""
+    g = folder.tensors("sit_forward")
+    sit = folder.sit(subset(g, "sit")).eval()
+    with torch.no_grad():
+        out = sit(g["x"], g["t"], g["y"])
+        yield Comparison("sit_forward.velocity", relative_error(out.velocity, g["velocity"]), OUTPUT_BOUND)
+        yield Comparison("sit_forward.features", relative_error(out.features, g["features"]), OUTPUT_BOUND)
+        for path in PATHS:
+            point = interpolate(sit.normalize(g["x"]), g["noise"], g["t"], path)
+            out = sit(point.x_t, point.t, g["y"])
+            ours = {
+                "model_output": out.velocity,
+                "denoising_loss": denoising_loss(out.velocity, point.target),
+                "zs_tilde": out.projected[0],
+                "proj_loss": alignment_loss(out.projected[:1], (g["zs"],)).reshape(1),
+            }
+            for name, value in ours.items():
+                key = f"{path}.{name}"
+                yield Comparison(f"sit_forward.{key}", relative_error(value, g[key]), OUTPUT_BOUND)
+
+
+def replay_samplers(folder: Folder) -> Iterator[Comparison]:
+    """Every solver, path and guidance setting that the file names."""
+    g = folder.tensors("samplers")
+    sit = folder.sit(subset(g, "sit")).eval()
+    number = r"(\d+(?:\.\d+)?)"
+    name = re.compile(rf"({'|'.join(SOLVERS)})\.({'|'.join(PATHS)})\.cfg{number}\.{number}-{number}")
+    for key in sorted(key for key in g if key.startswith(tuple(SOLVERS))):
+        if (found := name.fullmatch(key)) is None:
+            raise UserError(f"{folder.path}: samplers.{key} is not SOLVER.PATH.cfgSCALE.LOW-HIGH.")
+        solver, path, *numbers = found.groups()
+        out = sample_latents(
+            sit,
+            g["latents"],
+            g["y"],
+            solver=SOLVERS[solver],
+            steps=int(folder.dims.get("steps", folder.meta.get("sampler_steps", 8))),
+            guidance=Guidance(*map(float, numbers)),
+            path="linear" if path == "linear" else "cosine",
+            noise=lambda k, _: g["sde_noise"][k],
+        )
+        yield Comparison(f"samplers.{key}", relative_error(out, g[key]), OUTPUT_BOUND)
+
+
+def replay_autoencoder(folder: Folder) -> Iterator[Comparison]:
+    """Posterior, KL, reconstruction and discriminator logits."""
+    g = folder.tensors("autoencoder")
+    vae = folder.vae(subset(g, "vae")).eval()
+    discriminator = folder.discriminator(subset(g, "disc")).eval()
+    with torch.no_grad():
+        posterior = vae.encode(g["image"])
+        ours = {
+            "posterior_mean": posterior.mean,
+            "posterior_std": posterior.std,
+            "posterior_kl": kl_loss(posterior.mean, posterior.std),
+            "z": posterior.sample(g["eps"]),
+        }
+        ours["recon"] = vae.decode(ours["z"])
+        ours["disc_logits"] = discriminator(g["image"])
+    for name, value in ours.items():
+        yield Comparison(f"autoencoder.{name}", relative_error(value, g[name]), OUTPUT_BOUND)
+
+
+def _count_steps(tensors: Mapping[str, Tensor]) -> int:
+    return 1 + max(int(found[1]) for name in tensors if (found := re.match(r"step(\d+)\.", name)))
+
+
+def _batch(step: Mapping[str, Tensor], num_pixels: int) -> Batch:
+    blank = torch.zeros(len(step["y"]), 3, num_pixels, num_pixels, dtype=torch.uint8)
+    return Batch(
+        images=step.get("image", blank),
+        labels=step["y"],
+        features=(step["zs"],),
+        mean=step.get("mean"),
+        std=step.get("std"),
+    )
+
+
+def _logged(recipe: Vanilla, logs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Our logs under the names and scalings of the recorded ones."""
+    values = {name: float(value) for name, value in logs.items()}
+    renamed = {"l1": "reconstruction", "grad_norm_discriminator": "grad_norm_disc"}
+    out = {renamed.get(name, name): value for name, value in values.items()}
+    if isinstance(recipe, RepaE):
+        o = recipe.options
+        out["kl_weighted"] = o.kl * out.pop("kl")
+        weighted = {"reconstruction": o.l1, "perceptual": o.perceptual, "kl_weighted": 1.0, "gan": o.gan}
+        out["vae_total"] = sum(w * out[k] for k, w in weighted.items()) + o.vae_alignment * out["vae_align"]
+    return out
+
+
+def _replay_steps(
+    folder: Folder, file: str, log: str, build: Callable[[Folder, Mapping[str, Tensor]], Vanilla]
+) -> Iterator[Comparison]:
+    """Train the recorded steps through the one loop; compare every logged scalar and every network's change."""
+    g = folder.tensors(file)
+    recipe = build(folder, g)
+    spec = TrainSpec(
+        seed=0, batch_size=folder.dims["B"], optimizers={name: OptimizerSpec() for name in recipe.networks}
+    )
+    trainer = Trainer(recipe, spec)
+    for step in range(_count_steps(g)):
+        recorded = subset(g, f"step{step}")
+        batch, draws = _batch(recorded, folder.dims["img"]), RecordedDraws(recorded)
+        # Vanilla has no alignment term; the recording measures it all the same.
+        extra = {} if isinstance(recipe, Repa) else _measure_alignment(recipe, batch, draws)
+        ours = _logged(recipe, trainer.train_step(batch, draws) | extra)
+        for name, value in folder.meta[log][step].items():
+            error = abs(ours[name] - value) / (abs(value) or 1.0) if name in ours else float("inf")
+            yield Comparison(f"{file}.step{step}.{name}", error, OUTPUT_BOUND)
+    yield from _compare_changes(file, g, trainer)
+
+
+def _measure_alignment(recipe: Vanilla, batch: Batch, draws: RecordedDraws) -> dict[str, Tensor]:
+    watcher = Repa(Networks(sit=recipe.sit), Repa.Options())
+    with torch.no_grad():
+        return dict(next(watcher.updates(batch, draws)).logs)
+
+
+def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> Iterator[Comparison]:
+    networks = dict(trainer.recipe.networks) | {"ema": trainer.averages["sit"]}
+    names = {"sit": "sit", "vae": "vae", "disc": "discriminator", "ema": "ema"}
+    for recorded, name in names.items():
+        after, before = subset(g, f"after.{recorded}"), subset(g, f"before.{recorded}")
+        before = before or subset(g, "before.sit")
+        if name not in networks or not after:
+            continue
+        ours = dict(networks[name].state_dict())
+        if recorded == "vae":
+            ours = {k.removeprefix("kl."): v for k, v in ours.items()}
+            ours = autoencoder_to_compvis(ours, len(autoencoder_spec(after).multipliers))
+        keys = [key for key in after if after[key].is_floating_point()]
+        change = torch.cat([(after[k] - before[k]).flatten() for k in keys])
+        # An average moves by less than float32's spacing, so ours is rounded as the recording was.
+        mine = [(ours[k].to(RECORDED_DTYPE).double() - before[k]).flatten() for k in keys if k in ours]
+        yield Comparison(f"{file}.change.{recorded}", relative_error(torch.cat(mine), change), STEP_BOUND)
+
+
+def _vanilla(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+    return Vanilla(Networks(sit=folder.sit(subset(g, "before.sit"))), Objective())
+
+
+def _repa(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+    return Repa(Networks(sit=folder.sit(subset(g, "before.sit"))), Repa.Options())
+
+
+def _repa_e(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+    networks = Networks(
+        sit=folder.sit(subset(g, "before.sit")),
+        vae=folder.vae(subset(g, "before.vae")),
+        discriminator=folder.discriminator(subset(g, "before.disc")),
+        perceptual=MeanSquares(),
+    )
+    return RepaE(networks, RepaE.Options())
+
+
+def replay(path: Path) -> Iterator[Comparison]:
+    """Compare every quantity of a folder, as it is computed.
+
+    Raises:
+        UserError: the folder is not of the golden form.
+    """
+    folder = Folder(path)
+    yield from replay_sit_forward(folder)
+    yield from replay_samplers(folder)
+    yield from replay_autoencoder(folder)
+    yield from _replay_steps(folder, "vanilla_steps", "vanilla_log", _vanilla)
+    yield from _replay_steps(folder, "repa_steps", "repa_log", _repa)
+    yield from _replay_steps(folder, "repa_e_steps", "repa_e_log", _repa_e)

@@ -1,0 +1,101 @@
+"""The command line: the composition root. It may import everything; nothing imports it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from harness.cli import (
+    commands_assets,
+    commands_cache,
+    commands_checks,
+    commands_results,
+    commands_run,
+    commands_score,
+)
+from harness.cli.errors import DIVERGED, INTERRUPTED, PARSER_ERROR, of_the_machine
+from harness.cli.options import HELP, expand_lists
+from harness.runtime.signals import TERMINATED, requeued
+from recipes.core.errors import Diverged, Stopped, UserError
+
+# Heavy imports (torch, diffusers, matplotlib) stay inside the commands, so that --help and a mistyped option answer
+# at once.
+
+app = typer.Typer(
+    name="repa-bench",
+    help="Reproduce and compare training of latent diffusion transformers: vanilla SiT, REPA, REPA-E.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": HELP},
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+for theme in (commands_run, commands_score, commands_results, commands_assets, commands_checks):
+    app.add_typer(theme.commands)
+app.add_typer(commands_cache.commands, name="cache")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"repa-bench {version('repa-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def _quiet_libraries() -> None:
+    """Keep other people's start-up chatter off the terminal, and their downloads off the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    for library in ("diffusers", "transformers"):
+        warnings.filterwarnings("ignore", module=f"{library}.*")
+
+
+def main() -> None:
+    """Entry point of ``repa-bench``."""
+    _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    command = typer.main.get_command(app)
+    try:
+        with requeued():
+            code = command.main(expand_lists(sys.argv[1:], command), prog_name="repa-bench", standalone_mode=False)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PARSER_ERROR as error:
+        error.show()
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"{stopped} The same command continues.", file=sys.stderr)
+        sys.exit(INTERRUPTED if stopped.number == signal.SIGINT else TERMINATED)
+    except Diverged as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(DIVERGED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if (sentence := of_the_machine(error)) is None:
+            raise
+        print(f"Error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code, in some versions
+        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,184 @@
+"""Commands that train and score a suite: run, prepare, train, plan, list."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import Chosen, Several, shared
+from harness.cli.printing import print_summary, print_table, say
+from harness.cli.session import arms_of, jobs_of, open_session, work_of
+from recipes.core.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+commands = typer.Typer()
+
+
+@commands.command()
+@shared(Several)
+def run(choices: Several) -> None:
+    """Prepare, train, score, compare: everything. The same command continues an interrupted run.
+
+    Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
+    """
+    from harness.pipeline.run_suite import run_suite
+    from reports.build import Wanted, build
+
+    with open_session(choices) as session:
+        arms, seeds = arms_of(session.suite, choices.recipes), session.seeds
+        work = work_of(session, choices.jobs, len(arms) * len(seeds))
+        session.reporter.say(
+            f"{session.suite.name} ({session.suite.notice}): {', '.join(arms)}; seeds "
+            f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
+        )
+        run_suite(session, arms, seeds, work)
+        if session.world.main:
+            print_summary([session.folder])
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
+
+
+@commands.command()
+@shared(Chosen)
+def prepare(choices: Chosen) -> None:
+    """Make the suite's assets (data, cached latents, networks) and measure the noise floor.
+
+    Example: `repa-bench prepare --suite imagenet256 --data /data/ILSVRC2012/train`
+    """
+    from harness.pipeline import session as pipeline_session
+    from harness.pipeline import tokenizers
+
+    with open_session(choices) as session:
+        arms = arms_of(session.suite, choices.recipes)
+        prepared = pipeline_session.prepare(session, arms)
+        tokenizers.examine(session, prepared, arms)
+        if session.world.main:
+            for name, content in sorted(prepared.hashes.items()):
+                say(f"{name:20s} {content[:16]}")
+            for name, value in sorted(prepared.facts.items()):
+                say(f"{name:20s} {value:,.4g}")
+
+
+@commands.command()
+@shared(Several)
+def train(choices: Several) -> None:
+    """Train, and keep the checkpoints that will be scored. The same command resumes.
+
+    Example: `torchrun --nproc-per-node 8 -m harness.cli train --suite imagenet256 --recipes repa_e`
+    """
+    from harness.pipeline import checkpoints
+    from harness.pipeline import run_suite as pipeline_run_suite
+    from harness.pipeline import session as pipeline_session
+
+    with open_session(choices) as session:
+        grid = pipeline_run_suite.grid_of(arms_of(session.suite, choices.recipes), session.seeds)
+        work = work_of(session, choices.jobs, len(grid))
+        prepared = pipeline_session.prepare(session, [arm for arm, _ in grid])
+        work(session, prepared, grid, False)
+        if session.world.main:
+            for arm, seed in grid:
+                folder = checkpoints.open_run(session, prepared, arm, seed).folder
+                say(folder)
+
+
+@commands.command("list")
+def list_() -> None:
+    """Name the suites, with their recipes, protocols and budget.
+
+    Example: `repa-bench list`
+    """
+    from harness.sampling.protocol import PROTOCOLS
+    from harness.suites import SUITES
+
+    for name, make in SUITES.items():
+        chosen = make()
+        rows = [
+            (arm + ("" if arm in chosen.default_arms else " *"), spec.label, spec.about)
+            for arm, spec in chosen.arms.items()
+        ]
+        print_table(f"{name}: {chosen.notice}", ("recipe", "label", "what it is"), rows, justify="left")
+        protocols = [chosen.curve_protocol, *chosen.final_protocols]
+        text = ", ".join(f"{p.label} (NFE {p.nfe}, N {p.samples:,})" for p in protocols)
+        say(
+            f"  {chosen.budget.steps:,} steps, scored every {chosen.budget.score_every:,}; training seeds "
+            f"{', '.join(map(str, chosen.default_seeds))}; protocols: {text}; "
+            "* only if asked for",
+        )
+    say("protocols (--protocol)", style="bold")
+    for protocol in PROTOCOLS.values():
+        guided = f"guidance {protocol.guidance_scale:g} in [{protocol.guidance_low:g}, {protocol.guidance_high:g}]"
+        if protocol.guidance_scale <= 1:
+            guided = "no guidance"
+        say(
+            f"  {protocol.name:24s} {protocol.solver}, {protocol.steps} steps, {protocol.samples:,} samples, "
+            f"{', '.join((f'{protocol.labels} labels', guided, *protocol.as_sit.values(), protocol.to_uint8))}",
+        )
+
+
+@commands.command()
+@shared(Several)
+def plan(
+    choices: Several,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--probe", min=0.0, help="Measure each arm here for so many seconds instead. Default on a CPU: 2."
+        ),
+    ] = None,
+    detect: Annotated[
+        float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a comparison will cost (time, images, FLOPs, memory, disk), what is missing, and which speedup its seeds
+    can show. Of digits, every stage is rehearsed here for half a minute, and the whole run's time follows.
+
+    Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`, or `repa-bench plan --detect 1.2`
+    """
+    if detect is not None and not 1 < detect < 1000:
+        raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
+    began = time.process_time()
+    from harness.cli.plan_printing import as_dict, plan_lines, plan_table
+    from harness.pipeline.plan import Rehearsal, make_plan
+    from harness.pipeline.session import threads_of
+    from reports.build import Wanted, build
+
+    with open_session(choices, writes=False) as session:
+        chosen, jobs = session.suite, jobs_of(session, choices.jobs)
+        start = time.process_time() - began
+        if tflops is None and seconds is None and not chosen.wants_gpu:
+            seconds = 2.0
+        rehearsal = None
+        if seconds and session.world.device.type == "cpu" and session.world.size == 1:
+            rehearsal = Rehearsal(lambda folder: build(Wanted([folder]), folder / "report"), jobs, start)
+        with threads_of(session):
+            made = make_plan(
+                chosen,
+                session.budget,
+                arms_of(chosen, choices.recipes),
+                len(session.seeds),
+                store=session.assets,
+                execution=session.execution,
+                world=session.world,
+                devices=devices,
+                tflops=tflops or 200.0,
+                seconds=seconds,
+                detect=detect,
+                rehearsal=rehearsal,
+            )
+    if as_json:
+        print(json.dumps(as_dict(made), indent=1))
+    else:
+        print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))
+        for line in plan_lines(made):
+            say(f"  {line}")

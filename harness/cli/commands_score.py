@@ -1,0 +1,318 @@
+"""Commands that draw and judge: score, sample, guidance, analyse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.options import (
+    MAX_SEED,
+    Chosen,
+    Place,
+    Scored,
+    refuse_idle,
+    refuse_idle_to_score,
+    refuse_unwritable,
+    shared,
+)
+from harness.cli.printing import print_summary, print_tables, say
+from harness.cli.session import arms_of, open_session, store_of, work_of
+from recipes.core.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.scoring.files import Job
+
+
+commands = typer.Typer()
+
+
+@commands.command()
+@shared(Scored)
+def score(choices: Scored) -> None:
+    """Score samples against a reference, a tokenizer, a run's folder, or the checkpoints of a suite (training what is
+    missing).
+
+    Example: `repa-bench score --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json`
+    """
+    from harness.metrics import evaluate
+    from harness.pipeline.run_suite import run_suite
+    from harness.pipeline.score import score_imported
+    from harness.sampling.protocol import find_protocol
+
+    refuse_idle_to_score(choices)
+    if choices.samples is not None or choices.reference is not None:
+        _score_files(choices)
+        return
+    with open_session(choices) as session:
+        if choices.run_folder is not None:
+            protocols = [find_protocol(choices.protocol)] if choices.protocol else session.suite.final_protocols
+            more = evaluate.parse(choices.metrics, ())
+            told = score_imported(session, choices.run_folder, choices.tokenizer, choices.step, protocols, more)
+            if session.world.main:
+                print(json.dumps(told, indent=1))
+            return
+        arms = arms_of(session.suite, choices.recipes)
+        run_suite(session, arms, session.seeds, work_of(session, choices.jobs, len(arms) * len(session.seeds)))
+        if session.world.main:
+            print_summary([session.folder])
+
+
+def _score_files(choices: Scored) -> None:
+    from harness.assets.tokenizers import open_tokenizer
+    from harness.checks import adm_evaluator
+    from harness.scoring import files
+    from harness.scoring.image_sets import open_samples
+
+    samples, reference = choices.samples, choices.reference
+    if reference is None or (samples is None) == (choices.tokenizer is None):
+        raise UserError(
+            "--samples and --reference go together, or --tokenizer and --reference for what a tokenizer reconstructs: "
+            "give both, or neither to score a suite."
+        )
+    if choices.out is not None:
+        refuse_unwritable("--out", choices.out, folder=False)
+    python = choices.adm_python or Path(sys.executable)
+    if choices.adm_evaluator is not None:
+        adm_evaluator.refuse_absent(python, choices.adm_evaluator, reference)
+    notes: tuple[str, ...] = ()
+    with _job(choices) as job:
+        if samples is not None:
+            found = files.score(open_samples(samples, flag="--samples"), reference, job)
+        else:
+            network, content = open_tokenizer(store_of(choices.cache), choices.tokenizer or "")
+            found = files.score_tokenizer(reference, network, content, job)
+            notes = network.notes
+        if found is None:  # another process tells
+            return
+        found["warnings"] = [*notes, *found["warnings"]]
+    if samples is not None and choices.adm_evaluator is not None:
+        theirs = adm_evaluator.run_evaluator(python, choices.adm_evaluator, samples, reference)
+        found |= {"adm": theirs, "adm_difference": {k: found[k] - v for k, v in theirs.items() if k in found}}
+    _tell(choices, found)
+
+
+@contextmanager
+def _job(choices: Scored) -> Iterator[Job]:
+    """How files are scored; joins the other processes under torchrun."""
+    from harness.assets import catalogue, networks
+    from harness.features import base as features_base
+    from harness.metrics import evaluate
+    from harness.runtime.progress import Reporter
+    from harness.scoring import files
+    from harness.scoring.paired_images import on_unit_images
+    from recipes.core.distributed import world
+    from recipes.models.perceptual import load_perceptual
+
+    store, name = store_of(choices.cache), networks.network_name(choices.features)
+    default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
+    if choices.samples is None:
+        has_lpips = catalogue.find(store, "vgg16") is not None
+        default = tuple(m for m in files.OF_A_TOKENIZER if m != "lpips" or has_lpips)
+    text = choices.metrics.replace("rfid", "fid") if choices.metrics and choices.samples is None else choices.metrics
+    wanted = evaluate.parse(text, default)
+    with world(choices.device) as here:
+        first = networks.load_network(name, store, here.device, choices.weights)
+        outputs = [evaluate.METRICS[m].output for m in wanted]
+        others = networks.extra_networks(outputs, first, store, here.device)
+        lpips = None
+        if "lpips" in wanted:
+            vgg = load_perceptual(catalogue.require(store, "vgg16").path, input_range="unit")
+            lpips = on_unit_images(vgg.to(here.device), here.device)
+        yield files.Job(
+            network=features_base.Several(first, others) if others else first,
+            features=name,
+            wanted=wanted,
+            cache=store.root,
+            world=here,
+            reporter=Reporter(quiet=not here.main),
+            lpips=lpips,
+        )
+
+
+def _tell(choices: Scored, found: dict[str, Any]) -> None:
+    """Print a result, and write it to --out."""
+    from recipes.core.atomic import write_text
+
+    text = json.dumps(found, indent=1)
+    if choices.out is not None:
+        write_text(choices.out, text + "\n")
+    if choices.as_json:
+        print(text)
+        return
+    for name, value in found.items():
+        if isinstance(value, float) and not name.endswith(("_se", "_floor")):
+            error, floor, theirs = found.get(f"{name}_se"), found.get(f"{name}_floor"), found.get("adm", {}).get(name)
+            beside = f" ± {error:.2g}" if error is not None else ""
+            beside += f"   floor {floor:.4g}" if floor is not None else ""
+            beside += f"   ADM's evaluator {theirs:.6g} ({value - theirs:+.2g})" if theirs is not None else ""
+            say(f"{name:12s} {value:.6g}{beside}")
+    say(f"{found['n_fake']:,} samples, protocol {found['protocol']}")
+    if any(name.endswith("_floor") for name in found):
+        say("±: standard error; floor: of as many perfect samples, were features Gaussian")
+    for warning in found["warnings"]:
+        say(warning, style="yellow")
+
+
+@commands.command()
+@shared(Place)
+def sample(
+    place: Place,
+    images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Which arm of the suite.")] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed. Default: the suite's first.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
+    generation_seed: Annotated[
+        int, typer.Option("--generation-seed", min=0, max=MAX_SEED, help="Seed of labels and noise.")
+    ] = 0,
+    protocol_name: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
+    ] = None,
+) -> None:
+    """Draw samples from a checkpoint: an .npz with arr_0 (uint8, N H W 3) and labels, and a PNG grid of its first 100,
+    row by row.
+
+    Example: `repa-bench sample --recipe repa_e --images digits.png --count 100`
+    """
+    import torch
+
+    from harness.pipeline import checkpoints
+    from harness.pipeline import session as pipeline_session
+    from harness.sampling.protocol import find_protocol
+    from harness.scoring import image_files, sample_set
+    from harness.scoring.feature_shards import Shards
+
+    if (recipe is None) == (run_folder is None):
+        raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
+    if run_folder is None:
+        refuse_idle({"--tokenizer": tokenizer is not None}, "--run")
+    else:
+        refuse_idle({"--seed": seed is not None}, "--recipe")
+    if images.suffix != ".png":
+        raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
+    refuse_unwritable("--images", images, folder=False)
+    npz = images.with_suffix(".npz")
+    with open_session(place) as session:
+        protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
+        if run_folder is not None:
+            cell = checkpoints.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
+        else:
+            seed = session.suite.default_seeds[0] if seed is None else seed
+            run, start = checkpoints.open_trained(session, arms_of(session.suite, [recipe or ""])[0], seed)
+            cell = sample_set.Cell(run, checkpoints.checkpoint_of(run, step), protocol, generation_seed, start)
+        for note in checkpoints.notes_of(cell):
+            session.reporter.say(note, "yellow")
+        shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
+        with pipeline_session.threads_of(session), session.reporter.stage("sample", count) as on_sample:
+            drawn = sample_set.draw(
+                cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
+            )
+        if drawn is None:
+            return
+        first = next(shards.images())[: image_files.GRID_COLUMNS * image_files.GRID_ROWS]
+        image_files.save_grid(images, first, image_files.GRID_COLUMNS)
+        image_files.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(sample_set.LABELS)))
+        shards.clear()
+    say(f"{images} and {npz} ({protocol.label})")
+
+
+@commands.command()
+@shared(Chosen)
+def guidance(
+    choices: Chosen,
+    scales: Annotated[
+        list[float] | None, typer.Option("--scales", help="Guidance scales to try, with spaces or commas between.")
+    ] = None,
+    intervals: Annotated[
+        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time; t = 1 is noise. Default: 0:1.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=2, help="Samples of each setting tried. Default: a fifth of the protocol's."),
+    ] = None,
+    search_seeds: Annotated[
+        list[int] | None,
+        typer.Option("--search-seeds", min=0, max=MAX_SEED, help="Generation seeds to choose by. Default: 1000."),
+    ] = None,
+    generation_seeds: Annotated[
+        list[int] | None,
+        typer.Option("--generation-seeds", min=0, max=MAX_SEED, help="Generation seeds of the result. Default: 0."),
+    ] = None,
+    protocol_name: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's last.")
+    ] = None,
+) -> None:
+    """Find each recipe's best guidance with the same effort, on other seeds than those reported, then score it.
+
+    Example: `repa-bench guidance --suite digits --scales 1.25 1.5 2 --intervals 0:1 0:0.7`
+    """
+    from harness.pipeline import checkpoints
+    from harness.pipeline import session as pipeline_session
+    from harness.pipeline.guidance import Sweep, parse_interval, sweep_arm
+    from harness.sampling.protocol import find_protocol
+    from reports.build import Wanted, build
+    from reports.summary import summarize
+
+    with open_session(choices) as session:
+        suite = session.suite
+        base = find_protocol(protocol_name) if protocol_name else (suite.final_protocols or (suite.curve_protocol,))[-1]
+        sweep = Sweep(
+            base,
+            tuple(dict.fromkeys(scales or (1.25, 1.5, 1.75, 2.0))),
+            tuple(dict.fromkeys(parse_interval(text) for text in intervals or ("0:1",))),
+            tuple(dict.fromkeys(search_seeds or (1000,))),
+            tuple(dict.fromkeys(generation_seeds or (0,))),
+            samples or max(2, base.samples // 5),
+        )
+        arms, step = arms_of(suite, choices.recipes), session.budget.milestones()[-1]
+        prepared = pipeline_session.prepare(session, arms)
+        for arm in arms:
+            runs = [checkpoints.open_run(session, prepared, arm, seed) for seed in session.seeds]
+            for run in runs:
+                checkpoints.checkpoint_of(run, step)
+            sweep_arm(session, prepared, runs, sweep, step)
+        if session.world.main:
+            print_tables(summarize([session.folder]).guidance_tables())
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
+
+
+@commands.command()
+@shared(Chosen)
+def analyse(
+    choices: Chosen,
+    count: Annotated[int, typer.Option("--count", min=20, help="Training images that are looked at.")] = 1024,
+) -> None:
+    """Measure how far each checkpoint's features agree with the encoder's (CKNNA), at every depth, for the report.
+
+    Example: `repa-bench analyse --suite digits --recipes vanilla repa repa_e`
+    """
+    from harness.pipeline import alignment, checkpoints
+    from harness.pipeline import session as pipeline_session
+    from reports.build import Wanted, build
+    from reports.summary import summarize
+
+    with open_session(choices) as session:
+        arms = arms_of(session.suite, choices.recipes)
+        reference = alignment.aligned_arm(session, arms)
+        prepared = pipeline_session.prepare(session, arms)
+        runs = [checkpoints.open_run(session, prepared, arm, seed) for arm in arms for seed in session.seeds]
+        for run in runs:
+            checkpoints.checkpoint_of(run, None)
+        if session.world.main:
+            alignment.analyse(session, prepared, runs, reference, count)
+            print_tables(summarize([session.folder]).alignment_tables())
+            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")

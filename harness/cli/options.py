@@ -1,0 +1,379 @@
+"""The options that several commands share, said once."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer.core
+
+from recipes.core.errors import UserError
+from recipes.core.jsons import TooDeepError, load_json
+
+#: Options whose several values are one text with commas between.
+JOINED = ("--metrics", "--format")
+
+#: Options whose values may hold commas themselves.
+UNSPLIT = ("--set",)
+
+MAX_SEED = 2**63 - 1
+
+#: How a command is asked what it does.
+HELP = ["-h", "--help"]
+
+
+class ListedByDefault(typer.core.TyperGroup):
+    """A group in which `runs FOLDER` is `runs list FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `click.Group.parse_args`."""
+        if not args or (args[0] not in self.commands and args[0] not in HELP):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+class OnNaN(StrEnum):
+    """See `recipes.core.watchdog`."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
+]
+
+
+class ImportedWeights(StrEnum):
+    """What the weights of a file are, where it does not say it."""
+
+    ema = "ema"
+    raw = "raw"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which suite, changed how, with its files where."""
+
+    suite: Annotated[str, typer.Option("--suite", help="Which suite; `repa-bench list` names them.")] = "digits"
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6; several with spaces between."
+        ),
+    ] = None
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder. Default: runs/SUITE.")] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Where assets are kept. Default: $REPA_BENCH_CACHE or ~/.cache/repa-bench."),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="ImageNet suites: a folder with a folder of images for each class, a Hugging Face data set, or data "
+            "prepared for REPA, REPA-E or EDM2. Remembered.",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU if the suite wants one.")] = "auto"
+
+
+@dataclass(frozen=True)
+class Chosen(Place):
+    """Which of its arms and seeds."""
+
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipes", help="Which arms, with spaces or commas between. Default: the suite's."),
+    ] = None
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--seeds", min=0, max=MAX_SEED, help="Training seeds, with spaces or commas between. Default: the suite's."
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Train to so many effective steps. Default: the suite's.")
+    ] = None
+    score_every: Annotated[
+        int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints. Default: the suite's.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Laid(Chosen):
+    """How training is laid out on the machine. None of these changes what is trained."""
+
+    part: Annotated[
+        int | None,
+        typer.Option("--part", min=1, help="Images a process runs at once; the rest is accumulated. Default: all."),
+    ] = None
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile. Default: on GPUs.")] = (
+        None
+    )
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations: less memory, about a third slower.")
+    ] = False
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that read images, for each process.")] = 8
+    save_every: Annotated[
+        int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints that serve only to resume.")
+    ] = None
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of those are kept.")] = 2
+    on_nan: Annotated[
+        OnNaN, typer.Option("--on-nan", help="An update that is not finite never happens: stop there, or skip it.")
+    ] = OnNaN.stop
+
+
+@dataclass(frozen=True)
+class Several(Laid):
+    """How many of its runs are worked on at a time."""
+
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Small suites on the CPU: runs at a time, each with one thread. Default: one a core, as far as the "
+            "suite goes.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Scored(Several):
+    """What is scored: files, a run's folder, a tokenizer, or the checkpoints of the suite."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Results folder; default: runs/SUITE. With --reference: a JSON file for the result."
+        ),
+    ] = None
+    samples: Annotated[
+        Path | None, typer.Option("--samples", help="Images to measure: an .npz with arr_0, a folder, a prepared set.")
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="What with: ADM's .npz, a folder, a prepared set.")
+    ] = None
+    features: Annotated[
+        str, typer.Option("--features", help="The feature network: inception, dinov2-vit-s, -b, -l or -g.")
+    ] = "inception"
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Its file. Default: what `repa-bench fetch` brought.")
+    ] = None
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            help="With commas or spaces between. Default: fid,sfid,is,precision,recall. Also f_score, density, "
+            "coverage, kid, fd_dinov2, clean_fid; image by image psnr, ssim, lpips.",
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    run_folder: Annotated[Path | None, typer.Option("--run", help="Instead: a run's folder, imported ones too.")] = None
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="An asset or a file: with --reference alone, measure what it reconstructs; with --run, the run's.",
+        ),
+    ] = None
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="With --run: which checkpoint. Default: the last.")
+    ] = None
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="With --run: which, see `repa-bench list`. Default: the suite's.")
+    ] = None
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Keep what is drawn now, as .npz files in ADM's form.")
+    ] = False
+    adm_evaluator: Annotated[
+        Path | None,
+        typer.Option("--adm-evaluator", help="guided-diffusion's evaluator.py: run it too, and show the differences."),
+    ] = None
+    adm_python: Annotated[
+        Path | None, typer.Option("--adm-python", help="The Python that has its TensorFlow. Default: this one.")
+    ] = None
+
+
+_PLACE = {f.name for f in fields(Place)}
+
+_FILES = {"cache", "device", "out", "features", "weights", "metrics", "as_json", "reference"}
+
+#: What `score` can be asked for, by the flag that asks for it, and the options that then decide something.
+WAYS_TO_SCORE: Mapping[str, set[str]] = {
+    "--samples": {*_FILES, "samples", "adm_evaluator", "adm_python"},
+    "--tokenizer with --reference": {*_FILES, "tokenizer"},
+    "--run": {*_PLACE, "run_folder", "tokenizer", "step", "protocol", "metrics", "keep_samples", "as_json"},
+    "a suite": {*(f.name for f in fields(Several)), "keep_samples"},
+}
+
+
+def refuse_idle(given: Mapping[str, bool], where: str) -> None:
+    """An option that decides nothing here is no option: what it was meant to decide would silently be otherwise.
+
+    Args:
+        given: by flag, whether it was.
+        where: what it goes with.
+
+    Raises:
+        UserError: one was.
+    """
+    for flag, was in given.items():
+        if was:
+            raise UserError(f"{flag} decides nothing here; it goes with {where}. Leave it out.")
+
+
+def refuse_idle_to_score(choices: Scored) -> None:
+    """`refuse_idle`, of what `score` was not asked for.
+
+    Raises:
+        UserError: see there.
+    """
+    if choices.run_folder is not None:
+        way = "--run"
+    elif choices.samples is not None:
+        way = "--samples"
+    else:
+        way = "a suite" if choices.reference is None else "--tokenizer with --reference"
+    hints = get_type_hints(Scored, include_extras=True)
+    for field in fields(choices):
+        if field.name not in WAYS_TO_SCORE[way] and getattr(choices, field.name) != field.default:
+            elsewhere = [name for name, names in WAYS_TO_SCORE.items() if field.name in names]
+            refuse_idle({str(flag_of(hints[field.name])): True}, " or ".join(elsewhere))
+
+
+def flag_of(annotation: Any) -> str | None:
+    """How an annotated parameter is written on the command line; None if it has no name there."""
+    option = annotation.__metadata__[0]
+    return next((f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")), None)
+
+
+def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
+    """Look, before hours of work, whether what is to be written can be.
+
+    Raises:
+        UserError: it is a file where a folder is meant or the other way round, or its place is not ours to write to.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"{flag} {path}: a {'folder' if folder else 'file'} is meant, and this is none.")
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not (place == path or place.is_dir()) or not os.access(place, os.W_OK):
+        raise UserError(f"{flag} {path}: {place} is not ours to write to. Give another path.")
+
+
+def shared(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command, whose first parameter takes a `kind`, all of its options."""
+    hints = get_type_hints(kind, include_extras=True)
+
+    def parameter(name: str, default: Any) -> inspect.Parameter:
+        value = inspect.Parameter.empty if default is MISSING else default
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=hints[name])
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        common = [parameter(f.name, f.default) for f in fields(kind)]
+
+        def wrapped(**given: Any) -> Any:
+            options = kind(**{p.name: given.pop(p.name) for p in common})
+            return command(options, **given)
+
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *common]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorate
+
+
+def overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """``a.b=value`` to a dictionary; a value that is not JSON is a string.
+
+    Raises:
+        UserError: no equals sign.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair}: write it as KEY=VALUE, for example --set sit.depth=6.")
+        try:
+            out[key] = load_json(text)
+        except TooDeepError as error:
+            raise UserError(f"--set {key}: {error}. Write what is meant.") from None
+        except ValueError:
+            out[key] = text
+    return out
+
+
+def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
+    """One rule for every option that takes several values: `--seeds 0 1 2`, `--seeds 0,1,2`, `--seeds 0, 1, 2` and
+    `--seeds 0 --seeds 1 --seeds 2` are the same, and so are `--metrics fid kid` and `--metrics fid,kid`.
+
+    In a command that takes folders, one that is there ends such a list, by its path, or by its name if it is the first.
+
+    Args:
+        arguments: of the command line.
+        command: the whole command, whose parameters say which options those are.
+
+    Returns:
+        The same as the parser wants it: `JOINED` options once with commas, the others once for each value.
+    """
+    at, command = _leaf(arguments, command)
+    options = {flag: p for p in command.params if p.param_type_name == "option" for flag in p.opts}
+    folders = any(p.param_type_name == "argument" for p in command.params)
+    out, words, joined = list(arguments[:at]), deque(arguments[at:]), dict[str, int]()
+    named = False  # a folder
+    while words and words[0] != "--":
+        word = words.popleft()
+        flag, equals, value = word.partition("=")
+        option = options.get(flag)
+        if option is None or option.is_flag or not (option.multiple or flag in JOINED):
+            out.append(word)
+            named |= option is None
+            if option is not None and not option.is_flag and not equals and words:
+                out.append(words.popleft())
+            continue
+        values = [value] if equals else []
+        while words and _goes_on(words[0], flag, first=not values, folders=folders, named=named):
+            values.append(words.popleft())
+        if flag not in UNSPLIT:
+            values = [part.strip() for text in values for part in text.split(",") if part.strip()] or values[:1]
+        if flag not in JOINED:
+            out += [part for one in values for part in (flag, one)] or [word]
+        elif flag in joined:
+            out[joined[flag]] = ",".join([out[joined[flag]], *values])
+        else:
+            out += [flag, *([",".join(values)] if values else [])]
+            joined[flag] = len(out) - 1
+    return [*out, *words]
+
+
+def _leaf(arguments: Sequence[str], command: Any) -> tuple[int, Any]:
+    """The command that a line names, and how many of its words do so."""
+    for at, word in enumerate(arguments):
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is None:
+            return at, command
+        command = inner
+    return len(arguments), command
+
+
+def _goes_on(word: str, flag: str, *, first: bool, folders: bool, named: bool) -> bool:
+    """Whether a word is one more value of a list."""
+    if word.startswith("-") and not re.match(r"-[\d.]", word):
+        return False
+    if first:
+        return True
+    if flag in UNSPLIT:
+        return "=" in word
+    return not (folders and Path(word).is_dir() and ("/" in word or not named))

@@ -1,0 +1,1 @@
+"""From features to numbers, a file for each metric."""

@@ -1,0 +1,120 @@
+"""How far a SiT's features agree with the encoder's, block by block and checkpoint by checkpoint (CKNNA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.metrics.latents import cknna
+from harness.pipeline.session import Session
+from harness.preparation.base import Prepared
+from harness.records.schema import AlignmentRecord
+from harness.scoring.paired_images import encoded
+from recipes.core.batch import Batch
+from recipes.core.draws import KeyedDraws
+from recipes.core.errors import UserError
+from recipes.core.finite import finite
+from recipes.core.interpolant import interpolate
+from recipes.models.sit import SiT
+from recipes.registry import recipe, recipe_options
+from recipes.training.run_folder import Run, load_for_sampling
+
+#: Training images that are looked at, the noise level, and the k of CKNNA that REPA (arXiv 2410.06940) uses.
+COUNT, TIME, NEIGHBOURS = 1024, 0.5, 10
+
+
+def aligned_arm(session: Session, arms: Sequence[str]) -> str:
+    """An arm that has an encoder: its data and tokens serve all.
+
+    Raises:
+        UserError: there is none among them.
+    """
+    for arm in arms:
+        if recipe(session.suite.arms[arm].recipe).aligned:
+            return arm
+    raise UserError("--recipes: none of them has an encoder to compare with; name repa or repa_e too.")
+
+
+@torch.no_grad()
+def encoder_features(session: Session, prepared: Prepared, arm: str, count: int) -> tuple[Batch, Tensor]:
+    """Training images and the encoder's tokens of them, averaged over positions: (N, width)."""
+    inputs = prepared.inputs(arm)
+    batch = inputs.data.take(torch.arange(min(count, len(inputs.data))))
+    assert batch.images is not None
+    if batch.features:
+        return batch, batch.features[0].float().mean(1)
+    encoder = inputs.encoders[0].to(session.world.device)
+    chunks = batch.images.to(session.world.device).split(session.suite.chunk)
+    return batch, torch.cat([encoder(chunk).float().mean(1).cpu() for chunk in chunks])
+
+
+@torch.no_grad()
+def block_features(sit: SiT, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+    """The tokens after each block, averaged over positions: (N, hidden) for every depth."""
+    found: list[Tensor] = []
+    handles = [b.register_forward_hook(lambda m, i, out: found.append(out.float().mean(1).cpu())) for b in sit.blocks]
+    try:
+        sit(x, t, y, project=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@torch.no_grad()
+def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, images: Tensor) -> list[Tensor]:
+    device = session.world.device
+    sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.arm), average=True, device=device)
+    path = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm).path
+    parts: list[list[Tensor]] = []
+    for indices in torch.arange(len(images)).split(session.suite.chunk):
+        latents = sit.normalize(encoded(tokenizer, images[indices], int(indices[0])))
+        noise = KeyedDraws(0, 0, indices.to(device)).normal_like("alignment noise", latents)
+        t = torch.full((len(indices),), TIME, device=device, dtype=latents.dtype)
+        null = torch.full((len(indices),), sit.null_class, device=device)
+        found = block_features(sit, interpolate(latents, noise, t, path).x_t, t, null)
+        cause = f"{run.spec.name} has diverged at step {step}; take an earlier one"
+        parts.append([finite(depth, "what the SiT says of image", int(indices[0]), cause) for depth in found])
+    return [torch.cat(depth) for depth in zip(*parts, strict=True)]
+
+
+def analyse(session: Session, prepared: Prepared, runs: Sequence[Run], reference: str, count: int = COUNT) -> None:
+    """Record the alignment of every kept checkpoint of these runs, at every depth.
+
+    Args:
+        session: where the records go.
+        prepared: with the encoder of `reference`.
+        runs: trained ones.
+        reference: an arm with an encoder.
+        count: images.
+    """
+    done = session.records.keys()
+    missing = [(run, step) for run in runs for step in run.steps() if _key(run, step, count) not in done]
+    if not missing:
+        return
+    batch, tokens = encoder_features(session, prepared, reference, count)
+    assert batch.images is not None
+    with session.reporter.stage("alignment", len(missing)) as on_step:
+        for number, (run, step) in enumerate(missing, start=1):
+            depths = _sit_features(session, prepared, run, step, batch.images)
+            session.records.append(
+                AlignmentRecord(
+                    **session.common(),
+                    arm=run.spec.arm,
+                    label=session.suite.arms[run.spec.arm].label,
+                    seed=run.spec.train.seed,
+                    run=run.spec.digest(),
+                    step=step,
+                    cknna=[cknna(depth, tokens, min(NEIGHBOURS, len(tokens) // 4)) for depth in depths],
+                    aligned_depth=run.spec.sit.encoder_depth,
+                    time=TIME,
+                    count=count,
+                )
+            )
+            on_step(number)
+
+
+def _key(run: Run, step: int, count: int) -> tuple[object, ...]:
+    return AlignmentRecord.key_of(run.spec.digest(), step, count)

@@ -1,0 +1,73 @@
+"""Runs and checkpoints to draw from, of the suite or imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.assets.tokenizers import open_tokenizer
+from harness.pipeline.session import Session, prepare
+from harness.preparation.base import Prepared
+from harness.sampling.protocol import Protocol
+from harness.scoring.sample_set import Cell
+from recipes.core.errors import UserError
+from recipes.models.autoencoder import Autoencoder
+from recipes.training.run_folder import Run, import_notes
+
+
+def open_run(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
+    """The run of an arm and a seed, started or not."""
+    spec = session.suite.run_spec(arm, seed, prepared.hashes)
+    return Run(spec, session.folder / "runs" / spec.name)
+
+
+def open_trained(session: Session, arm: str, seed: int) -> tuple[Run, Autoencoder | None]:
+    """A trained run of the suite, and the tokenizer that it started from.
+
+    Raises:
+        UserError: it has no checkpoint.
+    """
+    prepared = prepare(session, [arm])
+    run = open_run(session, prepared, arm, seed)
+    if not run.steps():
+        raise UserError(f"{run.folder} has no checkpoint; train it: repa-bench train --recipes {arm} --seeds {seed}.")
+    return run, prepared.tokenizer(arm)
+
+
+def open_imported(
+    session: Session,
+    folder: Path,
+    tokenizer: str | None,
+    step: int | None,
+    protocol: Protocol,
+    generation_seed: int = 0,
+) -> Cell:
+    """A checkpoint of a run's folder, wherever it was made, with a tokenizer of the catalogue if one is named.
+
+    Raises:
+        UserError: the folder is not a run, has no such checkpoint, or the tokenizer is not on this machine.
+    """
+    run = Run.open(folder)
+    chosen = checkpoint_of(run, step)
+    if tokenizer is None:
+        return Cell(run, chosen, protocol, generation_seed)
+    network, content = open_tokenizer(session.assets, tokenizer)
+    return Cell(run, chosen, protocol, generation_seed, network, content)
+
+
+def notes_of(cell: Cell) -> list[str]:
+    """What whoever reads an imported checkpoint's numbers should know of its file and its tokenizer's."""
+    return [*import_notes(cell.run, cell.step), *(cell.tokenizer.notes if cell.tokenizer is not None else ())]
+
+
+def checkpoint_of(run: Run, step: int | None) -> int:
+    """The step that was asked for, or the last.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    kept = run.steps()
+    if not kept:
+        raise UserError(f"{run.folder} has no checkpoint.")
+    if step is not None and step not in kept:
+        raise UserError(f"--step {step}: {run.folder} keeps {', '.join(map(str, kept))}.")
+    return step if step is not None else kept[-1]

@@ -1,0 +1,299 @@
+"""What a comparison will cost, before any of it is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.assets import catalogue
+from harness.assets.cache import Store
+from harness.pipeline.cached import made_by
+from harness.pipeline.probe import Probe, probe
+from harness.pipeline.rehearsal import Whole, rehearse, scoring, whole
+from harness.results.inference import SeedNoise, detectable, seeds_to_detect
+from harness.results.noise import NOISE
+from harness.suites.base import Budget, Suite, draws_of
+from harness.suites.digits import DigitsSuite
+from recipes.core.distributed import World
+from recipes.core.errors import UserError
+from recipes.core.spec import Execution
+from recipes.data.latents import disk_estimate
+from recipes.models.sit import SiT
+from recipes.training.build import build_networks, layout
+from recipes.training.flops import flops_per_step
+from recipes.training.spec import RunSpec
+
+IMAGENET_TRAIN = 1_281_167
+
+#: A lossless PNG of a photograph takes about 0.6 of its pixels.
+PNG_SHARE = 0.6
+
+#: Bytes for each parameter in training: float32 weights, gradients and two moments.
+STATE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with all its seeds."""
+
+    arm: str
+    label: str
+    seeds: int
+    steps: int
+    batch_size: int
+    layout: str
+    parameters: dict[str, int]
+    """Of each trained network."""
+    flops_per_step: int
+    training_flops: float
+    """Of all seeds."""
+    sampling_flops: float
+    """Network evaluations of all protocols at all milestones, of all seeds; decoding and Inception left out."""
+    state_bytes: int
+    """Weights, gradients, moments and averages on the device; activations come on top."""
+    checkpoint_bytes: int
+    """On disk, of all seeds."""
+    flops_per_second: float
+    """Of one device: stated or measured."""
+    peak_bytes: int | None
+    """Measured on one device, if it was."""
+    devices: int
+    scoring_seconds: float | None = None
+    """To draw and judge the samples of all seeds, if that was rehearsed."""
+
+    @property
+    def device_hours(self) -> float:
+        """Training and scoring, on one device; of scoring the network evaluations alone where it was not rehearsed."""
+        if self.scoring_seconds is not None:
+            return (self.training_flops / self.flops_per_second + self.scoring_seconds) / 3600
+        return (self.training_flops + self.sampling_flops) / self.flops_per_second / 3600
+
+
+@dataclass(frozen=True)
+class Shows:
+    """What training seeds can show, by the rule of `harness.inference` and the suite's own spread over seeds."""
+
+    noise: SeedNoise
+    recipes: int
+    """Compared with one baseline."""
+    smallest: float | None
+    """Speedup that the planned seeds show with `CHANCE`; None where nothing is large enough."""
+    factor: float | None
+    """Speedup that was asked for."""
+    seeds: int | None
+    """That show it with `CHANCE`."""
+    device_hours: float | None
+    """That they cost."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal of a whole comparison needs to know besides."""
+
+    report: Callable[[Path], object]
+    """Writes the report of a results folder."""
+    jobs: int
+    """Runs at a time."""
+    start: float
+    """Seconds until a process works."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `repa-bench plan` tells."""
+
+    cells: tuple[Cell, ...]
+    disk: dict[str, int]
+    """Bytes that data and checkpoints will take, what is there already left out."""
+    missing: dict[str, str]
+    """Asset to the command that brings it."""
+    throughput: str
+    """Where the hours come from."""
+    shows: Shows | None
+    """None where the suite's spread over seeds is not known."""
+    whole: Whole | None
+    """From the start to the report; None where that was not rehearsed."""
+
+
+def make_plan(
+    suite: Suite,
+    budget: Budget,
+    arms: Sequence[str],
+    seeds: int,
+    *,
+    store: Store,
+    execution: Execution,
+    world: World,
+    devices: int,
+    tflops: float,
+    seconds: float | None,
+    detect: float | None = None,
+    rehearsal: Rehearsal | None = None,
+) -> Plan:
+    """Count what every cell costs.
+
+    Args:
+        suite: what would be run.
+        budget: for how long.
+        arms: which of it.
+        seeds: how many training seeds each.
+        store: where assets would be.
+        execution: how steps would be laid out.
+        world: where a probe runs.
+        devices: that training would be spread over.
+        tflops: sustained TFLOP/s of one device, if it is not measured.
+        seconds: measure each arm for so long instead.
+        detect: a speedup that is to be shown.
+        rehearsal: of the rest, for a suite that makes its own data and is measured on the CPU.
+
+    Raises:
+        UserError: a speedup is to be shown on a suite whose spread over seeds is not known.
+    """
+    specs = {arm: suite.run_spec(arm, 0, {}) for arm in arms}
+    began = time.perf_counter(), time.process_time()
+    measured = {arm: _probe(spec, seconds, execution, world) if seconds else None for arm, spec in specs.items()}
+    scored, complete = None, None
+    if rehearsal is not None and isinstance(suite, DigitsSuite):
+        scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal, began)
+    cells = [
+        _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[arm], scored)
+        for arm, spec in specs.items()
+    ]
+    throughput = (
+        f"measured for {seconds:g} s an arm on {world.device.type}, one process"
+        if seconds
+        else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
+    )
+    shows = _shows(suite, cells, seeds, detect)
+    missing = _missing(suite, arms, store)
+    return Plan(tuple(cells), _disk(suite, arms, store, cells), missing, throughput, shows, complete)
+
+
+def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
+    """A probe; on the CPU, as of a quiet machine: less the time in which others had its processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = probe(spec, seconds, execution=execution, world=world)
+    if world.device.type != "cpu":
+        return found
+    free = min(1.0, (time.process_time() - processor) / (time.perf_counter() - wall))
+    return replace(
+        found,
+        seconds_per_step=found.seconds_per_step * free,
+        images_per_second=found.images_per_second / free,
+        flops_per_second=found.flops_per_second / free,
+    )
+
+
+def _whole(
+    suite: DigitsSuite,
+    budget: Budget,
+    measured: Mapping[str, Probe | None],
+    seeds: int,
+    store: Store,
+    execution: Execution,
+    rehearsal: Rehearsal,
+    began: tuple[float, float],
+) -> tuple[float, Whole]:
+    """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison.
+
+    What was measured so far began at the seconds `began` of the wall clock and of the processor.
+    """
+    wall, processor = began
+    steps = {arm: one.seconds_per_step for arm, one in measured.items() if one is not None}
+    costs = rehearse(suite, execution, rehearsal.report)
+    there = tuple(path.name.removeprefix("digits-").rpartition("-")[0] for path in made_by(suite, store))
+    stages = whole(suite, budget, steps, seeds, costs, cached=there, jobs=rehearsal.jobs, start=rehearsal.start)
+    scored = sum(scoring(suite, budget, costs, first=number == 0) for number in range(seeds))
+    took = time.perf_counter() - wall
+    busy = max(1.0, took / (time.process_time() - processor))
+    return scored, Whole(rehearsal.jobs, stages, busy, there, took)
+
+
+def _shows(suite: Suite, cells: Sequence[Cell], seeds: int, detect: float | None) -> Shows | None:
+    noise, recipes = NOISE.get(suite.name), max(1, len(cells) - 1)
+    if noise is None:
+        if detect is not None:
+            raise UserError(f"--detect: how far FID spreads over training seeds on suite {suite.name} is not known.")
+        return None
+    needed = None if detect is None else seeds_to_detect(detect, noise, recipes)
+    hours = None if needed is None else sum(cell.device_hours for cell in cells) * needed / seeds
+    return Shows(noise, recipes, detectable(seeds, noise, recipes), detect, needed, hours)
+
+
+def _cell(
+    suite: Suite,
+    budget: Budget,
+    spec: RunSpec,
+    seeds: int,
+    execution: Execution,
+    devices: int,
+    flops_per_second: float,
+    measured: Probe | None,
+    scoring_seconds: float | None,
+) -> Cell:
+    with torch.device("meta"):
+        networks = build_networks(spec)
+    trained = {"sit": networks.sit, "vae": networks.vae, "discriminator": networks.discriminator}
+    parameters = {k: sum(p.numel() for p in n.parameters()) for k, n in trained.items() if n is not None}
+    total, sit = sum(parameters.values()), parameters["sit"]
+    milestones = budget.milestones()
+    flops = flops_per_step(spec, suite.image_size)
+    once, more = (sum(p.samples * p.nfe for _, p, _ in draws_of(suite, budget, first=f)) for f in (True, False))
+    evaluations = once + (seeds - 1) * more
+    kept = 4 * (total + sit)
+    kind = "cuda" if suite.wants_gpu and measured is None else execution.device
+    return Cell(
+        arm=spec.arm,
+        label=suite.arms[spec.arm].label,
+        seeds=seeds,
+        steps=milestones[-1],
+        batch_size=spec.train.batch_size,
+        layout=str(layout(spec, execution, World(size=devices, device=torch.device(kind)))),
+        parameters=parameters,
+        flops_per_step=flops,
+        training_flops=float(flops) * milestones[-1] * seeds,
+        sampling_flops=float(flops_per_evaluation(spec)) * evaluations,
+        state_bytes=STATE_BYTES * total + 4 * sit,
+        checkpoint_bytes=seeds * (len(milestones) * kept + execution.keep * 8 * total),
+        flops_per_second=measured.flops_per_second if measured else flops_per_second,
+        peak_bytes=measured.peak_bytes if measured else None,
+        devices=devices,
+        scoring_seconds=scoring_seconds,
+    )
+
+
+def flops_per_evaluation(spec: RunSpec) -> int:
+    """Of one forward pass of the SiT for one image."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        sit = SiT(spec.sit)
+        side = spec.sit.latent_size
+        latents = torch.zeros(1, spec.sit.channels, side, side)
+        sit(latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64), project=False)
+    return int(counter.get_total_flops())
+
+
+def _disk(suite: Suite, arms: Sequence[str], store: Store, cells: Sequence[Cell]) -> dict[str, int]:
+    disk = {"checkpoints": sum(cell.checkpoint_bytes for cell in cells)}
+    needed = suite.latents_of(arms)
+    if "images" in {name for arm in arms for name in suite.needs(arm)} and catalogue.find(store, "images") is None:
+        pixels = 3 * suite.image_size**2
+        disk["images, lossless PNG"] = int(IMAGENET_TRAIN * pixels * PNG_SHARE)
+    for name, (shape, dtype) in needed.items():
+        if not list((store.root / "latents").glob(f"{name}-*/manifest.json")):
+            disk[f"latents of {name}, {dtype}"] = disk_estimate(IMAGENET_TRAIN, shape[0], shape[1], dtype)
+    return disk
+
+
+def _missing(suite: Suite, arms: Sequence[str], store: Store) -> dict[str, str]:
+    names = dict.fromkeys([name for arm in arms for name in suite.needs(arm)] + suite.judged_by())
+    out = {}
+    for name in names:
+        if catalogue.find(store, name) is None:
+            known = catalogue.source(name)
+            out[name] = f"repa-bench fetch {name}" if known.hub or known.url else known.about
+    return out

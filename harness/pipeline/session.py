@@ -1,0 +1,160 @@
+"""One output folder, worked on by one command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.assets.cache import Store
+from harness.preparation import prepare as preparation
+from harness.preparation.base import Prepared, Surroundings, assets_of
+from harness.records import provenance, schema
+from harness.records.file import RecordFile
+from harness.records.schema import StageRecord
+from harness.results.run_folders import set_aside
+from harness.runtime.progress import Reporter
+from harness.suites.base import Budget, Suite
+from recipes.core.distributed import World
+from recipes.core.errors import UserError
+from recipes.core.spec import Execution
+
+
+@dataclass(frozen=True)
+class Session:
+    """One output folder, worked on by one command."""
+
+    suite: Suite
+    budget: Budget
+    folder: Path
+    store: Store
+    reporter: Reporter
+    world: World = field(default_factory=World)
+    execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
+    data: str | None = None
+    """Where the images lie, if the user said so."""
+    keep_samples: bool = False
+    """Whether scored samples stay, as .npz files in ADM's form."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds of the grid."""
+
+    @property
+    def assets(self) -> Store:
+        """The part of the cache that is the suite's."""
+        return assets_of(self.suite, self.store)
+
+    @property
+    def records(self) -> RecordFile:
+        """The results so far."""
+        return RecordFile(self.folder)
+
+    def common(self) -> dict[str, Any]:
+        """The fields that every record of the suite shares."""
+        return {
+            "suite": self.suite.name,
+            "suite_digest": self.suite.identity(),
+            "notice": self.suite.notice,
+            "provenance": provenance.provenance(),
+        }
+
+    def refuse_foreign_records(self) -> None:
+        """Results of another specification must not land in one file.
+
+        Raises:
+            UserError: the folder holds some.
+        """
+        mine = self.suite.identity()
+        for record in self.records.all():
+            if record.suite_digest != mine:
+                raise UserError(
+                    f"{self.folder} holds results of another specification of suite {record.suite} "
+                    f"(digest {record.suite_digest[:8]}, not {mine[:8]}); choose another --out."
+                )
+
+    def remark(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
+        """Say, and keep among the records, that something had to be mended. Of the main process."""
+        self.reporter.say(text, "yellow")
+        peak = provenance.peak_memory_bytes()
+        self.records.append(
+            StageRecord(
+                **self.common(),
+                stage=schema.REMARK,
+                arm=arm,
+                seed=seed,
+                seconds=0.0,
+                peak_memory_bytes=peak,
+                remarks=[text],
+            )
+        )
+
+    def mend_records(self) -> None:
+        """Put damaged records aside, so that they are measured again, and what other settings had only prepared. Nobody
+        reads them before that is done.
+        """
+        if self.world.main:
+            for told in [*self.records.mend(), *set_aside(self.folder, self.suite.identity())]:
+                self.remark(told)
+        self.world.barrier()
+
+    @contextmanager
+    def costed(self, stage: str, arm: str | None = None, seed: int | None = None) -> Iterator[dict[str, float]]:
+        """Record what a stage cost; facts put into the yielded dictionary are kept beside it."""
+        began, facts = time.perf_counter(), dict[str, float]()
+        yield facts
+        if not self.world.main:
+            return
+        self.records.append(
+            StageRecord(
+                **self.common(),
+                stage=stage,
+                arm=arm,
+                seed=seed,
+                seconds=time.perf_counter() - began,
+                peak_memory_bytes=provenance.peak_memory_bytes(),
+                facts=facts,
+            )
+        )
+
+
+def prepare(session: Session, arms: Sequence[str]) -> Prepared:
+    """Find or make every asset that the arms need.
+
+    Raises:
+        UserError: the folder holds results of another specification, or an asset is missing.
+    """
+    session.mend_records()
+    session.refuse_foreign_records()
+    around = Surroundings(session.store, _TimedReporter(session), session.world, session.execution, session.data)
+    with threads_of(session):
+        return preparation.prepare(session.suite, around, arms)
+
+
+class _TimedReporter(Reporter):
+    """Records the cost of every stage that the suite's preparation reports."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.reporter.console, quiet=session.reporter.quiet)
+        self._session = session
+
+    @contextmanager
+    def stage(self, label: str, total: int, start: int = 0) -> Iterator[Any]:
+        """See `Reporter.stage`."""
+        with self._session.costed(f"prepare {label}"), super().stage(label, total, start) as on_step:
+            yield on_step
+
+
+@contextmanager
+def threads_of(session: Session) -> Iterator[None]:
+    """Compute on the CPU with the suite's number of threads, from which its numbers' last bits depend, for a while."""
+    before, wanted = torch.get_num_threads(), session.suite.threads
+    if wanted is not None and session.world.device.type == "cpu" and session.world.size == 1:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,122 @@
+"""Tokenizers and the noise floor, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from harness.features.base import FEATURES, outputs_of
+from harness.features.pixels import of_a_set, rows_about
+from harness.metrics import frechet, reconstruction
+from harness.metrics import latents as metrics_latents
+from harness.metrics.frechet import Moments
+from harness.metrics.latents import principal_images, spatial_variance, total_variation
+from harness.metrics.statistics import Measured
+from harness.pipeline.session import Session, threads_of
+from harness.preparation.base import Prepared
+from harness.records.schema import FloorRecord, TokenizerRecord
+from harness.scoring.image_files import GRID_COLUMNS, save_grid
+from harness.scoring.paired_images import decoded, encoded
+from recipes.core.errors import UserError
+from recipes.models.autoencoder import Autoencoder
+from recipes.training.run_folder import Run
+
+RECONSTRUCTED = 2048
+
+
+def examine(session: Session, prepared: Prepared, arms: Sequence[str]) -> None:
+    """Measure the tokenizers and the noise floor, and check the gate. Only where there is something to judge by.
+
+    Raises:
+        UserError: a tokenizer's own rFID is over the suite's gate.
+    """
+    if prepared.judge is None or not session.world.main:
+        return
+    done = session.records.keys()
+    names = {name for arm in arms if (name := prepared.tokenizer_of(arm)) is not None}
+    with threads_of(session):
+        for name in sorted(names):
+            if ("tokenizer", name, None, None) not in done:
+                session.records.append(measure_tokenizer(session, prepared, name, prepared.tokenizers[name]))
+        _measure_floor(session, prepared, done)
+    for before in session.records.all():
+        if isinstance(before, TokenizerRecord) and before.run is None and before.rfid > session.suite.max_rfid:
+            raise UserError(
+                f"the rFID of {before.name} is {before.rfid:.2f}, over the gate of {session.suite.max_rfid:g}: FID "
+                "would measure the tokenizer, not the recipes. Train it longer (--set tokenizer.training.steps=...)."
+            )
+
+
+def measure_tokenizer(
+    session: Session,
+    prepared: Prepared,
+    name: str,
+    tokenizer: Autoencoder,
+    run: Run | None = None,
+    step: int | None = None,
+) -> TokenizerRecord:
+    """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
+    judge = prepared.require_judge()
+    originals = judge.reference_images[:RECONSTRUCTED]
+    tokenizer = tokenizer.to(session.world.device)
+    latents, rebuilt = [], []
+    for first in range(0, len(originals), session.suite.chunk):
+        mean = encoded(tokenizer, originals[first : first + session.suite.chunk], first)
+        latents.append(mean.cpu())
+        rebuilt.append(decoded(tokenizer, mean, first))
+    latent, images = torch.cat(latents), torch.cat(rebuilt)
+    for told in of_a_set(rows_about(images), f"reconstructions by {name if run is None else run.spec.name}"):
+        session.remark(told, run.spec.arm if run else None, run.spec.train.seed if run else None)
+    grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
+    save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
+    components = grid.replace(".png", "-latents.png")
+    shown = principal_images(latent, session.suite.image_size)[:GRID_COLUMNS]
+    save_grid(session.folder / components, shown, GRID_COLUMNS)
+    fake = Measured([outputs_of(images.split(session.suite.chunk), judge.network)])
+    pairs = list(zip(images.split(session.suite.chunk), originals.split(session.suite.chunk), strict=True))
+    distances = [judge.lpips(a, b).cpu() for a, b in pairs] if judge.lpips else None
+    return TokenizerRecord(
+        **session.common(),
+        name=name,
+        arm=run.spec.arm if run else None,
+        seed=run.spec.train.seed if run else None,
+        run=run.spec.digest() if run else None,
+        step=step,
+        rfid=frechet.frechet_distance(real=judge.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
+        psnr=float(torch.cat([reconstruction.psnr_each(a, b) for a, b in pairs]).mean()),
+        ssim=float(torch.cat([reconstruction.ssim_each(a, b) for a, b in pairs]).double().mean()),
+        lpips=None if distances is None else float(torch.cat(distances).double().mean()),
+        latent_variance=float(latent.double().var(dim=(0, 2, 3)).mean()),
+        effective_rank=metrics_latents.effective_rank(latent),
+        spatial_variance=spatial_variance(latent) if latent[0, 0].numel() > 1 else None,
+        total_variation=total_variation(latent),
+        n=len(originals),
+        grid=grid,
+        components=components,
+    )
+
+
+def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
+    """FID between real images: disjoint halves of the reference's, and as many training images as a protocol draws
+    samples, judged as these are.
+    """
+    judge = prepared.require_judge()
+    features = torch.as_tensor(judge.reference.points(FEATURES))
+    half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(judge.training_images))
+
+    def fresh() -> Moments:
+        return Moments.of(outputs_of(judge.training_images[:n].split(session.suite.chunk), judge.network)[FEATURES])
+
+    pairs: dict[str, Callable[[], tuple[Moments, Moments]]] = {
+        f"{n} training images, as many as samples are drawn": lambda: (judge.reference.moments(FEATURES), fresh()),
+        "two disjoint halves of the reference": lambda: (Moments.of(features[:half]), Moments.of(features[half:])),
+    }
+    for name, make in pairs.items():
+        if ("floor", name) in done:
+            continue
+        real, fake = make()
+        fid = frechet.frechet_distance(real=real, fake=fake)
+        session.records.append(
+            FloorRecord(**session.common(), name=name, fid=fid, n_fake=fake.count, n_real=real.count)
+        )

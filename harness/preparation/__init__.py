@@ -1,0 +1,1 @@
+"""What a suite needs before training: data, tokenizers, encoders, the evaluator."""

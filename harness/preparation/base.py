@@ -1,0 +1,107 @@
+"""What a suite's preparation is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.assets.cache import Store
+from harness.assets.networks import extra_networks
+from harness.features.base import FEATURES, FeatureNetwork, Several, outputs_of
+from harness.metrics.statistics import Measured
+from harness.runtime.progress import Reporter
+from harness.scoring.paired_images import Distance
+from harness.suites.base import Suite
+from recipes.core.distributed import World
+from recipes.core.errors import UserError
+from recipes.core.spec import Execution
+from recipes.models.autoencoder import Autoencoder
+from recipes.training.spec import TrainingInputs
+
+#: Reference images that an extra network looks at, at once.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are judged by."""
+
+    network: FeatureNetwork
+    reference: Measured
+    reference_images: Tensor
+    """uint8, (N, 3, H, W): what tokenizers are made to reconstruct."""
+    training_images: Tensor
+    """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
+    lpips: Distance | None = None
+    """Of uint8 images, where its network is on this machine."""
+
+    def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Judge:
+        """The same with the networks that these outputs are from, and what they say of the reference images.
+
+        Raises:
+            UserError: a network is not on this machine.
+        """
+        missing = [name for name in dict.fromkeys(outputs) if not self.reference.has(name)]
+        others = extra_networks(missing, self.network, store, device)
+        if not others:
+            return self
+        looked = {
+            name: outputs_of(self.reference_images.split(CHUNK), network)[FEATURES] for name, network in others.items()
+        }
+        return replace(self, network=Several(self.network, others), reference=self.reference.joined(looked))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is made before training, and shared by all runs of a suite."""
+
+    inputs: Callable[[str], TrainingInputs]
+    """What an arm trains on."""
+    tokenizers: Mapping[str, Autoencoder]
+    """By name: those that start frozen or are tuned."""
+    tokenizer_of: Callable[[str], str | None]
+    """Which of them an arm starts from; none if from scratch."""
+    judge: Judge | None
+    """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
+    hashes: Mapping[str, str]
+    """Content hash of each asset, by kind."""
+    facts: Mapping[str, float]
+    """What was measured on the way, for people to read."""
+
+    def tokenizer(self, arm: str) -> Autoencoder | None:
+        """The tokenizer that an arm starts from."""
+        name = self.tokenizer_of(arm)
+        return None if name is None else self.tokenizers[name]
+
+    def require_judge(self) -> Judge:
+        """What samples are judged by.
+
+        Raises:
+            UserError: its files are missing.
+        """
+        if self.judge is None:
+            raise UserError(
+                "nothing can be scored without the metric's files. Mend: repa-bench fetch inception and "
+                "repa-bench fetch adm-reference (or fetch NAME --from PATH)."
+            )
+        return self.judge
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a suite's preparation is given."""
+
+    store: Store
+    reporter: Reporter
+    world: World
+    execution: Execution
+    data: str | None = None
+    """Where raw or prepared images lie, if the user said so."""
+
+
+def assets_of(suite: Suite, store: Store) -> Store:
+    """The part of a cache that is a suite's; stand-ins never lie beside real files."""
+    return Store(store.root / suite.name) if suite.stand_ins else store

@@ -1,0 +1,167 @@
+"""The file of records: one JSON object a line, appended atomically, each with a check."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness.records.schema import ADAPTER, AnyRecord
+from harness.runtime.locks import alone
+from recipes.core.atomic import open_own, write_text
+from recipes.core.errors import DamagedError, UserError
+from recipes.core.jsons import load_json
+from recipes.core.spec import digest_of
+
+FILE = "records.jsonl"
+
+#: Who writes to it has this, beside it.
+LOCK = f".{FILE}.lock"
+
+#: Where lines go that are not what was written.
+DAMAGED_FILE = "records.damaged.jsonl"
+
+
+#: A line's own digest, beside its fields.
+CHECK = "check"
+
+
+def parse(line: str, where: str) -> AnyRecord:
+    """One line.
+
+    Raises:
+        DamagedError: it is not what was written.
+        UserError: it is not a record of this schema.
+    """
+    try:
+        fields = load_json(line)
+        check = fields.pop(CHECK, None)
+        sound = check is None or check == digest_of(fields)
+    except (ValueError, AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise DamagedError(
+            f"{where} is damaged: it is not what was written. Run the same command again, which measures it anew, or "
+            "remove the line."
+        )
+    try:
+        return ADAPTER.validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{where}: {key or 'line'}: {first['msg']}. Remove the line, or read the file with the version that wrote "
+            "it."
+        ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Every finished line with its place; a last one without its newline is a write cut short, and is passed over."""
+    if not path.is_file():
+        return
+    text = path.read_bytes().decode(errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        yield line, f"{path}, line {number}"
+
+
+def read(path: Path) -> Iterator[AnyRecord]:
+    """Every record of a file; a last line without its newline is a write cut short, and is passed over.
+
+    Raises:
+        DamagedError: a line that is not what was written.
+        UserError: a line that is not a record of this schema.
+    """
+    for line, where in _lines(path):
+        yield parse(line, where)
+
+
+class RecordFile:
+    """The records of one output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+
+    def all(self) -> list[AnyRecord]:
+        """Every record, in the order of writing."""
+        return list(read(self.path))
+
+    def keys(self) -> set[tuple[object, ...]]:
+        """What has been measured."""
+        return {record.key() for record in read(self.path)}
+
+    def append(self, record: AnyRecord) -> None:
+        """Append one record under a lock, and flush it to the disk, unless its key is there: another process was
+        faster. A torn last line is cut off first, and what a full disk cuts short is taken back.
+        """
+        fields = record.model_dump(mode="json")
+        line = json.dumps(fields | {CHECK: digest_of(fields)}, sort_keys=True, allow_nan=False) + "\n"
+        with self._alone(), open_own(self.path) as file:
+            if record.key() in self._sound_keys():
+                return
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+            try:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def mend(self) -> list[str]:
+        """Move damaged lines to a file of their own, so that they are measured again; a sentence for each.
+
+        Raises:
+            UserError: a line that is not a record of this schema.
+        """
+        bad = []
+        if not self.path.exists():
+            return []
+        with self._alone():
+            lines = list(_lines(self.path))
+            for line, where in lines:
+                try:
+                    parse(line, where)
+                except DamagedError:
+                    bad.append((line, where))
+            if bad:
+                with open_own(self.folder / DAMAGED_FILE) as aside:
+                    aside.writelines(f"{line}\n".encode() for line, _ in bad)
+                damaged = {where for _, where in bad}
+                kept = [f"{line}\n" for line, where in lines if where not in damaged]
+                write_text(self.path, "".join(kept))
+        return [f"{where} was damaged and is now in {DAMAGED_FILE}" for _, where in bad]
+
+    def take(self, wanted: Callable[[AnyRecord], bool]) -> list[str]:
+        """Take records out of the file; returns their lines.
+
+        Raises:
+            DamagedError: a line that is not what was written.
+            UserError: a line that is not a record of this schema.
+        """
+        if not self.path.exists():
+            return []
+        with self._alone():
+            lines = [(line, wanted(parse(line, where))) for line, where in _lines(self.path)]
+            write_text(self.path, "".join(f"{line}\n" for line, gone in lines if not gone))
+        return [line for line, gone in lines if gone]
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """While nobody else writes to the file."""
+        return alone(self.folder / LOCK)
+
+    def _sound_keys(self) -> set[tuple[object, ...]]:
+        """`keys`, passing over what cannot be read: a bad line must not cost the next measurement."""
+        out = set()
+        for line, where in _lines(self.path):
+            try:
+                out.add(parse(line, where).key())
+            except UserError:
+                continue
+        return out

@@ -1,0 +1,416 @@
+"""From records to a comparison: curves, finals and speedups over seeds. Reports only lay it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from statistics import fmean
+
+from harness.records import file
+from harness.records.schema import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.results import merging
+from harness.results.curves import CURRENCIES, WITH_TOKENIZER, Observation, Selection, Speedups, compare, refuse_lost
+from harness.results.noise import NOISE
+from harness.results.run_folders import instead
+from harness.results.seed_notes import TO_THE_END
+from harness.results.speedup import Spread, spread
+from harness.results.step_times import disturbances, odd_paces, steady
+from harness.sampling.protocol import Protocol
+from harness.suites import SUITES, AnySuite
+from recipes.core.errors import UserError, nearest, visible
+
+BASELINE = "vanilla"
+
+#: The stage in which a suite trains its tokenizer.
+PRETRAINING = "prepare tokenizer"
+
+
+@lru_cache
+def built_in(suite: str) -> AnySuite | None:
+    """A suite of ours as it comes; a large one takes a second to make."""
+    return SUITES[suite]() if suite in SUITES else None
+
+
+@dataclass(frozen=True)
+class GuidanceChoice:
+    """What a guidance sweep tried on an arm, and what its choice gave."""
+
+    arm: str
+    label: str
+    tried: tuple[tuple[Protocol, Spread], ...]
+    """Every setting with its FID, over training seeds and the generation seeds to choose by; no guidance first."""
+    chosen: Protocol
+    """The setting with the lowest."""
+    reported: Spread | None
+    """FID of the choice under generation seeds that it was not made by."""
+    unguided: Spread | None
+    """FID without guidance under the same."""
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best scale is the largest that was tried: a better one may lie beyond."""
+        largest = max(p.guidance_scale for p, _ in self.tried)
+        return self.chosen.guidance_scale == largest
+
+    @property
+    def best(self) -> Spread:
+        """FID of the choice under the seeds that it was made by: too low."""
+        return next(fid for p, fid in self.tried if p == self.chosen)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the records of some results folders say."""
+
+    folders: tuple[Path, ...]
+    scores: tuple[ScoreRecord, ...]
+    tokenizers: tuple[TokenizerRecord, ...]
+    floors: tuple[FloorRecord, ...]
+    stages: tuple[StageRecord, ...]
+    searches: tuple[ScoreRecord, ...]
+    """Settings that were tried to choose one by: never results."""
+    alignments: tuple[AlignmentRecord, ...]
+    roots: dict[str, Path]
+    """Folder of each picture that a record names."""
+    trainings: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Which training weights are of, by run and their hash, where one specification was trained more than once."""
+    baseline: str = BASELINE
+    others: tuple[Observation, ...] = ()
+    """Curves that are not ours, from a table."""
+    contradictions: tuple[str, ...] = ()
+    """What folders say differently of one thing, a sentence each."""
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """Arm to label: the baseline, then in the order of the suite, then in that of appearance, which runs that were
+        trained at a time decide by chance.
+        """
+        seen = {r.arm: r.label for r in self.scores}
+        suite = built_in(self.scores[0].suite)
+        order = [self.baseline, *(suite.arms if suite else ()), *seen]
+        return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
+
+    @cached_property
+    def on_curve(self) -> frozenset[str]:
+        """The arms that have a score under the protocol of the curves: others were only sampled with guidance, say."""
+        return frozenset(r.arm for r in self.scores if r.protocol_digest == self.curve_digest)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of every arm, and of every curve that is not ours."""
+        return self.arms | {o.recipe: o.recipe for o in self.others}
+
+    @cached_property
+    def curve_digest(self) -> str:
+        """The protocol that the curves are drawn under: the one scored at the most checkpoints, however often each."""
+        checkpoints: dict[str, set[tuple[str, int]]] = {}
+        for r in self.scores:
+            checkpoints.setdefault(r.protocol_digest, set()).add((self.training(r), r.step))
+        return max(checkpoints, key=lambda digest: len(checkpoints[digest]))
+
+    @cached_property
+    def finals(self) -> tuple[str, ...]:
+        """Digests of the other protocols."""
+        return tuple(dict.fromkeys(r.protocol_digest for r in self.scores if r.protocol_digest != self.curve_digest))
+
+    def protocol(self, digest: str) -> ScoreRecord:
+        """A record that was made under the protocol of that digest."""
+        return next(r for r in self.scores if r.protocol_digest == digest)
+
+    def curve(self, arm: str, seed: int) -> list[ScoreRecord]:
+        """The checkpoints of one seed under the curve protocol, generation seed 0, by step."""
+        return self._curves.get((arm, seed), [])
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, int], list[ScoreRecord]]:
+        found: dict[tuple[str, int], list[ScoreRecord]] = {}
+        for r in sorted(self.scores, key=lambda r: r.step):
+            if (r.protocol_digest, r.generation_seed) == (self.curve_digest, 0):
+                found.setdefault((r.arm, r.seed), []).append(r)
+        return found
+
+    def seeds(self, arm: str) -> list[int]:
+        """The training seeds of an arm."""
+        return self._seeds.get(arm, [])
+
+    @cached_property
+    def _seeds(self) -> dict[str, list[int]]:
+        found: dict[str, set[int]] = {}
+        for r in self.scores:
+            found.setdefault(r.arm, set()).add(r.seed)
+        return {arm: sorted(seeds) for arm, seeds in found.items()}
+
+    def runs(self, *arms: str) -> tuple[str, ...]:
+        """The first eight digits of the digests of some arms' runs, by training seed."""
+        found = sorted((r for r in self.scores if r.arm in arms), key=lambda r: (arms.index(r.arm), r.seed))
+        return tuple(dict.fromkeys(r.run[:8] for r in found))
+
+    def steps(self) -> list[int]:
+        """Every scored step of the curves."""
+        return sorted({r.step for r in self.scores if r.protocol_digest == self.curve_digest})
+
+    def fids(self, arm: str, step: int) -> dict[int, float]:
+        """FID of an arm at a step by training seed; the geometric mean of several trainings of one."""
+        by = {s: [math.log(r.metrics.fid) for r in self.curve(arm, s) if r.step == step] for s in self.seeds(arm)}
+        return {seed: math.exp(fmean(logs)) for seed, logs in by.items() if logs}
+
+    def fid_at(self, arm: str, step: int) -> Spread | None:
+        """FID of an arm at a step over its seeds."""
+        values = list(self.fids(arm, step).values())
+        return spread(values) if values else None
+
+    def complete(self, arm: str) -> tuple[list[int], list[int]]:
+        """The training seeds of an arm that got to its end, by the curve protocol, and those that did not."""
+        ends = {seed: curve[-1].step for seed in self.seeds(arm) if (curve := self.curve(arm, seed))}
+        whole = [seed for seed, end in ends.items() if end >= TO_THE_END * max(ends.values())]
+        return whole, [seed for seed in ends if seed not in whole]
+
+    def last(self, arm: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
+        """The last step that a seed was scored at under a protocol: a record for each training that was."""
+        found = [
+            r for r in self.scores if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed)
+        ]
+        end = max((r.step for r in found), default=0)
+        return sorted((r for r in found if r.step == end), key=lambda r: r.seed)
+
+    def generation_noise(self) -> Spread | None:
+        """|difference of FID| between two generation seeds of one checkpoint."""
+        pairs = [
+            abs(a.metrics.fid - b.metrics.fid)
+            for arm in self.arms
+            for a in self.last(arm, self.curve_digest, 0)
+            for b in self.last(arm, self.curve_digest, 1)
+            if (self.training(a), a.step) == (self.training(b), b.step)
+        ]
+        return spread(pairs) if pairs else None
+
+    def guidance(self) -> list[GuidanceChoice]:
+        """The sweeps of every arm, by the base protocol; see `harness.guidance`."""
+        groups: dict[tuple[str, str], list[ScoreRecord]] = {}
+        for r in self.searches:
+            groups.setdefault((r.arm, r.protocol.name.split("+")[0]), []).append(r)
+        order = list(self.arms)
+        return [
+            self._choice(arm, self.arms[arm], found)
+            for (arm, _), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+        ]
+
+    def _choice(self, arm: str, label: str, searches: Sequence[ScoreRecord]) -> GuidanceChoice:
+        by: dict[Protocol, list[float]] = {}
+        for r in searches:
+            by.setdefault(r.protocol, []).append(r.metrics.fid)
+        tried = sorted(((p, spread(fids)) for p, fids in by.items()), key=lambda pair: _guidance_order(pair[0]))
+        chosen = min(tried, key=lambda pair: pair[1].mean)[0]
+        seen, trained = {r.generation_seed for r in searches}, {r.seed for r in searches}
+        step = max(r.step for r in searches)
+
+        def reported(setting: Protocol) -> Spread | None:
+            fids = [
+                r.metrics.fid
+                for r in self.scores
+                if (r.arm == arm and r.seed in trained and r.generation_seed not in seen and r.step == step)
+                and _same_setting(r.protocol, setting)
+            ]
+            return spread(fids) if fids else None
+
+        return GuidanceChoice(arm, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
+
+    def training(self, r: ScoreRecord) -> str:
+        """What tells trainings of one specification apart."""
+        return self.trainings.get((r.run, r.weights_hash), r.run)
+
+    @cached_property
+    def paces(self) -> dict[str, tuple[float, list[str]]]:
+        """Device-seconds of a step of each training, contention left out, and where its clock was disturbed."""
+        runs: dict[str, list[ScoreRecord]] = {}
+        for r in self.scores:
+            runs.setdefault(self.training(r), []).append(r)
+        return {run: _pace(found) for run, found in runs.items()}
+
+    def budget(self, r: ScoreRecord, currency: str) -> float:
+        """What a checkpoint cost; device-seconds by the pace of its run."""
+        if currency == "device_seconds":
+            return r.step * self.paces[self.training(r)][0]
+        return float({"iterations": r.step, "images": r.images, "flops": r.flops}[currency])
+
+    @cached_property
+    def _pretraining(self) -> list[float]:
+        """Seconds that the tokenizer took, each time that it was made; empty where it was found in the cache."""
+        return [s.seconds for s in self.stages if s.stage == PRETRAINING]
+
+    @property
+    def trained_again(self) -> list[str]:
+        """Training seeds that were trained more than once, a sentence each."""
+        runs: dict[tuple[str, int], set[str]] = {}
+        for r in self.scores:
+            runs.setdefault((r.arm, r.seed), set()).add(self.training(r))
+        return [
+            f"{self.arms[arm]}, seed {seed}, was trained {len(found)} times, which counts as one seed, by their mean"
+            for (arm, seed), found in runs.items()
+            if len(found) > 1
+        ]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the numbers dubious, a sentence each."""
+        made = self._pretraining
+        if len(made) < 2:
+            return self.contradictions
+        told = f"the tokenizer was made {len(made)} times, in {min(made):.1f} to {max(made):.1f} s: the mean counts"
+        return (*self.contradictions, told)
+
+    def observations(self) -> list[Observation]:
+        """The curves' points, for every arm, training seed and generation seed."""
+        pretraining = fmean(self._pretraining or [0.0])
+        order = {arm: k for k, arm in enumerate(self.arms)}
+        out = []
+        for r in sorted(self.scores, key=lambda r: order[r.arm]):
+            if r.protocol_digest != self.curve_digest:
+                continue
+            budgets = {currency: self.budget(r, currency) for currency in CURRENCIES}
+            if pretraining:  # unknown where the tokenizer was found in the cache
+                budgets["device_seconds" + WITH_TOKENIZER] = budgets["device_seconds"] + pretraining
+            out.append(Observation(r.arm, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets, self.training(r)))
+        return out
+
+    def against(self, baseline: str, target: float | None = None, arms: Sequence[str] = ()) -> Speedups:
+        """Every other arm, or some, against one, in every currency.
+
+        Raises:
+            UserError: see `harness.curves.compare`.
+        """
+        under = f"no score under {self.protocol(self.curve_digest).protocol.label}, under which the curves are"
+        if baseline in self.arms and baseline not in self.on_curve:
+            raise UserError(f"--baseline {baseline}: it has {under}; score it, or name another.")
+        absent = [f"{label}: it has {under}" for arm, label in self.arms.items() if arm not in self.on_curve]
+        observations = [o for o in self.observations() if not arms or o.recipe in (*arms, baseline)]
+        found = compare(
+            [*observations, *self.others],
+            baseline,
+            target=target,
+            noise=NOISE.get(self.scores[0].suite),
+            unjudged={o.recipe for o in self.others},
+            labels=self.labels,
+        )
+        notes = (*found.notes, *([] if arms else absent), *self._disturbed({o.recipe for o in observations}))
+        return replace(found, notes=notes, warnings=(*self.warnings, *found.warnings))
+
+    def _disturbed(self, arms: Collection[str]) -> list[str]:
+        """Where a run had not the machine to itself, in words."""
+        runs = {self.training(r): r for r in self.scores if r.arm in arms}
+        found = [
+            f"{self.arms[r.arm]}, seed {r.seed}: {told}; the median counts"
+            for name, r in runs.items()
+            for told in self.paces[name][1]
+        ]
+        for arm in sorted(arms):
+            paces = {r.seed: self.paces[name][0] for name, r in runs.items() if r.arm == arm}
+            found += [f"{self.arms[arm]}, {told}" for told in odd_paces(paces)]
+        return found
+
+    @cached_property
+    def speedups(self) -> Speedups | None:
+        """Every other arm against the baseline; nothing where there is none, or not that."""
+        others = self.on_curve | {o.recipe for o in self.others}
+        return self.against(self.baseline) if self.baseline in self.on_curve and len(others) > 1 else None
+
+
+def _pace(scores: Sequence[ScoreRecord]) -> tuple[float, list[str]]:
+    """Device-seconds of a step of one training; of records that do not say it, by the clock at scored checkpoints."""
+    last = max(scores, key=lambda r: r.step)
+    if last.step_seconds is not None:
+        return last.step_seconds * last.device_seconds / last.train_seconds, []
+    clock = dict(sorted((r.step, r.device_seconds) for r in scores))
+    each = steady(list(clock), list(clock.values()))
+    assert each is not None
+    return each, disturbances(list(clock), list(clock.values()))
+
+
+def _guidance_order(p: Protocol) -> tuple[bool, float, float, float]:
+    return (p.guidance_scale > 1, p.guidance_low, p.guidance_high, p.guidance_scale)
+
+
+def _same_setting(result: Protocol, tried: Protocol) -> bool:
+    """Whether a result is under the setting that was tried, with its own number of samples."""
+    free = {"name": "", "samples": 0, "manifold_size": 0}
+    if tried.guidance_scale <= 1 and result.guidance_scale <= 1:
+        free |= {"guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+    return result.model_copy(update=free) == tried.model_copy(update=free)
+
+
+def load(
+    folders: Sequence[Path],
+    selection: Selection | None = None,
+    *,
+    baseline: str = BASELINE,
+    others: Sequence[Observation] = (),
+) -> Comparison:
+    """Read the records of some results folders.
+
+    Args:
+        folders: made here or elsewhere.
+        selection: which recipes, seeds and steps; everything by default.
+        baseline: what the others are compared with.
+        others: curves that are not ours.
+
+    Raises:
+        UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
+            not there.
+    """
+    found = [(folder, record) for folder in folders for record in _read(folder)]
+    scored = [(folder, r) for folder, r in found if isinstance(r, ScoreRecord) and not r.search]
+    merging.refuse_mixtures([r for _, r in scored])
+    selection = selection or Selection()
+    selection.refuse_absent(*zip(*((r.arm, r.seed, r.step) for _, r in scored), strict=True))
+
+    def holds(r: AnyRecord) -> bool:
+        arm, seed, step = (getattr(r, name, None) for name in ("arm", "seed", "step"))
+        return arm is None or selection.holds(arm, seed or 0, step or 0, baseline)
+
+    every = {r.arm for _, r in scored}
+    if baseline != BASELINE and baseline not in every:
+        raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, every)}")
+    held = [(folder, r) for folder, r in found if holds(r)]
+    kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
+    refuse_lost(baseline, every, {r.arm for _, r in kept})
+    if not kept:
+        raise UserError("--recipes, --seeds and --until leave no score; name others.")
+    for folder, r in kept:
+        if r.metrics.fid <= 0:
+            raise UserError(
+                f"{folder}: {r.arm}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
+                "compared by its logarithm; `repa-bench runs remove` takes the run away."
+            )
+    merging.refuse_two_specifications(kept)
+    arms = {r.arm for _, r in kept}
+    scores, odd_scores = merging.unique_scores(kept)
+    searches, odd_searches = merging.unique_scores([(f, r) for f, r in held if isinstance(r, ScoreRecord) and r.search])
+    tokenizers, odd_tokenizers = merging.unique([(f, r) for f, r in held if isinstance(r, TokenizerRecord)])
+    floors, odd_floors = merging.unique([(f, r) for f, r in held if isinstance(r, FloorRecord)])
+    alignments, odd_alignments = merging.unique(
+        [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.arm in arms]
+    )
+    return Comparison(
+        tuple(folders),
+        scores,
+        tokenizers,
+        floors,
+        merging.unique_stages(found),
+        searches,
+        alignments,
+        merging.pictures(found),
+        merging.trainings(kept),
+        baseline,
+        tuple(o for o in others if selection.until is None or o.step <= selection.until),
+        tuple(map(visible, (*odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
+    )
+
+
+def _read(folder: Path) -> list[AnyRecord]:
+    found = list(file.read(folder / file.FILE))
+    if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
+        raise UserError(f"{folder} holds no scores ({file.FILE}); {instead(folder)}.")
+    return found

@@ -1,0 +1,381 @@
+"""Curves of FID against budget, ours or anybody's, and what they say of speedups over training seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from harness.results.estimate import Estimate, estimate
+from harness.results.inference import SeedNoise, holm, verdict
+from harness.results.seed_notes import TO_THE_END, seed_notes, verdict_notes
+from harness.results.speedup import Curve, Panel, Point, at_steps, average, crossing
+from recipes.core.errors import UserError, nearest
+
+#: Columns of a table that count a budget, and the currency that each is.
+BUDGETS = {"step": "iterations", "images": "images", "flops": "flops", "device_seconds": "device_seconds"}
+
+CURRENCIES = tuple(BUDGETS.values())
+
+#: What a currency is called where people read it.
+TITLES = {
+    "iterations": "iterations",
+    "images": "images",
+    "flops": "FLOPs",
+    "device_seconds": "device-seconds",
+}
+
+WITH_TOKENIZER = "+tokenizer"
+
+#: So much above its lowest, a baseline's last FID is an odd target.
+RISES = 1.05
+
+#: Images of ImageNet-1K's train set: an epoch.
+EPOCH = 1_281_167
+
+
+def title(currency: str) -> str:
+    """Of a currency, with or without tokenizer pre-training."""
+    plain = currency.removesuffix(WITH_TOKENIZER)
+    return TITLES[plain] + (", tokenizer counted" if plain != currency else "")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """FID of one sample set of one checkpoint."""
+
+    recipe: str
+    seed: int
+    """Of training."""
+    generation_seed: int
+    step: int
+    fid: float
+    budgets: dict[str, float] = field(default_factory=dict)
+    """By currency."""
+    training: str = ""
+    """Which of several trainings under one seed number."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of some curves is compared; everything by default."""
+
+    recipes: tuple[str, ...] = ()
+    """And the baseline, always."""
+    seeds: tuple[int, ...] = ()
+    until: int | None = None
+    """The last step that counts."""
+
+    def holds(self, recipe: str, seed: int, step: int, baseline: str) -> bool:
+        """Whether a checkpoint is in it."""
+        return (
+            (not self.recipes or recipe in (*self.recipes, baseline))
+            and (not self.seeds or seed in self.seeds)
+            and (self.until is None or step <= self.until)
+        )
+
+    def refuse_absent(self, recipes: Iterable[str], seeds: Iterable[int], steps: Iterable[int]) -> None:
+        """Nothing is left out in silence because of a mistyped name.
+
+        Raises:
+            UserError: it names what is not there.
+        """
+        known, have, first = sorted(set(recipes)), sorted(set(seeds)), min(steps)
+        for recipe in self.recipes:
+            if recipe not in known:
+                raise UserError(f"--recipes: there is no recipe '{recipe}'.{nearest(recipe, known)}")
+        for seed in self.seeds:
+            if seed not in have:
+                raise UserError(f"--seeds: there is no training seed {seed}; there are {', '.join(map(str, have))}.")
+        if self.until is not None and self.until < first:
+            raise UserError(f"--until {self.until}: the first scored step is {first}.")
+
+
+def select(observations: Sequence[Observation], selection: Selection, baseline: str) -> list[Observation]:
+    """Those that are in the selection.
+
+    Raises:
+        UserError: it names what is not there.
+    """
+    fields = zip(*((o.recipe, o.seed, o.step) for o in observations), strict=True)
+    selection.refuse_absent(*fields)
+    kept = [o for o in observations if selection.holds(o.recipe, o.seed, o.step, baseline)]
+    refuse_lost(baseline, {o.recipe for o in observations}, {o.recipe for o in kept})
+    return kept
+
+
+def refuse_lost(baseline: str, before: Collection[str], after: Collection[str]) -> None:
+    """A selection that leaves nothing of the baseline leaves nothing to compare with.
+
+    Raises:
+        UserError: that is so.
+    """
+    if baseline in before and baseline not in after:
+        raise UserError(f"--seeds and --until leave no checkpoint of the baseline '{baseline}'; choose others.")
+
+
+@dataclass(frozen=True)
+class RecipeSpeedup:
+    """One recipe against the baseline in one currency."""
+
+    recipe: str
+    currency: str
+    estimate: Estimate
+    family: int
+    """Recipes whose verdicts are corrected together."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: a number where there is one, a bound where there is only that."""
+        e, p = self.estimate, self.estimate.point
+        return {
+            "target_fid": p.target,
+            "first_checkpoint": p.low,
+            "bracket": None if p.low is None else [p.low, p.high],
+            "linear": p.linear,
+            "loglog": p.loglog,
+            "interval": list(e.interval),
+            "censored": p.censored,
+            "bound": p.bound_text,
+            "sustained": p.sustained,
+            "verdict": e.verdict,
+            "p": e.p,
+            "p_family": e.p_family,
+            "family": self.family,
+            "seeds": e.seeds,
+            "baseline_seeds": e.baseline_seeds,
+            "evidence": e.evidence,
+            "by_seed": {str(seed): asdict(s) for seed, s in e.by_seed.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Every recipe against one baseline."""
+
+    baseline: str
+    step: float
+    """Of the baseline, at which the comparison is made."""
+    target: float
+    """FID of the baseline there: geometric mean over its training seeds."""
+    found: tuple[RecipeSpeedup, ...]
+    notes: tuple[str, ...]
+    """What a reader should know of the seeds, a sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What makes the numbers dubious."""
+
+    def __iter__(self) -> Iterator[RecipeSpeedup]:
+        """Over every recipe and currency."""
+        return iter(self.found)
+
+
+def currencies(observations: Iterable[Observation]) -> list[str]:
+    """Those that every observation has, in order."""
+    have = [set(o.budgets) for o in observations]
+    shared = set.intersection(*have) if have else set()
+    return [c + end for end in ("", WITH_TOKENIZER) for c in CURRENCIES if c + end in shared]
+
+
+def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Panel:
+    """The curves of a recipe: one for each training seed, over the generation seeds that all its steps have.
+
+    Raises:
+        UserError: a budget that does not grow from one step to the next.
+    """
+    by: dict[int, dict[int, list[Observation]]] = {}
+    for o in observations:
+        if o.recipe == recipe:
+            by.setdefault(o.seed, {}).setdefault(o.step, []).append(o)
+    return {seed: _one_curve(steps, currency) for seed, steps in sorted(by.items())}
+
+
+def _one_curve(steps: dict[int, list[Observation]], currency: str) -> list[Point]:
+    everywhere = set.intersection(*({o.generation_seed for o in group} for group in steps.values()))
+    points: list[Point] = []
+    for step, group in sorted(steps.items()):
+        used = [o for o in group if not everywhere or o.generation_seed in everywhere]
+        fid = math.exp(sum(math.log(o.fid) for o in used) / len(used))
+        points.append(Point(step, sum(o.budgets[currency] for o in used) / len(used), fid))
+        if len(points) > 1 and points[-1].budget <= points[-2].budget:
+            raise UserError(
+                f"{group[0].recipe}, seed {group[0].seed}: {title(currency)} do not grow from step {points[-2].step:,} "
+                f"({points[-2].budget:g}) to step {step:,} ({points[-1].budget:g}): a clock that began anew? "
+                f"Column '{currency.removesuffix(WITH_TOKENIZER)}' says what training has cost from its beginning on."
+            )
+    return points
+
+
+def compare(
+    observations: Sequence[Observation],
+    baseline: str,
+    *,
+    target: float | None = None,
+    noise: SeedNoise | None = None,
+    unjudged: Collection[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> Speedups:
+    """Every other recipe against the baseline, in every currency.
+
+    Args:
+        observations: of all recipes.
+        baseline: its FID at the last step that at least half of its training seeds reach is the target; seeds that
+            stopped before are left out and named.
+        target: another FID, which the baseline's average curve comes down through.
+        noise: how far training seeds spread on the suite, if it is known: for recipes with a single one.
+        unjudged: recipes that are not ours: no verdict, since it is not known under which protocol they were scored, no
+            noise of our suite, and no seeds in common.
+        labels: what recipes are called in notes.
+
+    Raises:
+        UserError: there is no such recipe or no such target.
+    """
+    recipes = list(dict.fromkeys(o.recipe for o in observations))
+
+    def called(recipe: str) -> str:
+        return (labels or {}).get(recipe, recipe)
+
+    if baseline not in recipes:
+        raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, recipes)}")
+    by = {recipe: [o for o in observations if o.recipe == recipe] for recipe in recipes}
+    base = _Seeds.of(by[baseline])
+    end = base.end
+    at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
+    found, notes = [], base.notes(called(baseline), at, noise)
+    odd = [] if target else _rises(called(baseline), average(list(base.kept.values())), at)
+    for recipe in recipes:
+        if recipe == baseline:
+            continue
+        other = _Seeds.of(by[recipe], at)
+        foreign, name = recipe in unjudged, called(recipe)
+        known, judged = None if foreign else noise, dict[str, Estimate]()
+        notes += other.notes(name, at, known)
+        if len(other.kept) == 1 < len(base.kept):
+            notes.append(f"{name}: one training seed, against all {len(base.kept)} of the baseline")
+        for currency in currencies([*by[baseline], *by[recipe]]):
+            try:
+                one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
+            except ValueError as error:  # one recipe's clocks take nothing from the others
+                notes.append(f"{name}: not compared in {title(currency)}, since {error}")
+                continue
+            found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
+            judged[title(currency)] = one
+        notes += [f"{name}: {note}" for note in verdict_notes(judged) if not foreign]
+    fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
+    if len(recipes) == 1:
+        raise UserError(
+            f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
+        )
+    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd))
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """The training seeds of one recipe."""
+
+    observations: Sequence[Observation]
+    kept: Panel
+    """In iterations: those that are compared."""
+    left_out: Mapping[int, tuple[int, int]]
+    """First and last steps of the others."""
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], needed: float = math.inf) -> _Seeds:
+        """Those that got as far as most, or as is needed; and of those whose steps do not meet the larger part."""
+        curves = panel(observations, observations[0].recipe, "iterations")
+        last = sorted(curve[-1].step for curve in curves.values())
+        wanted = TO_THE_END * min(last[len(last) // 2], needed)  # that at least half of them reach
+        kept = {seed: curve for seed, curve in curves.items() if curve[-1].step >= wanted}
+        while (latest := max(c[0].step for c in kept.values())) > (soonest := min(c[-1].step for c in kept.values())):
+            late = [seed for seed, curve in kept.items() if curve[0].step > soonest]
+            soon = [seed for seed, curve in kept.items() if curve[-1].step < latest]
+            del kept[min((late, soon), key=len)[0]]
+        ends = {seed: (curve[0].step, curve[-1].step) for seed, curve in curves.items() if seed not in kept}
+        return cls(observations, kept, ends)
+
+    @property
+    def end(self) -> float:
+        """The last step that all of those reach."""
+        return float(min(curve[-1].step for curve in self.kept.values()))
+
+    def panel(self, currency: str) -> Panel:
+        """Their curves in another currency."""
+        curves = panel(self.observations, self.observations[0].recipe, currency)
+        return {seed: curve for seed, curve in curves.items() if seed in self.kept}
+
+    def notes(self, name: str, end: float, noise: SeedNoise | None) -> list[str]:
+        """What a reader should know of them."""
+        trainings = {seed: len({o.training for o in self.observations if o.seed == seed}) for seed in self.kept}
+        return [f"{name}: {note}" for note in seed_notes(self.kept, self.left_out, trainings, end, noise)]
+
+
+def _rises(name: str, curve: Curve, end: float) -> list[str]:
+    """Whether the target is higher than what the baseline had before."""
+    at = {step: fid for step, fid in curve if step <= end * (1 + 1e-9)}  # means of logs are not exact
+    best = min(at, key=lambda step: at[step])
+    if at[max(at)] <= RISES * at[best]:
+        return []
+    return [f"{name}: FID is {at[max(at)]:.4g} at step {end:,.0f}, the target, and was {at[best]:.4g} at {best:,.0f}"]
+
+
+def _step_of(baseline: str, curves: Sequence[Sequence[Point]], target: float) -> float:
+    mean = average(curves)
+    found = crossing(mean, target)
+    if found is None or found.loglog is None:
+        raise UserError(
+            f"--target {target:g}: {baseline} does not come down through it; its FID goes from {mean[0][1]:.4g} at "
+            f"step {mean[0][0]:,.0f} to {mean[-1][1]:.4g} at step {mean[-1][0]:,.0f}. Give one between."
+        )
+    return found.loglog
+
+
+def _families(found: Sequence[RecipeSpeedup]) -> list[RecipeSpeedup]:
+    """Verdicts: in each currency, all recipes with two training seeds or more are one family."""
+    out = []
+    for s in found:
+        family = [f for f in found if f.currency == s.currency and f.estimate.p is not None]
+        corrected = dict(zip((f.recipe for f in family), holm([f.estimate.p or 0.0 for f in family]), strict=True))
+        p = corrected.get(s.recipe)
+        judged = None if p is None else verdict(s.estimate.interval, p, s.estimate.ahead)
+        out.append(replace(s, family=len(family), estimate=replace(s.estimate, p_family=p, verdict=judged)))
+    return out
+
+
+def epochs_to(observations: Sequence[Observation], target: float) -> dict[str, dict[str, float | None]]:
+    """EP_FID@k (arXiv 2605.18324) of every recipe: epochs of 1,281,167 images until its average curve reaches an FID.
+
+    The FIDs have to be unguided; that is for the caller to know.
+
+    Returns:
+        by recipe, ``first_checkpoint`` and ``loglog`` in epochs; none where it is not reached.
+
+    Raises:
+        UserError: the number of images is not known.
+    """
+    if "images" not in currencies(observations):
+        raise UserError("--ep-fid counts epochs: the curves need a column 'images'.")
+    out: dict[str, dict[str, float | None]] = {}
+    for recipe in dict.fromkeys(o.recipe for o in observations):
+        seeds = _Seeds.of([o for o in observations if o.recipe == recipe])
+        found = crossing(average(list(seeds.panel("images").values())), target)
+        out[recipe] = {
+            "first_checkpoint": None if found is None else found.at / EPOCH,
+            "loglog": None if found is None or found.loglog is None else found.loglog / EPOCH,
+        }
+    return out
+
+
+def as_dict(found: Speedups) -> dict[str, Any]:
+    """Everything, for JSON: by recipe and currency."""
+    speedups: dict[str, dict[str, Any]] = {}
+    for s in found.found:
+        speedups.setdefault(s.recipe, {})[s.currency] = s.as_dict()
+    return {
+        "baseline": found.baseline,
+        "target_fid": found.target,
+        "target_step": found.step,
+        "speedups": speedups,
+        "notes": list(found.notes),
+        "warnings": list(found.warnings),
+    }

@@ -1,0 +1,167 @@
+"""Records of one folder or several as one set: what is there twice counts once, what contradicts is refused or said."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from harness.records.schema import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
+from harness.results.run_folders import name_of
+from harness.sampling.protocol import difference
+from recipes.core.errors import UserError
+
+#: A number that was measured again is the same to within this; the weights were the same, kernels may differ.
+SAME = 1e-6
+
+#: As far apart as two sample sets of one checkpoint may be: more is a contradiction.
+NEAR = 1e-2
+
+Measurement = TypeVar("Measurement", TokenizerRecord, FloorRecord, AlignmentRecord)
+
+
+def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
+    """Only numbers that compare may stand in one table.
+
+    Raises:
+        UserError: they are of two suites, or of two protocols under one name.
+    """
+    seen: dict[str, ScoreRecord] = {}
+    for r in scores:
+        first = seen.setdefault(r.protocol.name, r)
+        if (first.suite_digest, first.protocol_digest) != (r.suite_digest, r.protocol_digest):
+            told = difference(first.protocol, r.protocol)
+            spelled = f" ({told})" if told else ""
+            raise UserError(
+                f"the folders' numbers under {r.protocol.label} are not comparable{spelled}: their suite or protocol "
+                "digests "
+                f"differ ({first.suite_digest[:8]}/{first.protocol_digest[:8]} and "
+                f"{r.suite_digest[:8]}/{r.protocol_digest[:8]}); report them one by one."
+            )
+    suites = {(r.suite, r.suite_digest[:8]): None for r in scores}
+    if len(suites) > 1:
+        told = " and ".join(f"{name} ({digest})" for name, digest in suites)
+        raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
+
+
+def refuse_two_specifications(scores: Sequence[tuple[Path, ScoreRecord]]) -> None:
+    """One training seed of one recipe is one specification: of two, with another tokenizer say, no mean means anything.
+
+    Raises:
+        UserError: there are two; both runs are named.
+    """
+    seen: dict[tuple[str, int], tuple[Path, ScoreRecord]] = {}
+    for folder, r in scores:
+        first = seen.setdefault((r.arm, r.seed), (folder, r))
+        if first[1].run != r.run:
+            raise UserError(
+                f"{r.arm}, seed {r.seed}, was trained by two specifications, as after its tokenizer was made again: "
+                f"{name_of(first[1])} in {first[0]} and {name_of(r)} in {folder}. They are no two values of one seed; "
+                f"`repa-bench runs remove {shlex.quote(str(folder))} {shlex.quote(str(name_of(r)))}` takes the second "
+                "away, or give folders one by one."
+            )
+
+
+def trainings(scores: Sequence[tuple[Path, ScoreRecord]]) -> dict[tuple[str, str], str]:
+    """Runs that several folders hold with other weights at the same step were trained more than once: which training
+    weights are of, by run and their hash.
+
+    Raises:
+        UserError: one folder holds two trainings of a run.
+    """
+    weights: dict[tuple[str, int], dict[str, Path]] = {}
+    for folder, r in scores:
+        weights.setdefault((r.run, r.step), {}).setdefault(r.weights_hash, folder)
+    several: set[str] = set()
+    for (run, step), found in weights.items():
+        if len(set(found.values())) < len(found):
+            raise UserError(
+                f"{next(iter(found.values()))} holds run {run[:8]} with two weights at step {step}: it is two folders' "
+                "records in one file; report the folders themselves."
+            )
+        several |= {run} if len(found) > 1 else set()
+    return {
+        (run, content): f"{run} in {folder}"
+        for (run, _), found in weights.items()
+        if run in several
+        for content, folder in found.items()
+    }
+
+
+def _differs(first: Mapping[str, float], second: Mapping[str, float], most: float) -> str | None:
+    """The name of the first number that differs by more than a share."""
+    both = [name for name in first if name in second]
+    return next((n for n in both if not math.isclose(first[n], second[n], rel_tol=most, abs_tol=most)), None)
+
+
+def _numbers(record: object) -> dict[str, float]:
+    found = {name: value for name, value in record if isinstance(value, int | float)}  # type: ignore[attr-defined]
+    if isinstance(record, AlignmentRecord):
+        found |= {f"CKNNA after block {k}": value for k, value in enumerate(record.cknna, 1)}
+    return found
+
+
+def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[ScoreRecord, ...], list[str]]:
+    """Each measurement of some weights once, as the first folder has it, and what is to be said of the others.
+
+    Raises:
+        UserError: two folders contradict each other.
+    """
+    kept: dict[tuple[object, ...], tuple[Path, ScoreRecord]] = {}
+    odd: dict[tuple[Path, Path], ScoreRecord] = {}
+    for folder, r in placed:
+        first_folder, first = kept.setdefault((r.key(), r.weights_hash), (folder, r))
+        ours, theirs = _numbers(first.metrics), _numbers(r.metrics)
+        if _differs(ours, theirs, SAME) is None:
+            continue
+        if (far := _differs(ours, theirs, NEAR)) is not None:
+            raise UserError(
+                f"{first_folder} and {folder} contradict each other: {r.arm}, seed {r.seed}, step {r.step}, "
+                f"{r.protocol.label}, the same weights, have {far} {ours[far]:g} and {theirs[far]:g}. Take the wrong "
+                "one's run away (`repa-bench runs remove`), or report the folders one by one."
+            )
+        odd.setdefault((first_folder, folder), r)
+    notes = [
+        f"scores of the same weights differ a little between {first} and {folder} (as of {r.arm}, seed {r.seed}, step "
+        f"{r.step}): the first folder's count"
+        for (first, folder), r in odd.items()
+    ]
+    return tuple(r for _, r in kept.values()), notes
+
+
+def unique(placed: Sequence[tuple[Path, Measurement]]) -> tuple[tuple[Measurement, ...], list[str]]:
+    """Measurements without those that another folder has too; of what differs, both, and that is said."""
+    kept: dict[tuple[object, ...], list[tuple[Path, Measurement]]] = {}
+    notes = []
+    for folder, r in placed:
+        others = kept.setdefault(r.key(), [])
+        differing = [_differs(_numbers(other), _numbers(r), SAME) for _, other in others]
+        if None in differing:
+            continue
+        for (place, other), name in zip(others[:1], differing, strict=False):
+            assert name is not None
+            what = " ".join(filter(None, (r.kind, getattr(r, "name", None), name_of(r))))
+            notes.append(
+                f"{what} has {name} {_numbers(other)[name]:g} in {place} and {_numbers(r)[name]:g} in {folder}: both "
+                "stand here"
+            )
+        others.append((folder, r))
+    return tuple(r for others in kept.values() for _, r in others), notes
+
+
+def unique_stages(placed: Sequence[tuple[Path, AnyRecord]]) -> tuple[StageRecord, ...]:
+    """Stages of all sessions: what a copy of a folder holds too counts once."""
+    return tuple({r.key(): r for _, r in placed if isinstance(r, StageRecord)}.values())
+
+
+def pictures(placed: Sequence[tuple[Path, AnyRecord]]) -> dict[str, Path]:
+    """Folder of each picture: the first that names it."""
+    roots: dict[str, Path] = {}
+    for folder, r in placed:
+        if isinstance(r, TokenizerRecord):
+            roots.setdefault(r.components or r.grid, folder)
+        if isinstance(r, TokenizerRecord) or (isinstance(r, ScoreRecord) and not r.search):
+            roots.setdefault(r.grid, folder)
+    return roots

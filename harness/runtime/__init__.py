@@ -1,0 +1,1 @@
+"""Locks, signals, progress: what every command needs of the machine."""

@@ -1,0 +1,229 @@
+"""One process at a time works on a run's folder; who comes second is told who was first."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from recipes.core.atomic import lives, open_own, sweep
+from recipes.core.errors import UserError
+from recipes.core.jsons import load_json
+
+FILE = ".lock"
+
+_HOST = socket.gethostname()
+
+#: A holder says so often that it lives, for machines that share a disk but not their locks.
+BEAT_SECONDS = 20.0
+
+#: A holder on another machine that was silent for so long is dead.
+SILENT_SECONDS = 120.0
+
+#: Between two looks at a lock that somebody else holds, where the file system cannot wake us.
+POLL_SECONDS = 0.02
+
+#: What a file system says that has no locks.
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+@contextmanager
+def held(folder: Path, *, on: bool = True) -> Iterator[None]:
+    """Hold a folder while working on it. What a killed holder left half written in it is removed first.
+
+    The kernel lets go of the lock when its holder dies, however that happens. A holder on another machine whose lock
+    the file system does not pass on is known by the file's age.
+
+    Args:
+        folder: made if it is not there.
+        on: false does nothing: of several processes of one command, one holds.
+
+    Raises:
+        UserError: somebody else holds it; names process and machine.
+    """
+    if not on:
+        yield
+        return
+    path = folder / FILE
+    lock = _taken(path, wait=False)
+    if lock is None:
+        raise _refusal(path)
+    if (wait := SILENT_SECONDS - _silence(path)) > 0 and _holder(path).get("host", _HOST) != _HOST:
+        lock.release(gone=False)
+        raise _refusal(path, f" If it is dead, the folder is free {wait:.0f} s from now, or when {path} is removed.")
+    lock.sign()
+    with lock.kept(beating=True):
+        sweep(folder)
+        yield
+
+
+@contextmanager
+def alone(path: Path, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Wait until nobody else holds a file of that name, then hold it; it is gone afterwards. Not to be nested.
+
+    Args:
+        path: the file.
+        on: false does nothing: of several processes of one command, one holds.
+        on_wait: called before a wait.
+    """
+    if not on:
+        yield
+        return
+    if (lock := _taken(path, wait=False)) is None:
+        on_wait()
+        while (lock := _taken(path, wait=True)) is None:
+            time.sleep(POLL_SECONDS)
+    with lock.kept(beating=lock.claim is not None):
+        yield
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """A lock file that is ours."""
+
+    path: Path
+    file: BinaryIO
+    claim: Path | None
+    """Where the file system has no locks: the file that only one process could make."""
+
+    def sign(self) -> None:
+        """Say in it whose it is."""
+        self.file.truncate(0)
+        self.file.write(_signature())
+        self.file.flush()
+
+    def release(self, *, gone: bool = True) -> None:
+        """Let go. The file goes before, if it is still ours, so that nobody waits for one that has no name."""
+        if gone and _is_at(self.file, self.path):
+            self.path.unlink(missing_ok=True)
+        self.file.close()
+        if self.claim is not None:
+            self.claim.unlink(missing_ok=True)
+
+    @contextmanager
+    def kept(self, *, beating: bool) -> Iterator[None]:
+        """Until the end, whatever happens."""
+        stop = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        if beating:
+            beat.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if beating:
+                beat.join()
+            self.release()
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(BEAT_SECONDS):
+            for path in (self.path, self.claim):
+                with suppress(OSError):  # the next one may succeed
+                    if path is not None:
+                        os.utime(path)
+
+
+def _signature() -> bytes:
+    return json.dumps({"pid": os.getpid(), "host": _HOST}).encode()
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """Who says in a lock file that it is theirs; nothing where its holder died while writing it, or just made it."""
+    try:
+        found = load_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _silence(path: Path) -> float:
+    """Seconds since the holder of a lock file said that it lives."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _refusal(path: Path, more: str = "") -> UserError:
+    holder = _holder(path)
+    return UserError(
+        f"{path.parent} is being worked on by process {holder.get('pid', '?')} on {holder.get('host', '?')}; wait for "
+        f"it, stop it, or choose another --out.{more}"
+    )
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _taken(path: Path, *, wait: bool) -> _Lock | None:
+    """The lock; nothing where somebody else has it and we are not to wait, or cannot be woken.
+
+    Its last holder may remove the file after we have opened it, and another process make a new one. So the lock is had
+    by who locked the file that has the name then.
+    """
+    while True:
+        file = open_own(path)
+        try:
+            lock = _Lock(path, file, _lock(file, path, wait=wait))
+        except BlockingIOError:
+            file.close()
+            return None
+        if _is_at(file, path):
+            return lock
+        lock.release(gone=False)
+
+
+def _lock(file: BinaryIO, path: Path, *, wait: bool) -> Path | None:
+    """Lock an open file, or else make a claim to its name: see `_Lock`.
+
+    Raises:
+        BlockingIOError: somebody else was first.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return _claimed(path)
+    return None
+
+
+def _claimed(path: Path) -> Path:
+    """A file that only one process can make; one whose maker is dead is taken away, by one at a time.
+
+    Raises:
+        BlockingIOError: somebody else was first.
+    """
+    claim = path.with_name(f"{path.name}.claim")
+    while True:
+        try:
+            with claim.open("xb") as file:
+                file.write(_signature())
+            return claim
+        except FileExistsError:
+            if not _is_dead(claim):
+                raise BlockingIOError from None
+        taking = _claimed(claim)
+        if _is_dead(claim):
+            claim.unlink(missing_ok=True)
+        taking.unlink(missing_ok=True)
+
+
+def _is_dead(claim: Path) -> bool:
+    holder = _holder(claim)
+    gone = holder.get("host") == _HOST and isinstance(holder.get("pid"), int) and not lives(holder["pid"])
+    return gone or SILENT_SECONDS < _silence(claim) < float("inf")

@@ -1,0 +1,94 @@
+"""Progress a person can follow: a bar with ETA on a terminal, a line for each finished stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.runtime.console import PlainConsole
+
+LINE_EVERY_SECONDS = 15.0
+
+
+class Reporter:
+    """Where the harness says what it is doing."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        """With `quiet`, nothing is said: one of several processes speaks for all."""
+        self.console = console or PlainConsole(stderr=True)
+        self.quiet = quiet
+        self._display: Progress | None = None
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line."""
+        if not self.quiet:
+            whole = not self.console.is_terminal  # a log keeps its lines
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=whole)
+
+    @contextmanager
+    def stage(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units; yields a function to call with the units done so far."""
+        began = time.perf_counter()
+        with self.bar(label, total, start) as on_step:
+            yield on_step
+        self.say(f"  {label}: {time.perf_counter() - began:.1f} s")
+
+    @contextmanager
+    def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+        """A `stage` that leaves nothing behind."""
+        with self.together() as bars:
+            if bars is None:
+                yield self._lines(label, total, start)
+                return
+            task = bars.add_task(label, total=total, completed=start)
+            yield lambda done: bars.update(task, completed=done)
+            bars.remove_task(task)
+
+    @contextmanager
+    def together(self) -> Iterator[Progress | None]:
+        """One display for all bars of a while; none where there is no terminal."""
+        if self._display is not None or not self.console.is_terminal or self.quiet:
+            yield self._display
+            return
+        try:
+            with self._bars() as self._display:
+                yield self._display
+        finally:
+            self._display = None
+
+    def _bars(self) -> Progress:
+        columns = (
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.console, transient=True)
+
+    def _lines(self, label: str, total: int, start: int) -> Callable[[int], None]:
+        began = last = time.perf_counter()
+
+        def tell(done: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last >= LINE_EVERY_SECONDS and start < done < total:
+                last = now
+                eta = (now - began) / (done - start) * (total - done)
+                self.say(f"    {label}: {done}/{total}, ETA {eta:.0f} s")
+
+        return tell

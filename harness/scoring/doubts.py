@@ -1,0 +1,102 @@
+"""What makes a set of images, or how many there are of them, dubious: said beside a number, which does not show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from harness.features.pixels import FLAT, HASH, ORIGINAL, of_a_set
+from harness.metrics.evaluate import FRECHET, KID_SUBSET, MANIFOLDS, METRICS, PAIRWISE, Rules, kid_subset
+from harness.metrics.statistics import Measured
+
+#: Fewer images than these, ADM's of a reference, leave the balls of nearest neighbours large.
+MANIFOLD_IMAGES = 10_000
+
+#: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
+NEGLIGIBLE = 1e-10
+
+#: Share of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
+FULL = 0.95
+
+#: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
+NEGATIVE_MASS = 1e-6
+
+#: Width and height.
+Size = tuple[int, int] | None
+
+
+def of_sets(wanted: Sequence[str], fake: Measured, real: Measured, *, rebuilt: bool) -> list[str]:
+    """Of samples and their reference; those that are rebuilt from the reference's own may equal them."""
+    found = of_a_set(about, "samples") if (about := fake.rows_of(HASH, FLAT)) else []
+    found += of_a_set(about, "reference images") if (about := real.rows_of(HASH, FLAT)) else []
+    hashes = fake.rows_of(HASH).get(HASH)
+    own = real.rows_of(HASH).get(HASH, fake.rows_of(ORIGINAL).get(ORIGINAL))
+    own, among = (real.seen, f", among its first {len(real.seen):,}") if real.seen is not None else (own, "")
+    if hashes is not None and own is not None and not rebuilt and (copies := int(torch.isin(hashes, own).sum())):
+        found.append(f"{copies:,} of the {fake.rows:,} samples are the reference's own images, pixel by pixel{among}.")
+    return found + _of_sizes(wanted, fake.size, real.size)
+
+
+def _of_sizes(wanted: Sequence[str], fake: Size, real: Size) -> list[str]:
+    found = []
+    if fake and real and fake != real and any(METRICS[name].needs_real for name in wanted):
+        found.append(
+            f"the samples are {_pixels(fake)} pixels and the reference's images {_pixels(real)}: every metric of both "
+            "then measures the resizing too."
+        )
+    for what, size in (("samples", fake), ("reference's images", real)):
+        if size and size[0] != size[1] and not set(wanted) <= set(PAIRWISE):
+            found.append(f"the {what} are {_pixels(size)} pixels: feature networks squeeze them into a square.")
+    return found
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def of_numbers(wanted: Sequence[str], real: Measured, fake: Measured, rules: Rules) -> list[str]:
+    """Fewer images than a metric's features, subsets or splits want."""
+    found = _of_widths([name for name in wanted if name in FRECHET], real, fake)
+    if "kid" in wanted and (size := kid_subset(real.rows, fake.rows)) < KID_SUBSET:
+        found.append(
+            f"kid: its subsets are of {size:,} images instead of {KID_SUBSET:,}, since there are {fake.rows:,} samples "
+            f"and {real.rows:,} reference images: it compares only with KIDs of such subsets."
+        )
+    last = fake.rows % rules.split
+    if "is" in wanted and last:
+        found.append(
+            f"is: {f'it is of one split of {last:,}' if fake.rows < rules.split else f'its last split has {last:,}'} "
+            f"samples instead of {rules.split:,}: IS is lower the smaller a split is."
+        )
+    balls = [name for name in wanted if name in MANIFOLDS]
+    if balls and min(fake.rows, real.rows) < MANIFOLD_IMAGES:
+        found.append(
+            f"{', '.join(balls)}: {fake.rows:,} samples and {real.rows:,} reference images; with fewer than "
+            f"{MANIFOLD_IMAGES:,} of each they depend on the numbers, and compare only where these are the same."
+        )
+    return found
+
+
+def _of_widths(distances: Sequence[str], real: Measured, fake: Measured) -> list[str]:
+    moments = {name: real.moments(METRICS[name].output) for name in distances}
+    found = []
+    of_fake = {name: len(m.mean) for name, m in moments.items() if fake.rows <= len(m.mean)}
+    of_real = {name: len(m.mean) for name, m in moments.items() if 0 < m.count <= len(m.mean)}
+    for few, images, whole in (
+        (of_fake, f"{fake.rows:,} samples", "at 50,000"),
+        (of_real, f"{real.rows:,} reference images", "against a whole data set"),
+    ):
+        if few:
+            found.append(
+                f"{images} are fewer than the {max(few.values()):,} features of {', '.join(few)}: such a distance is "
+                f"far above its value {whole}, and compares only with the same number."
+            )
+    for name, m in moments.items():
+        rank = int((m.eigenvalues > NEGLIGIBLE * m.eigenvalues[-1]).sum())
+        if not m.count and m.negative_mass < NEGATIVE_MASS and rank < FULL * len(m.mean):
+            found.append(
+                f"{name}: the reference's covariance has rank {rank:,} of {len(m.mean):,}: it is of about {rank + 1:,} "
+                "images, or parts of it are lost."
+            )
+    return found

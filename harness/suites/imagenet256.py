@@ -1,0 +1,276 @@
+"""The paper: ImageNet 256x256, SiT with the released settings, and every configuration of REPA-E's Tables 2 to 7.
+
+Settings: released training commands and defaults of REPA-E (arXiv 2504.10483, code of April 2025) and REPA (arXiv
+2410.06940). Where paper and release differ the release is the default, since it made the published numbers: L1 instead
+of squared reconstruction error, LPIPS on [-3, 1], a trained position embedding. What is different here: bf16 instead of
+fp16; a position embedding's gradient that is averaged over processes like every other; no image is flipped in any
+recipe (SiT's own training flips).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from harness.sampling.protocol import Protocol, find_protocol
+from harness.suites.base import Budget
+from harness.suites.imagenet_variants import PaperArm, paper_arms
+from recipes.core.errors import UserError, nearest
+from recipes.core.precision import Precision
+from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
+from recipes.data.latents import DType
+from recipes.models.autoencoder import AutoencoderSpec
+from recipes.models.discriminator import DiscriminatorSpec
+from recipes.models.encoder import ENCODERS, EncoderSpec
+from recipes.models.perceptual import InputRange
+from recipes.models.sit import SIZES, SiTSpec
+from recipes.registry import recipe, recipe_options
+from recipes.released import autoencoder as released_autoencoder
+from recipes.training.spec import RunSpec
+
+F8D4, F16D32 = released_autoencoder.TOKENIZERS["f8d4"], released_autoencoder.TOKENIZERS["f16d32"]
+
+#: Tokenizers of the catalogue: architecture, and the patch that gives 16 x 16 tokens.
+TOKENIZERS = {
+    "sd-vae": (F8D4, 2),
+    "in-vae": (F16D32, 1),
+    "va-vae": (F16D32, 1),
+    "e2e-sdvae": (F8D4, 2),
+    "e2e-invae": (F16D32, 1),
+    "e2e-vavae": (F16D32, 1),
+    "tuned-vae": (F8D4, 2),
+    "tuned-vae-f16d32": (F16D32, 1),
+}
+
+
+class TokenizerChoice(Spec):
+    """A tokenizer of the catalogue."""
+
+    autoencoder: AutoencoderSpec
+    patch_size: Count
+    """Of the SiT on its latents."""
+
+
+class Size(Spec):
+    """A SiT's size."""
+
+    hidden: Count
+    depth: Depth
+    heads: Count
+
+
+class ImagenetSuite(Spec):
+    """Everything that can change a number of the paper-scale suite, and its budget."""
+
+    knows_labels: ClassVar[bool] = False
+    default_jobs: ClassVar[int] = 1
+    threads: ClassVar[int | None] = None
+    finals_once: ClassVar[bool] = False
+
+    name: str = "imagenet256"
+    notice: str = "ImageNet 256x256"
+    side: Count = 256
+    num_classes: Count = 1000
+    sizes: dict[str, Size]
+    tokenizers: dict[str, TokenizerChoice]
+    encoders: dict[str, EncoderSpec]
+    discriminator: DiscriminatorSpec = DiscriminatorSpec()
+    perceptual: InputRange = "released"
+    projector_width: Count = 2048
+    batch_size: Count = 256
+    precision: Precision = "bf16"
+    norm_batch: Count | None = None
+    sit_optimizer: OptimizerSpec = OptimizerSpec()
+    vae_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_optimizer: OptimizerSpec = OptimizerSpec()
+    ema: EMASpec = EMASpec()
+    latents: DType = "float16"
+    """Number format of cached posteriors."""
+    features: str = "inception"
+    reference: str = "adm-reference"
+    """``adm-reference``, or ``images``: statistics of the prepared training images themselves."""
+    stand_ins: bool = False
+    """Tiny networks with random weights instead of the published ones: proves the path, means nothing."""
+    arms: dict[str, PaperArm]
+    default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
+    default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    curve_protocol: Protocol
+    final_protocols: tuple[Protocol, ...]
+    max_rfid: Positive = 10.0
+    budget: Budget
+
+    def identity(self) -> str:
+        """Digest of everything but the budget and what runs by default."""
+        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()})
+        return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds"}))
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images, in pixels."""
+        return self.side
+
+    @property
+    def chunk(self) -> int:
+        """Images that go through a network at once when samples are drawn or judged."""
+        return 16 if self.stand_ins else 64
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether ``--device auto`` looks for one."""
+        return not self.stand_ins
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it wants ``--data``, and does not make its own."""
+        return True
+
+    def arm(self, name: str) -> PaperArm:
+        """A configuration, its names checked.
+
+        Raises:
+            UserError: it names a size, tokenizer or encoder that the suite does not have.
+        """
+        arm = self.arms[name]
+        wanted: tuple[tuple[str, Sequence[str], Mapping[str, Any]], ...] = (
+            ("size", [arm.size], self.sizes),
+            ("tokenizer", [arm.tokenizer], self.tokenizers),
+            ("encoder", arm.encoders, self.encoders),
+        )
+        for kind, names, known in wanted:
+            for found in names:
+                if found not in known:
+                    raise UserError(f"arm {name}: there is no {kind} '{found}'.{nearest(found, known)}")
+        return arm
+
+    def sit_spec(self, name: str) -> SiTSpec:
+        """The SiT of an arm."""
+        arm, size = self.arm(name), self.sizes[self.arm(name).size]
+        tokenizer = self.tokenizers[arm.tokenizer]
+        aligned = recipe(arm.recipe).aligned
+        return SiTSpec(
+            latent_size=self.side // tokenizer.autoencoder.factor,
+            channels=tokenizer.autoencoder.latent_channels,
+            num_classes=self.num_classes,
+            patch_size=tokenizer.patch_size,
+            hidden=size.hidden,
+            depth=size.depth,
+            heads=size.heads,
+            encoder_depth=arm.encoder_depth,
+            encoder_widths=tuple(self.encoders[e].width for e in arm.encoders) if aligned else (),
+            projector_width=self.projector_width,
+        )
+
+    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """The specification of one training run; for a plan, hashes may be missing."""
+        arm = self.arm(name)
+        kind = recipe(arm.recipe)
+        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        optimizers = {"sit": self.sit_optimizer}
+        if kind.trains_tokenizer:
+            optimizers["vae"] = self.vae_optimizer
+            if getattr(options, "gan", 0):
+                optimizers["discriminator"] = self.discriminator_optimizer
+        train = TrainSpec(
+            seed=seed,
+            batch_size=self.batch_size,
+            optimizers=optimizers,
+            ema=self.ema,
+            precision=self.precision,
+            norm_batch=self.norm_batch,
+        )
+        return RunSpec(
+            suite=self.name,
+            arm=name,
+            recipe=arm.recipe,
+            options=options.model_dump(mode="json"),
+            sit=self.sit_spec(name),
+            tokenizer=self.tokenizers[arm.tokenizer].autoencoder,
+            discriminator=self.discriminator,
+            encoders=tuple(self.encoders[e] for e in arm.encoders) if kind.aligned else (),
+            perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
+            train=train,
+            inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
+        )
+
+    def needs(self, name: str) -> list[str]:
+        """The assets of the catalogue that training an arm reads."""
+        arm = self.arm(name)
+        kind = recipe(arm.recipe)
+        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        return [
+            "images",
+            *([] if arm.from_scratch else [arm.tokenizer]),
+            *(arm.encoders if kind.aligned else ()),
+            *(["vgg16"] if getattr(options, "perceptual", 0) else []),
+        ]
+
+    def judged_by(self) -> list[str]:
+        """The assets of the catalogue that scoring reads."""
+        return [name for name in (self.features, self.reference) if name != "images"]
+
+    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
+        frozen = {self.arm(name).tokenizer: self.sit_spec(name) for name in arms if self.caches_latents(name)}
+        return {name: ((sit.channels, sit.latent_size), self.latents) for name, sit in frozen.items()}
+
+    def caches_latents(self, name: str) -> bool:
+        """Whether an arm trains on cached posteriors of a frozen tokenizer."""
+        return not recipe(self.arm(name).recipe).trains_tokenizer
+
+
+def imagenet256() -> ImagenetSuite:
+    """400,000 steps of 256 images with SiT-XL/2; `repa-bench plan --suite imagenet256` says what that costs."""
+    return ImagenetSuite(
+        sizes={k: Size(hidden=h, depth=d, heads=n) for k, (h, d, n) in SIZES.items()},
+        tokenizers={k: TokenizerChoice(autoencoder=a, patch_size=p) for k, (a, p) in TOKENIZERS.items()},
+        encoders=dict(ENCODERS),
+        arms=paper_arms(),
+        curve_protocol=find_protocol("ode50-10k"),
+        final_protocols=(find_protocol("repa-e-v3"),),
+        budget=Budget(steps=400_000, score_every=50_000),
+    )
+
+
+def imagenet_smoke() -> ImagenetSuite:
+    """Every stage of `imagenet256` on any tree of images, in a minute on two cores: tiny random networks."""
+    full = imagenet256()
+    tiny = AutoencoderSpec(latent_channels=4, base_width=32, multipliers=(1, 1, 1, 1), residual_blocks=1)
+    eye = full.encoders["dinov2-vit-b"].model_copy(
+        update={
+            "input_size": 56,
+            "grid": 4,
+            "width": 32,
+            "kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+        }
+    )
+    # Adam turns the rounding of a gradient that is zero into a step; with this eps, layouts can be compared.
+    calm = OptimizerSpec(eps=1e-3)
+    small: dict[str, Any] = {"samples": 8, "manifold_size": 8, "steps": 4, "reference": "images"}
+    return full.model_copy(
+        update={
+            "name": "imagenet-smoke",
+            "notice": "smoke suite: tiny networks with random weights; its numbers mean nothing",
+            "side": 64,
+            "num_classes": full.num_classes,  # a tree may have any number up to that
+            "sizes": {"XL": Size(hidden=32, depth=3, heads=4)},
+            "tokenizers": {k: TokenizerChoice(autoencoder=tiny, patch_size=2) for k in ("sd-vae", "tuned-vae")},
+            "encoders": {"dinov2-vit-b": eye},
+            "discriminator": DiscriminatorSpec(base_width=8, layers=2),
+            "projector_width": 32,
+            "batch_size": 4,
+            "precision": "fp32",
+            **dict.fromkeys(("sit_optimizer", "vae_optimizer", "discriminator_optimizer"), calm),
+            "reference": "images",
+            "stand_ins": True,
+            "arms": {
+                name: full.arms[name].model_copy(update={"encoder_depth": 2})
+                for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
+            },
+            "curve_protocol": full.curve_protocol.model_copy(update={"name": "smoke-ode4", **small}),
+            "final_protocols": (full.final_protocols[0].model_copy(update={"name": "smoke-sde4", **small}),),
+            "max_rfid": 1e6,
+            "budget": Budget(steps=6, score_every=6),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Training data: image stores, cached posteriors, and their order, a function of (seed, position)."""

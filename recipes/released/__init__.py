@@ -1,0 +1,1 @@
+"""The published file formats, read and written; nobody else knows their names."""

@@ -1,0 +1,151 @@
+"""Networks and trainer of a run, and how its batch is spread over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from recipes.base import Networks
+from recipes.core.batch import Batch
+from recipes.core.distributed import World
+from recipes.core.draws import seed_of
+from recipes.core.errors import UserError
+from recipes.core.loop import Trainer
+from recipes.core.spec import Execution
+from recipes.models import discriminator as gan
+from recipes.models import sit as transformer
+from recipes.models.autoencoder import Autoencoder
+from recipes.registry import recipe, recipe_options
+from recipes.training.spec import RunSpec, TrainingInputs
+
+
+def build_networks(
+    spec: RunSpec,
+    tokenizer: Autoencoder | None = None,
+    *,
+    discriminator: gan.PatchDiscriminator | None = None,
+    perceptual: nn.Module | None = None,
+) -> Networks:
+    """Freshly initialised networks; those that are given are copied in."""
+    kind = recipe(spec.recipe)
+    options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
+    sit = transformer.SiT(spec.sit)
+    transformer.initialize(sit, spec.train.seed)
+    if not kind.trains_tokenizer:
+        return Networks(sit=sit)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(spec.train.seed, "init", "tokenizer"))
+        vae = Autoencoder(spec.tokenizer)
+    if tokenizer is not None:
+        vae.load_state_dict(tokenizer.state_dict())
+    adversary = None
+    if getattr(options, "gan", 0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(spec.train.seed, "init", "discriminator"))
+            adversary = gan.PatchDiscriminator(spec.discriminator)
+            gan.initialize(adversary)
+        if discriminator is not None:
+            adversary.load_state_dict(discriminator.state_dict())
+    return Networks(sit=sit, vae=vae, discriminator=adversary, perceptual=perceptual)
+
+
+def build_trainer(
+    spec: RunSpec, inputs: TrainingInputs, *, execution: Execution | None = None, world: World | None = None
+) -> Trainer:
+    """A trainer at step 0, its networks on the device and compiled if that is asked for."""
+    execution, world = execution or Execution(device="cpu"), world or World()
+    networks = build_networks(spec, inputs.tokenizer, discriminator=inputs.discriminator, perceptual=inputs.perceptual)
+    networks.sit.set_latent_statistics(inputs.latent_mean, inputs.latent_std)
+    networks.sit.checkpointing = execution.checkpointing
+    encoders = [encoder.to(world.device) for encoder in inputs.encoders]
+    _arrange(networks, world.device)
+    options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
+
+    def complete(batch: Batch) -> Batch:
+        if batch.features or not encoders:
+            return batch
+        return replace(batch, features=tuple(encoder(batch.images) for encoder in encoders))
+
+    trainer = Trainer(
+        recipe(spec.recipe)(networks, options),
+        spec.train,
+        world=world,
+        part=layout(spec, execution, world).part,
+        complete=complete,
+    )
+    if execution.compile:
+        _compile(networks, encoders)
+    return trainer
+
+
+def _arrange(networks: Networks, device: torch.device) -> None:
+    networks.sit.to(device)
+    for network in (networks.vae, networks.discriminator, networks.perceptual):
+        if network is not None:
+            network.to(device)
+            if device.type == "cuda":  # what its convolutions want
+                network.to(memory_format=torch.channels_last)
+
+
+def _compile(networks: Networks, encoders: Sequence[nn.Module]) -> None:
+    """Compile the hot regions in place; state-dict names stay. The blocks share one compiled graph."""
+    for block in networks.sit.blocks:
+        block.compile()
+    networks.sit.final_layer.compile()
+    whole: list[nn.Module | None] = [networks.discriminator, networks.perceptual, *encoders]
+    if isinstance(networks.vae, Autoencoder):
+        whole += [networks.vae.kl.encoder, networks.vae.kl.decoder]
+    for network in whole:
+        if network is not None:
+            network.compile()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is spread."""
+
+    batch_size: int
+    processes: int
+    part: int
+    device: str
+
+    @property
+    def accumulation(self) -> int:
+        """Parts that a process runs one after the other."""
+        return self.batch_size // (self.processes * self.part)
+
+    def __str__(self) -> str:
+        """As in ``256 = 8 GPUs x 32 x 1``."""
+        unit = "GPU" if self.device == "cuda" else "process"
+        units = unit if self.processes == 1 else {"GPU": "GPUs", "process": "processes"}[unit]
+        return f"{self.batch_size} = {self.processes} {units} x {self.part} x {self.accumulation}"
+
+
+def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
+    """Spread the global batch over processes and parts.
+
+    Raises:
+        UserError: it does not divide, or accumulation would change what a batch norm sees without saying so.
+    """
+    total = spec.train.batch_size
+    if total % world.size:
+        raise UserError(
+            f"the global batch of {total} does not divide by {world.size} processes; start a number that divides it."
+        )
+    local = total // world.size
+    most = min(local, execution.part or local)
+    part = next(n for n in range(most, 0, -1) if local % n == 0)
+    found = Layout(total, world.size, part, world.device.type)
+    pooled = part * world.size
+    if getattr(recipe_options(spec.recipe, spec.options, where=spec.arm), "gan", 0) and pooled != (
+        spec.train.norm_batch or total
+    ):
+        raise UserError(
+            f"with --part {part} the discriminator's batch norm would pool {pooled} images and not "
+            f"{spec.train.norm_batch or total}, which is another training; use more GPUs or --checkpointing, or accept "
+            f"it with --set norm_batch={pooled} (results go to a folder of their own)."
+        )
+    return found

@@ -1,0 +1,280 @@
+"""A run's folder: specification, checkpoints, log, notes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.core import atomic, checkpoint
+from recipes.core.errors import DamagedError, UserError
+from recipes.core.jsons import load_json
+from recipes.core.loop import Trainer, subset
+from recipes.core.rows import append_row, left_out, read_rows, row_text
+from recipes.core.watchdog import Finding
+from recipes.data.loader import order
+from recipes.models import sit as transformer
+from recipes.models.autoencoder import Autoencoder
+from recipes.training.spec import RunSpec
+
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder."""
+
+    spec: RunSpec
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A run that was started or imported.
+
+        Raises:
+            UserError: the folder holds no readable specification.
+        """
+        try:
+            data = load_json((folder / "spec.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is not a run: its spec.json cannot be read ({error}).") from None
+        return cls(RunSpec.parse(data, where=str(folder / "spec.json")), folder)
+
+    @property
+    def log_path(self) -> Path:
+        """One JSON object for each logged step."""
+        return self.folder / "log.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / "checkpoints" / f"{step:07d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, in order."""
+        found = [p.name for p in (self.folder / "checkpoints").glob("*") if p.is_dir()]
+        return sorted(int(name) for name in found if re.fullmatch("[0-9]+", name))
+
+    def resumable(self, up_to: int | None = None) -> int | None:
+        """The last step that holds optimizer state, of those up to one."""
+        kept = [s for s in self.steps() if self._has_state(s)]
+        return max((s for s in kept if up_to is None or s <= up_to), default=None)
+
+    def _has_state(self, step: int) -> bool:
+        if not (self.checkpoint(step) / f"{OPTIMIZER}.safetensors").exists():
+            return False
+        try:
+            return checkpoint.hash_of_part(self.checkpoint(step), OPTIMIZER) is not None
+        except DamagedError:  # `mend` looks closer
+            return True
+
+    def clock(self, step: int) -> dict[str, Any]:
+        """``step``, ``seconds`` and ``device_seconds`` of training at a checkpoint.
+
+        Raises:
+            DamagedError: the checkpoint is another step's or another run's.
+        """
+        meta, folder = checkpoint.read_manifest(self.checkpoint(step)), self.checkpoint(step)
+        if meta.get("step") != step:
+            raise DamagedError(f"{folder} holds the checkpoint of step {meta.get('step')}. Remove it and run again.")
+        if meta.get("run", self.spec.digest()) != self.spec.digest():
+            raise DamagedError(f"{folder} holds a checkpoint of another run. Remove it and run again.")
+        return meta
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """``NETWORK.KEY`` and ``ema.NETWORK.KEY`` at a checkpoint.
+
+        Raises:
+            DamagedError: see `clock` and `checkpoint.load_part`.
+        """
+        self.clock(step)
+        return checkpoint.load_part(self.checkpoint(step), WEIGHTS)
+
+    def weights_hash(self, step: int) -> str:
+        """SHA-256 of the weights of a checkpoint."""
+        return str(checkpoint.hash_of_part(self.checkpoint(step), WEIGHTS))
+
+    def mend(self, needed: Sequence[int]) -> list[str]:
+        """Set damaged checkpoints aside, so that they are made again: of the `needed` ones every one, and of those to
+        resume from the newest ones, up to the first good one.
+
+        Returns:
+            A sentence for each.
+        """
+        found = [told for step in sorted(set(needed) & set(self.steps())) if (told := self._sound(step))]
+        if set(needed) <= set(self.steps()):
+            return found
+        for step in sorted(self.steps(), reverse=True):
+            if self._has_state(step):
+                told = self._sound(step) or self._sound_state(step)
+                if told is None:
+                    break
+                found.append(told)
+        return found
+
+    def _sound(self, step: int) -> str | None:
+        """Set a checkpoint aside if its weights are damaged, and say so."""
+        try:
+            self.clock(step)
+            checkpoint.verify_part(self.checkpoint(step), WEIGHTS)
+        except DamagedError as error:
+            aside = self._aside(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoint(step).rename(aside)
+            return self.remark(f"checkpoint {step} was set aside as {aside.name}: {_briefly(error)}")
+        return None
+
+    def _sound_state(self, step: int) -> str | None:
+        """Remove a checkpoint's optimizer state if it is damaged, and say so."""
+        try:
+            checkpoint.verify_part(self.checkpoint(step), OPTIMIZER)
+        except DamagedError as error:
+            checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
+            return self.remark(f"the optimizer state of checkpoint {step} was removed: {_briefly(error)}")
+        return None
+
+    def _aside(self, step: int) -> Path:
+        return self.checkpoint(step).with_suffix(".damaged")
+
+    @property
+    def remarks_path(self) -> Path:
+        """One JSON object for each thing that happened to the run and that who reads its numbers should know."""
+        return self.folder / "remarks.jsonl"
+
+    def remark(self, text: str) -> str:
+        """Keep a sentence for whoever reads the run's numbers; returns it."""
+        append_row(self.remarks_path, {"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        return text
+
+    def remarks(self) -> list[str]:
+        """The sentences, in order; a line cut short is passed over."""
+        rows, damaged = read_rows(self.remarks_path, text=str)
+        return [row["text"] for row in rows] + left_out(self.remarks_path, damaged)
+
+    def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
+        """Write a checkpoint, then let go of what older ones hold too much of.
+
+        Milestones stay; of the others, and of all optimizer states, the last `keep`.
+        """
+        parts = {WEIGHTS: trainer.weights(), OPTIMIZER: trainer.optimizer_state()}
+        meta = {
+            "step": trainer.step,
+            "position": trainer.position,
+            "seconds": trainer.clock.seconds,
+            "device_seconds": trainer.clock.device_seconds,
+            "milestone": trainer.step in milestones,
+            "left_out": {name: int(count) for name, count in sorted(trainer.skipped.items()) if count},
+            "run": self.spec.digest(),
+        }
+        checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)
+        self.prune(keep)
+
+    def prune(self, keep: int) -> None:
+        """Let go of what older checkpoints hold too much of; a process may have been killed before it did."""
+        for step in self.steps()[:-keep]:
+            try:
+                milestone = self.clock(step).get("milestone", True)
+            except DamagedError:  # no reason to stop; who needs it will see
+                continue
+            if milestone:
+                checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
+            else:
+                checkpoint.remove_folder(self.checkpoint(step))
+
+    def resume(self, trainer: Trainer, missing: Sequence[int]) -> None:
+        """Bring a trainer to the last checkpoint before the first that is missing, if there is one.
+
+        Raises:
+            UserError: the run went past the first without keeping it.
+        """
+        step, last = self.resumable(missing[0]), self.resumable()
+        if last is not None and last > missing[0] and not self._aside(missing[0]).exists():
+            raise UserError(
+                f"{self.folder} is at step {last} and kept no checkpoint of step {missing[0]}; "
+                "keep --score-every as it was, or choose another --out."
+            )
+        if step is None:
+            return
+        clock = self.clock(step)
+        state = checkpoint.load_part(self.checkpoint(step), OPTIMIZER)
+        trainer.restore(self.weights(step), state, int(clock["position"]))
+        trainer.clock.start(float(clock["seconds"]), float(clock["device_seconds"]))
+
+    def log(self, step: int) -> tuple[list[dict[str, Any]], int]:
+        """What was logged up to a step, and how many lines are damaged."""
+        rows, damaged = read_rows(self.log_path, step=int, seconds=int | float)
+        return [row for row in rows if row["step"] <= step], damaged
+
+    def trim_log(self, step: int) -> None:
+        """Forget what was logged after the checkpoint that we continue from, and say what was damaged."""
+        rows, damaged = self.log(step)
+        for told in left_out(self.log_path, damaged):
+            self.remark(told)
+        atomic.write_text(self.log_path, "".join(map(row_text, rows)))
+
+    def write_incident(self, what: str, network: str, trainer: Trainer, finding: Finding, images: int) -> Path:
+        """Keep what is needed to do a step again that went wrong: draws are functions of seed, position and image."""
+        seed, batch = self.spec.train.seed, self.spec.train.batch_size
+        position = finding.position if finding.position is not None else trainer.position - 1
+        drawn = order(seed, torch.arange(position * batch, (position + 1) * batch), images)
+        content = {
+            "what": what,
+            "network": network,
+            "position": position,
+            "step": trainer.step,
+            "seed": seed,
+            "images": drawn.tolist(),
+            "logs": {k: v if v - v == 0 else str(v) for k, v in finding.logs.items()},
+            "skipped": finding.skipped,
+            "last_checkpoint": self.resumable() or 0,
+        }
+        path = self.folder / "incidents" / f"{position:07d}.json"
+        atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+        return path
+
+
+def _briefly(error: DamagedError) -> str:
+    return str(error).split(" Remove")[0].rstrip(".")
+
+
+def import_notes(run: Run, step: int) -> list[str]:
+    """What whoever reads the numbers of an imported checkpoint should know; nothing of one that was trained here."""
+    return [str(note) for note in run.clock(step).get("imported", {}).get("notes", ())]
+
+
+def load_for_sampling(
+    run: Run, step: int, tokenizer: Autoencoder | None, *, average: bool, device: torch.device | None = None
+) -> tuple[transformer.SiT, Autoencoder]:
+    """The SiT (its EMA or its raw weights) and the tokenizer that belongs to it, in eval mode.
+
+    Raises:
+        UserError: the checkpoint holds no such weights, or no tokenizer, and none is given.
+    """
+    weights = run.weights(step)
+    state = subset(weights, "ema.sit" if average else "sit")
+    if not state:
+        told = (
+            "raw weights alone, and their average (EMA) is asked for: name a protocol of raw weights, as --protocol "
+            "repa-e-v3+raw, or, if the file's weights are the average, import it again with --weights ema."
+            if average
+            else "the average (EMA) alone, and raw weights are asked for; name a protocol without +raw."
+        )
+        raise UserError(f"{run.folder} was imported from a file with {told}")
+    sit = transformer.SiT(run.spec.sit)
+    sit.load_state_dict(state)
+    tuned = subset(weights, "vae")
+    if tuned:
+        tokenizer = Autoencoder(run.spec.tokenizer)
+        tokenizer.load_state_dict(tuned)
+    if tokenizer is None:
+        raise UserError(f"{run.folder} holds no tokenizer of its own; name the one that it was trained on.")
+    for network in (sit, tokenizer):
+        network.to(device or torch.device("cpu")).eval().requires_grad_(False)
+    return sit, tokenizer

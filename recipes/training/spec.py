@@ -1,0 +1,60 @@
+"""The specification of a training run, and what it is given besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+from torch import Tensor, nn
+
+from recipes.core.batch import TrainingData
+from recipes.core.spec import Spec, TrainSpec
+from recipes.models import discriminator as gan
+from recipes.models import sit as transformer
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
+from recipes.models.encoder import EncoderSpec
+from recipes.models.perceptual import InputRange
+
+
+class RunSpec(Spec):
+    """Everything that decides a run's weights at every step. The budget is not in it: more steps extend it."""
+
+    suite: str
+    arm: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
+    """Its name in tables and of its folder: a recipe, or a recipe with changed options."""
+    recipe: str
+    options: dict[str, JsonValue]
+    sit: transformer.SiTSpec
+    tokenizer: AutoencoderSpec
+    discriminator: gan.DiscriminatorSpec = gan.DiscriminatorSpec()
+    encoders: tuple[EncoderSpec, ...] = ()
+    """Frozen encoders that look at every batch; none where their tokens are stored with the data."""
+    perceptual: InputRange | None = None
+    """Which input range LPIPS is given; none without LPIPS."""
+    train: TrainSpec
+    inputs: dict[str, str]
+    """Content hash of every asset that the run trains on."""
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells a person what it is and cannot clash."""
+        return f"{self.arm}-seed{self.train.seed}-{self.digest()[:8]}"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a run is given besides its specification."""
+
+    data: TrainingData
+    """The whole training set."""
+    tokenizer: Autoencoder | None
+    """None: joint training starts from a tokenizer with random weights."""
+    latent_mean: Tensor
+    """(C,), of the tokenizer's latents over the training set."""
+    latent_std: Tensor
+    encoders: tuple[nn.Module, ...] = ()
+    """uint8 images (N, 3, H, W) to tokens (N, T, width): one for each of the specification's."""
+    perceptual: nn.Module | None = None
+    discriminator: gan.PatchDiscriminator | None = None
+    """Trained already; None: random weights."""

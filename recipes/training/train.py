@@ -1,0 +1,161 @@
+"""One training run: a specification and data in, checkpoints out. The same call resumes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.core import atomic
+from recipes.core.distributed import World
+from recipes.core.errors import Diverged, Stopped
+from recipes.core.loop import Trainer
+from recipes.core.rows import append_row
+from recipes.core.spec import Execution
+from recipes.core.watchdog import EXPLODED, Finding
+from recipes.data.loader import batches
+from recipes.training.build import build_trainer
+from recipes.training.run_folder import Run
+from recipes.training.spec import TrainingInputs
+
+
+@dataclass
+class Training:
+    """What `train_run` may be told besides what to train."""
+
+    execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
+    world: World = field(default_factory=World)
+    log_every: int = 25
+    on_step: Callable[[int], None] = lambda step: None
+    """Told the number of steps done."""
+    stop: Callable[[], int] = lambda: 0
+    """Asked after every step; if it says a signal's number, the run is saved and `Stopped` raised."""
+
+
+def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], training: Training | None = None) -> None:
+    """Train until the last milestone, keeping a checkpoint at each; does nothing where they exist.
+
+    Args:
+        run: specification and folder; a folder with checkpoints is continued.
+        inputs: data and frozen networks.
+        milestones: effective optimizer steps to keep.
+        training: device, processes, logging.
+
+    Raises:
+        UserError: the run went past a milestone without keeping it, or its batch cannot be spread.
+        DamagedError: a checkpoint is not what was written; `Run.mend` sets it aside.
+        Diverged: the watchdog stopped it; see `recipes.core.watchdog`.
+        Stopped: somebody asked for it; everything is saved.
+    """
+    training = training or Training()
+    missing = sorted(set(milestones) - set(run.steps()))
+    if not missing:
+        return
+    execution, world = training.execution, training.world
+    trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
+    run.resume(trainer, missing)
+    if world.main:
+        atomic.write_text(run.folder / "spec.json", run.spec.model_dump_json(indent=1))
+        run.trim_log(trainer.step)
+    stream = batches(
+        inputs.data,
+        seed=run.spec.train.seed,
+        batch_size=run.spec.train.batch_size,
+        start=trainer.position,
+        # Updates may be left out, and then it takes more batches than steps.
+        stop=sys.maxsize,
+        rows=world.rows(run.spec.train.batch_size),
+        ahead=execution.ahead if world.device.type == "cuda" else 0,
+        pin=world.device.type == "cuda",
+    )
+    variance = float(inputs.latent_std.square().mean())
+    _Session(run, trainer, training, milestones, missing, len(inputs.data), variance).follow(stream)
+
+
+@dataclass
+class _Session:
+    """What happens between the steps of one call of `train_run`."""
+
+    run: Run
+    trainer: Trainer
+    training: Training
+    milestones: Sequence[int]
+    missing: Sequence[int]
+    images: int
+    """Of the training set."""
+    variance: float
+    """Of the latents when the run began."""
+
+    def follow(self, stream: Any) -> None:
+        trainer, world = self.trainer, self.training.world
+        for step, logs in trainer.train(stream):
+            number = self.training.stop()
+            stop = world.any(bool(number))
+            if stop or self._is_due(step):
+                with trainer.clock.stopped():
+                    finding = trainer.settle()
+                    read = self._read(logs)
+                    self._judge(read, finding)
+                    if trainer.step == step or stop:
+                        self._keep(trainer.step, read, stop, finding)
+            self.training.on_step(trainer.step)
+            if stop:
+                told = f"stopped by a signal; {self.run.folder} is saved at step {trainer.step}."
+                raise Stopped(told, number)
+            if trainer.step == self.missing[-1]:
+                stream.close()
+                return
+
+    def _is_due(self, step: int) -> bool:
+        every = self.training.execution.save_every
+        return (
+            step % self.training.log_every == 0
+            or step == 1
+            or step in self.missing
+            or bool(every and step % every == 0)
+        )
+
+    def _read(self, logs: Mapping[str, Tensor]) -> dict[str, float]:
+        names = sorted(logs)
+        values = self.training.world.mean(torch.stack([logs[name].float() for name in names])).tolist()
+        return dict(zip(names, values, strict=True))
+
+    def _keep(self, step: int, read: Mapping[str, float], stop: bool, finding: Finding) -> None:
+        if self.training.world.main:
+            row: dict[str, float | None] = {name: round(v, 7) if v - v == 0 else None for name, v in read.items()}
+            row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
+            seconds = round(self.trainer.clock.seconds, 4)
+            append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
+        every = self.training.execution.save_every
+        if stop or step in self.missing or (every and step % every == 0):
+            if self.training.world.main:
+                self.run.save(self.trainer, self.milestones, self.training.execution.keep)
+            self.training.world.barrier()
+
+    def _judge(self, logs: Mapping[str, float], finding: Finding) -> None:
+        """Stop a training that is no longer sound; nothing is saved from then on."""
+        on_nan, scaled = self.training.execution.on_nan, self.run.spec.train.precision == "fp16"
+        fault = finding.fault(on_nan, scaled=scaled)
+        limit = EXPLODED * max(1.0, self.variance)
+        odd = [n for n, v in logs.items() if v - v != 0]
+        if fault is None and odd and finding.position is None and not scaled:
+            fault = odd[0], "the loss was not finite"
+        if fault is None and logs.get("latent_variance", 0.0) > limit:
+            fault = "vae", f"the latents exploded: their variance is over {limit:g}"
+        if fault is None:
+            return
+        network, what = fault
+        if self.training.world.main:
+            path = self.run.write_incident(what, network, self.trainer, finding, self.images)
+            told = f"{self.run.spec.name}: {network}: {what} (batch {json.loads(path.read_text())['position']}"
+            last = self.run.resumable()
+            kept = "no checkpoint was due before" if last is None else f"the checkpoint of step {last} is good"
+            told += f"). What happened is in {path}; {kept}"
+            mend = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
+            raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{mend}.")
+        raise Diverged(what)

@@ -1,0 +1,96 @@
+"""A table, and how it is written: text, Markdown, HTML, LaTeX, CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recipes.core.errors import visible
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are finished text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    runs: tuple[tuple[str, ...], ...] = ()
+    """For each row, the runs whose records its numbers are made of: with the step of a column and the protocol that
+    the table names, they tell the lines of results.csv."""
+
+    @property
+    def traced(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The first cells of the rows that name runs, and these, each once."""
+        return list(dict.fromkeys((row[0], runs) for row, runs in zip(self.rows, self.runs, strict=False) if runs))
+
+    def markdown(self) -> str:
+        """A GitHub table under its title."""
+        lines = [
+            f"### {plain(self.title)}",
+            "",
+            _row(self.columns),
+            _row(["---", *["---:"] * (len(self.columns) - 1)]),
+        ]
+        lines += [_row(row) for row in self.rows]
+        if self.note:
+            lines += ["", plain(self.note)]
+        if self.traced:
+            lines += ["", "<details><summary>runs</summary>", ""]
+            lines += [f"- {plain(name)}: {plain(', '.join(runs))}" for name, runs in self.traced]
+            lines += ["", "</details>"]
+        return "\n".join([*lines, ""])
+
+    def latex(self) -> str:
+        """A booktabs table, its title as the caption."""
+        spec = "l" + "r" * (len(self.columns) - 1)
+        body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
+        traces = [one_line(f"% {name}: runs {', '.join(runs)}") for name, runs in self.traced]
+        lines = [
+            *traces,
+            r"\begin{table}",
+            rf"\caption{{{_tex(self.title)}}}",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            " & ".join(map(_tex, self.columns)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines)
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "–": "--", "<": "$<$",
+    ">": "$>$", "|": "$|$", "≥": r"$\geq$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, which would end a comment or a table's row, and without what a terminal obeys."""
+    return visible(" ".join(text.split()))
+
+
+#: Where Markdown would see a link or picture: ``](``, ``]:``, and bare addresses, which GitHub links.
+_LINK = re.compile(
+    r"(?<=\])(?=[(:])|(?<=:)(?=//)|(?<=www)(?=\.)|(?=@[\w-]+\.\w)|(?<=mailto)(?=:)|(?<=xmpp)(?=:)", re.IGNORECASE
+)
+
+
+def plain(text: str) -> str:
+    """For Markdown: one line, and neither HTML, nor links, nor pictures in it."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _LINK.sub(r"\\", escaped)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
