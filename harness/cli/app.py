@@ -37,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for theme in (commands_run, commands_score, commands_results, commands_assets, commands_checks):
+THEMES = (commands_run, commands_score, commands_results, commands_assets, commands_checks)
+for theme in THEMES:
     app.add_typer(theme.commands)
 app.add_typer(commands_cache.commands, name="cache")
 

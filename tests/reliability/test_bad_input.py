@@ -20,7 +20,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from harness.cli.commands_machine import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,7 +29,6 @@ from test_faults import _main
 from baselines import claims as ledger
 from baselines.published import FOLDER, PublishedError, load_file
 from harness.cli import app
-from harness.cli.commands_results import results
 from harness.cli.options import flag_of
 from harness.metrics.adm_reference import read_adm_reference
 from harness.records import file as records_file
@@ -206,7 +204,7 @@ def without(arguments: list[str], flag: str) -> list[str]:
 
 def nonsense() -> Iterator[list[str]]:
     """For every option of every command, a call in which only that option is wrong."""
-    for command in [*app.app.registered_commands, *machine.registered_commands, *results.registered_commands]:
+    for command in (command for theme in app.THEMES for command in theme.commands.registered_commands):
         name = command.name or command.callback.__name__
         options = {}
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():

@@ -328,8 +328,8 @@ import sys
 from pathlib import Path
 import torch
 from builders import TOKENIZER
-from harness import cli
-from recipes import exports
+from harness.cli.app import main
+from recipes.training import export_vae as exports
 from recipes.models.autoencoder import Autoencoder
 
 vae = Autoencoder(TOKENIZER)
@@ -344,7 +344,7 @@ class Stub:
 
 exports.Run = Stub
 sys.argv = ["repa-bench", "export-vae", "run", "--out", sys.argv[1]]
-cli.main()
+main()
 """
 
 
