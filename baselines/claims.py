@@ -70,7 +70,7 @@ class CollapseRule(_Strict):
 
     kind: Literal["collapse"]
     recipes: tuple[str, ...]
-    """Names of the arm, by suite."""
+    """Names of the variant, by suite."""
     baseline: str
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.interpolant import NoisyLatents, PathName, TimeSampling, interpolate, sample_times
-from recipes.core.spec import Share, Spec
+from recipes.core.spec import Fraction, Spec
 from recipes.models.sit import SiT
 
 
@@ -41,7 +41,7 @@ class Objective(Spec):
 
     path: PathName = "linear"
     time_sampling: TimeSampling = "uniform"
-    label_dropout: Share = 0.1
+    label_dropout: Fraction = 0.1
 
 
 def diffuse(latents: Tensor, draws: Draws, options: Objective) -> NoisyLatents:

@@ -28,7 +28,7 @@ from recipes.core.losses import (
     l2_loss,
 )
 from recipes.core.precision import at_least_float32, outside_autocast
-from recipes.models.autoencoder import Posterior, to_unit
+from recipes.models.autoencoder import Posterior, to_signed
 from recipes.repa import Repa
 
 
@@ -79,7 +79,7 @@ class RepaE(Repa):
         if not self.vae.training:
             self.vae.train()
         assert batch.images is not None
-        images = to_unit(batch.images, next(self.vae.parameters()))
+        images = to_signed(batch.images, next(self.vae.parameters()))
         posterior = self.vae.encode(images)
         latents = posterior.sample(draws.normal_like("posterior", posterior.mean))
         self.sit.observe(latents)

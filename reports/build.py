@@ -36,24 +36,27 @@ SHOWN_ROWS = 3
 #: What a spreadsheet takes for the beginning of a formula.
 FORMULAS = tuple("=+-@＝＋－＠")
 RESULT_COLUMNS = (
-    "suite", "arm", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
+    "suite", "variant", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
     "fid", "sfid", "inception_score", "inception_score_se", "precision", "recall", "accuracy", "n_fake", "n_real",
     "nfe", "run", "protocol_digest", "commit",
 )  # fmt: skip
 
 
 def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
-    """For the first seed that every arm brought to its end: samples at a third of the budget and at its end."""
-    shared = set.intersection(*(set(comparison.complete(arm)[0]) for arm in comparison.on_curve))
+    """For the first seed that every variant brought to its end: samples at a third of the budget and at its end."""
+    shared = set.intersection(*(set(comparison.complete(variant)[0]) for variant in comparison.on_curve))
     if not shared:
         return []
     seed, steps = min(shared), comparison.steps()
     rows = []
     for step in dict.fromkeys((steps[max(0, len(steps) // 3 - 1)], steps[-1])):
-        first = {arm: next((r for r in comparison.curve(arm, seed) if r.step == step), None) for arm in comparison.arms}
+        first = {
+            variant: next((r for r in comparison.curve(variant, seed) if r.step == step), None)
+            for variant in comparison.variants
+        }
         shown = [
-            {"label": comparison.arms[arm], "fid": f"{r.metrics.fid:.2f}", "url": url}
-            for arm, r in first.items()
+            {"label": comparison.variants[variant], "fid": f"{r.metrics.fid:.2f}", "url": url}
+            for variant, r in first.items()
             if r is not None and (url := pictures.url(r.grid, SHOWN_ROWS))
         ]
         rows.append({"step": f"{step:,}", "seed": seed, "pictures": shown})
@@ -63,33 +66,35 @@ def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, A
 def _reconstructions(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
     out = []
     seen: set[tuple[str | None, str | None]] = set()
-    for t in sorted(comparison.tokenizers, key=lambda t: (t.arm is not None, -(t.step or 0), t.seed or 0)):
-        key = (t.arm, t.name if t.arm is None else None)
+    for t in sorted(comparison.tokenizers, key=lambda t: (t.variant is not None, -(t.step or 0), t.seed or 0)):
+        key = (t.variant, t.name if t.variant is None else None)
         if key in seen or (url := pictures.url(t.grid)) is None:
             continue
         seen.add(key)
-        several = len({other.name for other in comparison.tokenizers if other.arm is None}) > 1
+        several = len({other.name for other in comparison.tokenizers if other.variant is None}) > 1
         before = f"before, {t.name}" if several else "before"
-        label = before if t.arm is None else f"after {comparison.arms[t.arm]}, step {t.step:,}, seed {t.seed}"
+        label = (
+            before if t.variant is None else f"after {comparison.variants[t.variant]}, step {t.step:,}, seed {t.seed}"
+        )
         latents = None if t.components is None else pictures.url(t.components)
         out.append({"label": label, "psnr": f"{t.psnr:.2f}", "rfid": f"{t.rfid:.3f}", "url": url, "latents": latents})
     return out
 
 
 def _answer(comparison: Comparison) -> list[str]:
-    """One sentence for each arm against the baseline, in every currency."""
+    """One sentence for each variant against the baseline, in every currency."""
     found, labels = comparison.speedups, comparison.labels
     if found is None:
         return []
     sentences = []
-    for arm in dict.fromkeys(s.recipe for s in found):
-        by = {s.currency: s.estimate for s in found if s.recipe == arm}
+    for variant in dict.fromkeys(s.recipe for s in found):
+        by = {s.currency: s.estimate for s in found if s.recipe == variant}
         steps = by["iterations"]
         parts = [f"{headline(by[c])} in {title(c)}" for c in SHOWN if c in by]
         judged = f": {steps.verdict}" if steps.verdict else ", no verdict"
         sentences.append(
-            f"{labels[arm]} to the FID of {labels[found.baseline]} at step {found.step:,.0f}: {', '.join(parts)} of "
-            f"training (below 1 is slower); in iterations 95 % {interval(steps)}, {tables.seeds_text(steps.seeds)}"
+            f"{labels[variant]} to the FID of {labels[found.baseline]} at step {found.step:,.0f}: {', '.join(parts)} "
+            f"of training (below 1 is slower); in iterations 95 % {interval(steps)}, {tables.seeds_text(steps.seeds)}"
             f"{judged}."
         )
     return sentences
@@ -141,7 +146,7 @@ def results_csv(comparison: Comparison) -> str:
 
 
 def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
-    return (r.arm, r.seed, r.protocol.name, r.step, r.generation_seed)
+    return (r.variant, r.seed, r.protocol.name, r.step, r.generation_seed)
 
 
 def _tables(comparison: Comparison) -> dict[str, reports_table.Table]:
@@ -163,7 +168,7 @@ def _tables(comparison: Comparison) -> dict[str, reports_table.Table]:
 def _speedups(comparison: Comparison) -> reports_table.Table:
     if comparison.speedups is None:
         return reports_table.Table("Speedups", (), ())
-    runs = {arm: comparison.runs(comparison.baseline, arm) for arm in comparison.arms}
+    runs = {variant: comparison.runs(comparison.baseline, variant) for variant in comparison.variants}
     return speedup_table(comparison.speedups, comparison.labels, runs)
 
 
@@ -180,7 +185,7 @@ def _markdown(comparison: Comparison, made: dict[str, reports_table.Table]) -> s
 
 def _rerun(comparison: Comparison) -> str:
     seeds = sorted({r.seed for r in comparison.scores})
-    names = [comparison.scores[0].suite, *comparison.arms]
+    names = [comparison.scores[0].suite, *comparison.variants]
     if any(name.startswith("-") for name in names):
         return "(a name in these records begins with a dash, which is no argument)"
     words = ["--suite", names[0], "--recipes", *names[1:], "--seeds", *map(str, seeds)]
@@ -213,7 +218,7 @@ def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
         lstrip_blocks=True,
     )
     first = comparison.scores[0]
-    abouts = {r.arm: r.about for r in comparison.scores}
+    abouts = {r.variant: r.about for r in comparison.scores}
     return environment.get_template("report.html").render(
         suite=first.suite,
         notice=first.notice,
@@ -222,10 +227,10 @@ def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
         swept=swept,
         against=against,
         tables=made,
-        arms=[(label, abouts[arm]) for arm, label in comparison.arms.items()],
+        variants=[(label, abouts[variant]) for variant, label in comparison.variants.items()],
         samples=_sample_rows(comparison, pictures),
         reconstructions=_reconstructions(comparison, pictures),
-        left_out=pictures.remarks,
+        left_out=pictures.notes,
         provenance=_provenance(comparison),
         rerun=_rerun(comparison),
     )

@@ -63,9 +63,9 @@ def style_of(number: int) -> tuple[str, str, str]:
     return STYLES[k][0], STYLES[(k + turn) % len(STYLES)][1], STYLES[k][2]
 
 
-def style(comparison: Comparison, arm: str) -> tuple[str, str, str]:
-    """Colour, marker and dash of an arm."""
-    return style_of(list(comparison.arms).index(arm))
+def style(comparison: Comparison, variant: str) -> tuple[str, str, str]:
+    """Colour, marker and dash of a variant."""
+    return style_of(list(comparison.variants).index(variant))
 
 
 #: Ends of curves nearer than this, in FID, would have their numbers on top of each other.
@@ -81,11 +81,11 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
         lowest = at
 
 
-def _draw_arm(axes: Axes, comparison: Comparison, arm: str, currency: str) -> tuple[float, float, str]:
+def _draw_variant(axes: Axes, comparison: Comparison, variant: str, currency: str) -> tuple[float, float, str]:
     """Draw a curve, and thinly those of training seeds that did not get to its end; where it ends, and its colour."""
-    colour, marker, dash = style(comparison, arm)
-    whole, short_ones = comparison.complete(arm)
-    curves = {seed: comparison.curve(arm, seed) for seed in (*whole, *short_ones)}
+    colour, marker, dash = style(comparison, variant)
+    whole, short_ones = comparison.complete(variant)
+    curves = {seed: comparison.curve(variant, seed) for seed in (*whole, *short_ones)}
     for seed in short_ones:
         x, y = [comparison.budget(r, currency) for r in curves[seed]], [r.metrics.fid for r in curves[seed]]
         axes.plot(x, y, color=colour, linestyle=dash, linewidth=0.8)
@@ -94,11 +94,11 @@ def _draw_arm(axes: Axes, comparison: Comparison, arm: str, currency: str) -> tu
         groups.setdefault(r.step, []).append(r)
     points = {step: group for step, group in sorted(groups.items()) if {r.seed for r in group} == set(whole)}
     x = [spread([comparison.budget(r, currency) for r in group]).mean for group in points.values()]
-    at = [comparison.fids(arm, step) for step in points]
+    at = [comparison.fids(variant, step) for step in points]
     fids = [[found[seed] for seed in whole] for found in at]
     mean = [spread(group).mean for group in fids]
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "linewidth": 2, "markersize": 6}
-    axes.plot(x, mean, label=short(comparison.arms[arm]), **look)
+    axes.plot(x, mean, label=short(comparison.variants[variant]), **look)
     if len(whole) > 1:
         axes.fill_between(x, [min(g) for g in fids], [max(g) for g in fids], color=colour, alpha=0.15, linewidth=0)
     return x[-1], mean[-1], colour
@@ -118,16 +118,16 @@ OTHERS = "xP*+1234d|_X8h"
 AXES = {"iterations": "iterations", "flops": "FLOPs", "device_seconds": "device-seconds of training"}
 #: The two that a README shows.
 BRIEF = ("iterations", "device_seconds")
-#: Published curves that stand beside ours, by arm: digitised, in iterations, on ImageNet alone.
+#: Published curves that stand beside ours, by variant: digitised, in iterations, on ImageNet alone.
 PUBLISHED = {"vanilla": "SiT", "repa": "REPA", "repa_e": "REPA-E"}
 PUBLISHED_SUITE = "imagenet256"
 
 
 def _draw_published(axes: Axes, comparison: Comparison) -> None:
     """Marks of REPA-E's Figure 1d: literature, under its own protocol, never a curve of ours."""
-    for arm, method in PUBLISHED.items():
-        if arm in comparison.arms:
-            colour, marker, _ = style(comparison, arm)
+    for variant, method in PUBLISHED.items():
+        if variant in comparison.variants:
+            colour, marker, _ = style(comparison, variant)
             x, y = zip(*curve(method, "digitised", group="figure_1d"), strict=True)
             label = f"{method}, published (Figure 1d, digitised)"
             axes.plot(x, y, marker, color=colour, fillstyle="none", markersize=5, alpha=0.7, label=label)
@@ -139,8 +139,8 @@ def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
         size = (5.4 * len(shown), 4.2)
         figure, panels = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for axes, name in zip(panels[0], shown, strict=True):
-            drawn = [arm for arm in comparison.arms if arm in comparison.on_curve]
-            _label_ends(axes, [_draw_arm(axes, comparison, arm, name) for arm in drawn])
+            drawn = [variant for variant in comparison.variants if variant in comparison.on_curve]
+            _label_ends(axes, [_draw_variant(axes, comparison, variant, name) for variant in drawn])
             if comparison.others and name in currencies(comparison.others):
                 _draw_others(axes, comparison, name)
             if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
@@ -161,7 +161,7 @@ def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
 
 
 def guidance_figure(comparison: Comparison) -> Figure:
-    """FID of every setting that a guidance sweep tried: a panel for each arm, a line for each interval."""
+    """FID of every setting that a guidance sweep tried: a panel for each variant, a line for each interval."""
     choices = comparison.guidance()
     with plt.rc_context(RC):
         figure, panels = plt.subplots(
@@ -192,16 +192,16 @@ def alignment_figure(comparison: Comparison) -> Figure:
     with plt.rc_context(RC):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 3.8), layout="constrained")
         last = max(r.step for r in comparison.alignments)
-        for arm, label in comparison.arms.items():
-            colour, marker, dash = style(comparison, arm)
-            found = [r for r in comparison.alignments if r.arm == arm]
+        for variant, label in comparison.variants.items():
+            colour, marker, dash = style(comparison, variant)
+            found = [r for r in comparison.alignments if r.variant == variant]
             for k, r in enumerate(r for r in found if r.step == last):
                 depths = range(1, len(r.cknna) + 1)
                 name = short(label) if k == 0 else None
                 left.plot(depths, r.cknna, color=colour, marker=marker, linestyle=dash)
                 right.plot([], [], color=colour, marker=marker, linestyle=dash, label=name)
-            for seed in comparison.seeds(arm):
-                fids = {r.step: r.metrics.fid for r in comparison.curve(arm, seed)}
+            for seed in comparison.seeds(variant):
+                fids = {r.step: r.metrics.fid for r in comparison.curve(variant, seed)}
                 pairs = sorted(
                     (r.step, r.cknna[r.aligned_depth - 1]) for r in found if r.seed == seed and r.step in fids
                 )

@@ -28,7 +28,7 @@ class Pictures:
     """Of a comparison's records."""
 
     comparison: Comparison
-    remarks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """A sentence for each that was left out."""
 
     def url(self, grid: str, rows: int | None = None) -> str | None:
@@ -51,8 +51,8 @@ class Pictures:
                 return _encoded(path.read_bytes(), rows)
         except BROKEN:
             told = "it is no whole PNG"
-        if (remark := f"{grid} was left out: {told}") not in self.remarks:
-            self.remarks.append(remark)
+        if (note := f"{grid} was left out: {told}") not in self.notes:
+            self.notes.append(note)
         return None
 
 

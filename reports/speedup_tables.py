@@ -48,7 +48,7 @@ def verdict(e: Estimate) -> str:
 def speedup_table(
     found: Speedups, labels: Mapping[str, str], runs: Mapping[str, tuple[str, ...]] | None = None
 ) -> Table:
-    """How much sooner each arm reaches the baseline's FID, in each currency; `runs` by arm, where there are."""
+    """How much sooner each variant reaches the baseline's FID, in each currency; `runs` by variant, where there are."""
     images, steps = ([headline(s.estimate) for s in found if s.currency == c] for c in ("images", "iterations"))
     rows, traces = [], []
     for s in found:

@@ -109,4 +109,4 @@ def summarize_runs(
     first = comparison.scores[0]
     about = (("suite", first.suite), ("notice", first.notice))
     epochs = {} if ep_fid is None else epochs_to(comparison.observations(), ep_fid)
-    return CurveSummary(comparison.against(baseline, target), comparison.arms, ep_fid, epochs, about)
+    return CurveSummary(comparison.against(baseline, target), comparison.variants, ep_fid, epochs, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, geometric_mean
 
-from harness.records.schema import REMARK, AlignmentRecord, ScoreRecord, TokenizerRecord
+from harness.records.schema import NOTE, AlignmentRecord, ScoreRecord, TokenizerRecord
 from harness.results.claims import Judgement
 from harness.results.comparison import Comparison
 from harness.results.curves import panel
@@ -35,12 +35,12 @@ def _floor(comparison: Comparison, like: ScoreRecord) -> str | None:
 
 
 def fid_table(comparison: Comparison) -> Table:
-    """FID of every arm at every scored step, and of the curves that are not ours."""
+    """FID of every variant at every scored step, and of the curves that are not ours."""
     steps, first = comparison.steps(), comparison.protocol(comparison.curve_digest)
     protocol, floor = first.protocol, _floor(comparison, first)
     rows = [
-        (label, *(_fid_cell(comparison.fids(arm, step), len(comparison.seeds(arm))) for step in steps))
-        for arm, label in comparison.arms.items()
+        (label, *(_fid_cell(comparison.fids(variant, step), len(comparison.seeds(variant))) for step in steps))
+        for variant, label in comparison.variants.items()
     ]
     for recipe in dict.fromkeys(o.recipe for o in comparison.others):
         curves = panel(comparison.others, recipe, "iterations")
@@ -55,7 +55,7 @@ def fid_table(comparison: Comparison) -> Table:
         + (f"; as many real images have {floor}." if floor else ".")
         + " Rows that are not ours may be under any protocol." * bool(comparison.others)
         + "".join(f" {told}." for told in (*comparison.warnings, *comparison.trained_again)),
-        tuple(comparison.runs(arm) for arm in comparison.arms),
+        tuple(comparison.runs(variant) for variant in comparison.variants),
     )
 
 
@@ -92,11 +92,11 @@ def _runs(records: Sequence[ScoreRecord] | Sequence[AlignmentRecord] | Sequence[
 
 
 def metrics_table(comparison: Comparison) -> Table:
-    """Every metric at the last checkpoint, a row for each arm and protocol."""
+    """Every metric at the last checkpoint, a row for each variant and protocol."""
     rows, runs = [], []
-    for arm, label in comparison.arms.items():
+    for variant, label in comparison.variants.items():
         for digest in (comparison.curve_digest, *comparison.finals):
-            last = comparison.last(arm, digest)
+            last = comparison.last(variant, digest)
             if not last:
                 continue
             runs.append(_runs(last))
@@ -106,7 +106,7 @@ def metrics_table(comparison: Comparison) -> Table:
                     label,
                     last[0].protocol.label,
                     f"{last[0].step:,}"
-                    + f" ({seeds_text(_count(last))})" * (_count(last) < len(comparison.seeds(arm))),
+                    + f" ({seeds_text(_count(last))})" * (_count(last) < len(comparison.seeds(variant))),
                     number(_over(last, "fid")),
                     _floor(comparison, last[0]) or "–",
                     number(_over(last, "sfid")),
@@ -128,7 +128,7 @@ def metrics_table(comparison: Comparison) -> Table:
 
 
 def guidance_table(comparison: Comparison) -> Table:
-    """What every arm's sweep chose, and what that gives under seeds that the choice never saw."""
+    """What every variant's sweep chose, and what that gives under seeds that the choice never saw."""
     choices = comparison.guidance()
     bases = list(dict.fromkeys(choice.chosen.name.split("+")[0] for choice in choices))
     rows = []
@@ -149,10 +149,10 @@ def guidance_table(comparison: Comparison) -> Table:
         f"Guidance, chosen on other seeds ({', '.join(bases)})",
         ("recipe", "settings × sets × N", "chosen", "FID when chosen", "FID reported", "unguided"),
         tuple(rows),
-        "Every arm was tried at the same settings, seeds and number of samples. The lowest of many noisy numbers is "
-        "too low, so the chosen setting was drawn again under generation seeds that the choice never saw: that is the "
-        "number to quote. FIDs of different N do not compare.",
-        tuple(_runs([r for r in comparison.searches if r.arm == choice.arm]) for choice in choices),
+        "Every variant was tried at the same settings, seeds and number of samples. The lowest of many noisy numbers "
+        "is too low, so the chosen setting was drawn again under generation seeds that the choice never saw: that is "
+        "the number to quote. FIDs of different N do not compare.",
+        tuple(_runs([r for r in comparison.searches if r.variant == choice.variant]) for choice in choices),
     )
 
 
@@ -160,8 +160,8 @@ def alignment_table(comparison: Comparison) -> Table:
     """CKNNA with the encoder at the aligned block, by step, and at every depth of the last checkpoint."""
     steps = sorted({r.step for r in comparison.alignments})
     rows, runs = [], []
-    for arm, label in comparison.arms.items():
-        found = [r for r in comparison.alignments if r.arm == arm]
+    for variant, label in comparison.variants.items():
+        found = [r for r in comparison.alignments if r.variant == variant]
         if not found:
             continue
         runs.append(_runs(found))
@@ -185,8 +185,8 @@ def cost_table(comparison: Comparison) -> Table:
     """What a step and a run cost."""
     rows = []
     sources = sorted({r.step_seconds_from or "median between scored checkpoints" for r in comparison.scores})
-    for arm, label in comparison.arms.items():
-        scores = [r for r in comparison.scores if r.arm == arm]  # under whichever protocol
+    for variant, label in comparison.variants.items():
+        scores = [r for r in comparison.scores if r.variant == variant]  # under whichever protocol
         last = [r for r in scores if r.step == max(r.step for r in scores)]
         rows.append(
             (
@@ -204,21 +204,21 @@ def cost_table(comparison: Comparison) -> Table:
         f"A step: {' or '.join(sources)}. Seconds: wall clock of training alone, whatever else the machine did; it "
         "stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions and attention, forward "
         "and backward, counted by PyTorch; a multiply-add is two.",
-        tuple(comparison.runs(arm) for arm in comparison.arms),
+        tuple(comparison.runs(variant) for variant in comparison.variants),
     )
 
 
 def tokenizer_table(comparison: Comparison) -> Table:
     """Reconstruction before and after joint training, with the two signs of a collapse."""
     rows, runs = [], []
-    names = sorted({t.name for t in comparison.tokenizers if t.arm is None})
+    names = sorted({t.name for t in comparison.tokenizers if t.variant is None})
     groups: dict[tuple[str | None, str | None], str] = {
         (None, name): "before (shared)" if len(names) == 1 else name for name in names
     }
-    groups |= {(arm, None): f"after {label}" for arm, label in comparison.arms.items()}
-    for (arm, which), name in groups.items():
-        found = [t for t in comparison.tokenizers if t.arm == arm and which in (None, t.name)]
-        group = [t for t in found if t.step == max(other.step or 0 for other in found) or t.arm is None]
+    groups |= {(variant, None): f"after {label}" for variant, label in comparison.variants.items()}
+    for (variant, which), name in groups.items():
+        found = [t for t in comparison.tokenizers if t.variant == variant and which in (None, t.name)]
+        group = [t for t in found if t.step == max(other.step or 0 for other in found) or t.variant is None]
         if not group:
             continue
         runs.append(_runs(group))
@@ -266,12 +266,12 @@ def runs_table(comparison: Comparison) -> Table:
     groups: dict[str, list[ScoreRecord]] = {}
     for r in comparison.scores:
         groups.setdefault(r.run, []).append(r)
-    order = list(comparison.arms)
+    order = list(comparison.variants)
     rows = []
-    for run, scores in sorted(groups.items(), key=lambda g: (order.index(g[1][0].arm), g[1][0].seed)):
+    for run, scores in sorted(groups.items(), key=lambda g: (order.index(g[1][0].variant), g[1][0].seed)):
         last = max(scores, key=lambda r: r.step)
         commits = sorted({(r.provenance.commit or "unknown")[:8] for r in scores})
-        remarks = list(dict.fromkeys(remark for r in scores for remark in r.remarks))
+        notes = list(dict.fromkeys(note for r in scores for note in r.notes))
         rows.append(
             (
                 run[:8],
@@ -281,16 +281,16 @@ def runs_table(comparison: Comparison) -> Table:
                 str(len(scores)),
                 last.weights_hash[:8],
                 ", ".join(commits),
-                "; ".join(remarks) or "–",
+                "; ".join(notes) or "–",
             )
         )
-    mended = list(dict.fromkeys(remark for s in comparison.stages for remark in s.remarks))
+    repaired = list(dict.fromkeys(note for s in comparison.stages for note in s.notes))
     return Table(
         "Runs",
-        ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit", "remarks"),
+        ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit", "notes"),
         tuple(rows),
         "A run is the digest of its specification, weights that of their bytes. results.csv has every score."
-        + (f" Mended: {'; '.join(mended)}." if mended else ""),
+        + (f" Mended: {'; '.join(repaired)}." if repaired else ""),
     )
 
 
@@ -298,9 +298,9 @@ def stage_table(comparison: Comparison) -> Table:
     """Wall-clock of every stage that ran, summed over sessions."""
     total: dict[str, tuple[float, int]] = {}
     for s in comparison.stages:
-        if s.stage == REMARK:
+        if s.stage == NOTE:
             continue
-        name = s.stage if s.arm is None else f"{s.stage} {comparison.arms.get(s.arm, s.arm)}"
+        name = s.stage if s.variant is None else f"{s.stage} {comparison.variants.get(s.variant, s.variant)}"
         seconds, peak = total.get(name, (0.0, 0))
         total[name] = (seconds + s.seconds, max(peak, s.peak_memory_bytes))
     rows = [(name, f"{seconds:.1f}", f"{peak / 2**30:.2f}") for name, (seconds, peak) in total.items()]
@@ -371,9 +371,9 @@ def run_folders_table(entries: Sequence[Entry], folder: str) -> Table:
             f"{e.step:,}",
             f"{len(e.scored)} steps to {e.scored[-1]:,}" if e.scored else "–",
             f"{e.size / 2**20:,.1f}",
-            "; ".join(e.remarks) or "–",
+            "; ".join(e.notes) or "–",
         )
         for e in entries
     )
-    columns = ("run", "recipe", "training seed", "trained to", "scored at", "MiB", "remarks")
+    columns = ("run", "recipe", "training seed", "trained to", "scored at", "MiB", "notes")
     return Table(f"Runs in {folder}", columns, rows, "`repa-bench runs remove FOLDER RUN` takes one away.")

@@ -27,7 +27,7 @@ CARD = "asset.json"
 Kind = Literal["data", "tokenizer", "encoder", "perceptual", "features", "reference", "checkpoint"]
 
 
-class Source(Spec):
+class AssetSource(Spec):
     """Where an asset is published."""
 
     kind: Kind
@@ -44,26 +44,28 @@ class Source(Spec):
 _MIT = "MIT"
 
 
-def _tokenizer(hub: str, about: str) -> Source:
-    return Source(kind="tokenizer", about=about, licence=_MIT, hub=hub)
+def _tokenizer(hub: str, about: str) -> AssetSource:
+    return AssetSource(kind="tokenizer", about=about, licence=_MIT, hub=hub)
 
 
-def _checkpoint(hub: str, about: str) -> Source:
-    return Source(kind="checkpoint", about=about, licence=_MIT, hub=hub)
+def _checkpoint(hub: str, about: str) -> AssetSource:
+    return AssetSource(kind="checkpoint", about=about, licence=_MIT, hub=hub)
 
 
-def _encoder(spec: EncoderSpec) -> Source:
+def _encoder(spec: EncoderSpec) -> AssetSource:
     hub = re.search(r"huggingface\.co/(\S+)", spec.source)
     about = f"frozen encoder {spec.architecture}"
     if hub:
-        return Source(kind="encoder", about=about, licence=spec.license, hub=hub[1], file="model.safetensors")
+        return AssetSource(kind="encoder", about=about, licence=spec.license, hub=hub[1], file="model.safetensors")
     if not spec.source.startswith("https://"):
-        return Source(kind="encoder", about=f"{about}: {spec.source}, then fetch --from PATH", licence=spec.license)
-    return Source(kind="encoder", about=about, licence=spec.license, url=spec.source.split()[0])
+        return AssetSource(
+            kind="encoder", about=f"{about}: {spec.source}, then fetch --from PATH", licence=spec.license
+        )
+    return AssetSource(kind="encoder", about=about, licence=spec.license, url=spec.source.split()[0])
 
 
-CATALOGUE: dict[str, Source] = {
-    "images": Source(
+CATALOGUE: dict[str, AssetSource] = {
+    "images": AssetSource(
         kind="data",
         about="ImageNet-1K train, 256x256: repa-bench prepare --suite imagenet256 --data PATH",
         licence="ImageNet terms: research, no redistribution",
@@ -74,37 +76,37 @@ CATALOGUE: dict[str, Source] = {
     "e2e-sdvae": _tokenizer("REPA-E/e2e-sdvae", "SD-VAE tuned by REPA-E"),
     "e2e-invae": _tokenizer("REPA-E/e2e-invae", "IN-VAE tuned by REPA-E"),
     "e2e-vavae": _tokenizer("REPA-E/e2e-vavae", "VA-VAE tuned by REPA-E"),
-    "tuned-vae": Source(
+    "tuned-vae": AssetSource(
         kind="tokenizer",
         about="your own: repa-bench export-vae RUN --out DIR, then fetch tuned-vae --from DIR/NAME.pt",
         licence="yours",
     ),
-    "tuned-vae-f16d32": Source(kind="tokenizer", about="the same, of a run on in-vae or va-vae", licence="yours"),
+    "tuned-vae-f16d32": AssetSource(kind="tokenizer", about="the same, of a run on in-vae or va-vae", licence="yours"),
     "sit-repae-sdvae": _checkpoint("REPA-E/sit-repae-sdvae", "SiT-XL/2 and VAE, REPA-E, 400K"),
     "sit-repae-invae": _checkpoint("REPA-E/sit-repae-invae", "SiT-XL/1 and VAE, REPA-E, 400K"),
     "sit-repae-vavae": _checkpoint("REPA-E/sit-repae-vavae", "SiT-XL/1 and VAE, REPA-E, 400K"),
     "sit-ldm-e2e-vavae": _checkpoint("REPA-E/sit-ldm-e2e-vavae", "SiT-XL/1, REPA on E2E-VAVAE, 4M"),
-    "vgg16": Source(
+    "vgg16": AssetSource(
         kind="perceptual",
         about="VGG16 trunk of LPIPS (the linear heads come with the lpips package)",
         licence="BSD-3-Clause (torchvision)",
         url="https://download.pytorch.org/models/vgg16-397923af.pth",
     ),
-    "inception": Source(
+    "inception": AssetSource(
         kind="features",
         about="Inception-2015, the network of the ADM suite (torch-fidelity's inception-v3-compat)",
         licence="Apache-2.0",
         url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth",
     ),
-    "adm-reference": Source(
+    "adm-reference": AssetSource(
         kind="reference",
         about="ADM's ImageNet 256x256 statistics and 10,000 images",
         licence="ImageNet terms: research, no redistribution",
         url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
         "VIRTUAL_imagenet256_labeled.npz",
     ),
-    "adm-samples": Source(
+    "adm-samples": AssetSource(
         kind="reference",
         about="50,000 samples of ADM-G + ADM-U, whose numbers ADM's README prints: repa-bench doctor --metrics --known",
         licence="MIT (guided-diffusion)",
@@ -128,7 +130,7 @@ class External:
     """Bytes."""
 
 
-def source(name: str) -> Source:
+def source(name: str) -> AssetSource:
     """What the catalogue says of a name.
 
     Raises:
@@ -238,17 +240,17 @@ def require(store: Store, name: str) -> External:
     """The asset of that name.
 
     Raises:
-        UserError: it is not there, with the command that mends it.
+        UserError: it is not there, with the command that remedies it.
     """
     found = find(store, name)
     if found is not None:
         return found
     known = source(name)
     if known.hub or known.url:
-        mend = f"repa-bench fetch {name}, or, with the file on this machine, repa-bench fetch {name} --from PATH"
+        remedy = f"repa-bench fetch {name}, or, with the file on this machine, repa-bench fetch {name} --from PATH"
     else:
-        mend = known.about
-    raise UserError(f"asset '{name}' is missing ({known.about}). Mend: {mend}.")
+        remedy = known.about
+    raise UserError(f"asset '{name}' is missing ({known.about}). Remedy: {remedy}.")
 
 
 def verify(found: External) -> bool:
@@ -256,7 +258,7 @@ def verify(found: External) -> bool:
     return content_of(found.path, sha256_of) == found.content
 
 
-def inventory(store: Store) -> Iterator[tuple[str, Source, External | str | None]]:
+def inventory(store: Store) -> Iterator[tuple[str, AssetSource, External | str | None]]:
     """Every asset of the catalogue with what is on this machine: the asset, what is wrong with it, or nothing."""
     for name, known in CATALOGUE.items():
         try:

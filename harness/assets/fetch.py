@@ -12,7 +12,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from rich.progress import wrap_file
 
 from harness.assets.cache import Store
-from harness.assets.catalogue import External, Source, refuse_unpublished, register, source
+from harness.assets.catalogue import AssetSource, External, refuse_unpublished, register, source
 from recipes.core.atomic import sha256_of, temporary
 from recipes.core.checkpoint import put
 from recipes.core.errors import UserError
@@ -73,7 +73,7 @@ def _require_https(url: str) -> None:
         raise ValueError(f"{url} is not HTTPS")
 
 
-def _download(known: Source, folder: Path) -> None:
+def _download(known: AssetSource, folder: Path) -> None:
     if known.url:
         _download_url(known.url, folder / known.url.rsplit("/", 1)[1])
         return

@@ -18,7 +18,7 @@ from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.assets.networks import load_network
 from harness.checks import adm_evaluator
-from harness.features.base import CLEAN, FEATURES, Several
+from harness.features.base import CLEAN, FEATURES, FeatureNetworks
 from harness.features.inception import CleanInception, Inception
 from harness.metrics import frechet
 from harness.metrics import kid as metrics_kid
@@ -96,7 +96,7 @@ def crosscheck(store: Store, device: torch.device, count: int, reporter: Reporte
         for name in ("real", "fake"):
             write_npz(place / f"{name}.npz", iter([mini_set(name, count)]), count)
         job = Job(
-            network=Several(network, {CLEAN: CleanInception(network)}),
+            network=FeatureNetworks(network, {CLEAN: CleanInception(network)}),
             features="inception",
             wanted=("fid", "is", "precision", "recall", "clean_fid"),
             cache=place,

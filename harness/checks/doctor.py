@@ -1,4 +1,4 @@
-"""What is on this machine, what is wrong with it, and the mend."""
+"""What is on this machine, what is wrong with it, and the remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AssetState:
     path: str | None
     size: int | None
     sha256: str | None
-    mend: str | None
+    remedy: str | None
     """What to do if it is missing or broken."""
 
 
@@ -42,7 +42,7 @@ class Health:
     made: dict[str, int]
     """Assets that suites made for themselves, in bytes."""
     faults: tuple[str, ...]
-    """What is broken, each with its mend. An asset that is only missing is none."""
+    """What is broken, each with its remedy. An asset that is only missing is none."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -109,21 +109,21 @@ def _gpu(faults: list[str]) -> dict[str, str]:
 
 def _asset(
     name: str,
-    source: catalogue.Source,
+    source: catalogue.AssetSource,
     found: catalogue.External | str | None,
     verify: bool,
     faults: list[str],
 ) -> AssetState:
     here = found if isinstance(found, catalogue.External) else None
-    mend = None
+    remedy = None
     if found is None:
-        mend = f"repa-bench fetch {name}" if source.hub or source.url else source.about
+        remedy = f"repa-bench fetch {name}" if source.hub or source.url else source.about
     elif isinstance(found, str):
-        mend = found
+        remedy = found
         faults.append(found)
     elif verify and source.kind != "data" and not catalogue.verify(found):
-        mend = f"asset {name} at {found.path} is damaged: its SHA-256 has changed; repa-bench fetch {name} again."
-        faults.append(mend)
+        remedy = f"asset {name} at {found.path} is damaged: its SHA-256 has changed; repa-bench fetch {name} again."
+        faults.append(remedy)
     return AssetState(
         name=name,
         kind=source.kind,
@@ -132,7 +132,7 @@ def _asset(
         path=str(here.path) if here else None,
         size=here.size if here else None,
         sha256=here.content if here else None,
-        mend=mend,
+        remedy=remedy,
     )
 
 

@@ -52,7 +52,7 @@ FILES = ("sit_forward", "samplers", "autoencoder", "vanilla_steps", "repa_steps"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Replayed:
     """One recorded quantity against ours."""
 
     quantity: str
@@ -164,14 +164,14 @@ class MeanSquares(nn.Module):
         return (a - b).square().mean()
 
 
-def replay_sit_forward(folder: Folder) -> Iterator[Comparison]:
+def replay_sit_forward(folder: Folder) -> Iterator[Replayed]:
     """Velocity, features, and both losses on both paths."""
     g = folder.tensors("sit_forward")
     sit = folder.sit(subset(g, "sit")).eval()
     with torch.no_grad():
         out = sit(g["x"], g["t"], g["y"])
-        yield Comparison("sit_forward.velocity", relative_error(out.velocity, g["velocity"]), OUTPUT_BOUND)
-        yield Comparison("sit_forward.features", relative_error(out.features, g["features"]), OUTPUT_BOUND)
+        yield Replayed("sit_forward.velocity", relative_error(out.velocity, g["velocity"]), OUTPUT_BOUND)
+        yield Replayed("sit_forward.features", relative_error(out.features, g["features"]), OUTPUT_BOUND)
         for path in PATHS:
             point = interpolate(sit.normalize(g["x"]), g["noise"], g["t"], path)
             out = sit(point.x_t, point.t, g["y"])
@@ -183,10 +183,10 @@ def replay_sit_forward(folder: Folder) -> Iterator[Comparison]:
             }
             for name, value in ours.items():
                 key = f"{path}.{name}"
-                yield Comparison(f"sit_forward.{key}", relative_error(value, g[key]), OUTPUT_BOUND)
+                yield Replayed(f"sit_forward.{key}", relative_error(value, g[key]), OUTPUT_BOUND)
 
 
-def replay_samplers(folder: Folder) -> Iterator[Comparison]:
+def replay_samplers(folder: Folder) -> Iterator[Replayed]:
     """Every solver, path and guidance setting that the file names."""
     g = folder.tensors("samplers")
     sit = folder.sit(subset(g, "sit")).eval()
@@ -206,10 +206,10 @@ def replay_samplers(folder: Folder) -> Iterator[Comparison]:
             path="linear" if path == "linear" else "cosine",
             noise=lambda k, _: g["sde_noise"][k],
         )
-        yield Comparison(f"samplers.{key}", relative_error(out, g[key]), OUTPUT_BOUND)
+        yield Replayed(f"samplers.{key}", relative_error(out, g[key]), OUTPUT_BOUND)
 
 
-def replay_autoencoder(folder: Folder) -> Iterator[Comparison]:
+def replay_autoencoder(folder: Folder) -> Iterator[Replayed]:
     """Posterior, KL, reconstruction and discriminator logits."""
     g = folder.tensors("autoencoder")
     vae = folder.vae(subset(g, "vae")).eval()
@@ -225,7 +225,7 @@ def replay_autoencoder(folder: Folder) -> Iterator[Comparison]:
         ours["recon"] = vae.decode(ours["z"])
         ours["disc_logits"] = discriminator(g["image"])
     for name, value in ours.items():
-        yield Comparison(f"autoencoder.{name}", relative_error(value, g[name]), OUTPUT_BOUND)
+        yield Replayed(f"autoencoder.{name}", relative_error(value, g[name]), OUTPUT_BOUND)
 
 
 def _count_steps(tensors: Mapping[str, Tensor]) -> int:
@@ -258,7 +258,7 @@ def _logged(recipe: Vanilla, logs: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _replay_steps(
     folder: Folder, file: str, log: str, build: Callable[[Folder, Mapping[str, Tensor]], Vanilla]
-) -> Iterator[Comparison]:
+) -> Iterator[Replayed]:
     """Train the recorded steps through the one loop; compare every logged scalar and every network's change."""
     g = folder.tensors(file)
     recipe = build(folder, g)
@@ -274,7 +274,7 @@ def _replay_steps(
         ours = _logged(recipe, trainer.train_step(batch, draws) | extra)
         for name, value in folder.meta[log][step].items():
             error = abs(ours[name] - value) / (abs(value) or 1.0) if name in ours else float("inf")
-            yield Comparison(f"{file}.step{step}.{name}", error, OUTPUT_BOUND)
+            yield Replayed(f"{file}.step{step}.{name}", error, OUTPUT_BOUND)
     yield from _compare_changes(file, g, trainer)
 
 
@@ -284,7 +284,7 @@ def _measure_alignment(recipe: Vanilla, batch: Batch, draws: RecordedDraws) -> d
         return dict(next(watcher.updates(batch, draws)).logs)
 
 
-def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> Iterator[Comparison]:
+def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> Iterator[Replayed]:
     networks = dict(trainer.recipe.networks) | {"ema": trainer.averages["sit"]}
     names = {"sit": "sit", "vae": "vae", "disc": "discriminator", "ema": "ema"}
     for recorded, name in names.items():
@@ -300,7 +300,7 @@ def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> It
         change = torch.cat([(after[k] - before[k]).flatten() for k in keys])
         # An average moves by less than float32's spacing, so ours is rounded as the recording was.
         mine = [(ours[k].to(RECORDED_DTYPE).double() - before[k]).flatten() for k in keys if k in ours]
-        yield Comparison(f"{file}.change.{recorded}", relative_error(torch.cat(mine), change), STEP_BOUND)
+        yield Replayed(f"{file}.change.{recorded}", relative_error(torch.cat(mine), change), STEP_BOUND)
 
 
 def _vanilla(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
@@ -321,7 +321,7 @@ def _repa_e(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
     return RepaE(networks, RepaE.Options())
 
 
-def replay(path: Path) -> Iterator[Comparison]:
+def replay(path: Path) -> Iterator[Replayed]:
     """Compare every quantity of a folder, as it is computed.
 
     Raises:

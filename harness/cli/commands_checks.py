@@ -14,7 +14,7 @@ from harness.cli.session import store_of
 
 if TYPE_CHECKING:
     from harness.assets.cache import Store
-    from harness.checks.replay import Comparison
+    from harness.checks.replay import Replayed
 
 
 commands = typer.Typer()
@@ -31,7 +31,7 @@ def replay(
     """
     from harness.checks.replay import replay as compare
 
-    results: list[Comparison] = []
+    results: list[Replayed] = []
     for result in compare(folder):
         results.append(result)
         if not as_json:
@@ -64,7 +64,7 @@ def doctor(
     device: Annotated[str, typer.Option("--device", help="With --metrics: cpu, cuda or auto.")] = "auto",
     cache: CacheOption = None,
 ) -> None:
-    """Show versions, hardware and every asset, and the mend for each fault; exit 1 if there is one.
+    """Show versions, hardware and every asset, and the remedy for each fault; exit 1 if there is one.
 
     Example: `repa-bench doctor --verify`, or `repa-bench doctor --metrics`
     """

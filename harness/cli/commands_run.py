@@ -10,7 +10,7 @@ import typer
 
 from harness.cli.options import Chosen, Several, shared
 from harness.cli.printing import print_summary, print_table, say
-from harness.cli.session import arms_of, jobs_of, open_session, work_of
+from harness.cli.session import jobs_of, open_session, variants_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def run(choices: Several) -> None:
     from reports.build import Wanted, build
 
     with open_session(choices) as session:
-        arms, seeds = arms_of(session.suite, choices.recipes), session.seeds
-        work = work_of(session, choices.jobs, len(arms) * len(seeds))
-        session.reporter.say(
-            f"{session.suite.name} ({session.suite.notice}): {', '.join(arms)}; seeds "
+        variants, seeds = variants_of(session.suite, choices.recipes), session.seeds
+        work = work_of(session, choices.jobs, len(variants) * len(seeds))
+        session.reporter.note(
+            f"{session.suite.name} ({session.suite.notice}): {', '.join(variants)}; seeds "
             f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
         )
-        run_suite(session, arms, seeds, work)
+        run_suite(session, variants, seeds, work)
         if session.world.main:
             print_summary([session.folder])
-            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
+            session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
 
 @commands.command()
@@ -54,9 +54,9 @@ def prepare(choices: Chosen) -> None:
     from harness.pipeline import tokenizers
 
     with open_session(choices) as session:
-        arms = arms_of(session.suite, choices.recipes)
-        prepared = pipeline_session.prepare(session, arms)
-        tokenizers.examine(session, prepared, arms)
+        variants = variants_of(session.suite, choices.recipes)
+        prepared = pipeline_session.prepare(session, variants)
+        tokenizers.examine(session, prepared, variants)
         if session.world.main:
             for name, content in sorted(prepared.hashes.items()):
                 say(f"{name:20s} {content[:16]}")
@@ -76,13 +76,13 @@ def train(choices: Several) -> None:
     from harness.pipeline import session as pipeline_session
 
     with open_session(choices) as session:
-        grid = pipeline_run_suite.grid_of(arms_of(session.suite, choices.recipes), session.seeds)
+        grid = pipeline_run_suite.grid_of(variants_of(session.suite, choices.recipes), session.seeds)
         work = work_of(session, choices.jobs, len(grid))
-        prepared = pipeline_session.prepare(session, [arm for arm, _ in grid])
+        prepared = pipeline_session.prepare(session, [variant for variant, _ in grid])
         work(session, prepared, grid, False)
         if session.world.main:
-            for arm, seed in grid:
-                folder = checkpoints.open_run(session, prepared, arm, seed).folder
+            for variant, seed in grid:
+                folder = checkpoints.open_run(session, prepared, variant, seed).folder
                 say(folder)
 
 
@@ -98,8 +98,8 @@ def list_() -> None:
     for name, make in SUITES.items():
         chosen = make()
         rows = [
-            (arm + ("" if arm in chosen.default_arms else " *"), spec.label, spec.about)
-            for arm, spec in chosen.arms.items()
+            (variant + ("" if variant in chosen.default_variants else " *"), spec.label, spec.about)
+            for variant, spec in chosen.variants.items()
         ]
         print_table(f"{name}: {chosen.notice}", ("recipe", "label", "what it is"), rows, justify="left")
         protocols = [chosen.curve_protocol, *chosen.final_protocols]
@@ -132,7 +132,7 @@ def plan(
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--probe", min=0.0, help="Measure each arm here for so many seconds instead. Default on a CPU: 2."
+            "--probe", min=0.0, help="Measure each variant here for so many seconds instead. Default on a CPU: 2."
         ),
     ] = None,
     detect: Annotated[
@@ -165,7 +165,7 @@ def plan(
             made = make_plan(
                 chosen,
                 session.budget,
-                arms_of(chosen, choices.recipes),
+                variants_of(chosen, choices.recipes),
                 len(session.seeds),
                 store=session.assets,
                 execution=session.execution,

@@ -22,7 +22,7 @@ from harness.cli.options import (
     shared,
 )
 from harness.cli.printing import print_summary, print_tables, say
-from harness.cli.session import arms_of, open_session, store_of, work_of
+from harness.cli.session import open_session, store_of, variants_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def score(choices: Scored) -> None:
             if session.world.main:
                 print(json.dumps(told, indent=1))
             return
-        arms = arms_of(session.suite, choices.recipes)
-        run_suite(session, arms, session.seeds, work_of(session, choices.jobs, len(arms) * len(session.seeds)))
+        variants = variants_of(session.suite, choices.recipes)
+        run_suite(session, variants, session.seeds, work_of(session, choices.jobs, len(variants) * len(session.seeds)))
         if session.world.main:
             print_summary([session.folder])
 
@@ -105,7 +105,7 @@ def _job(choices: Scored) -> Iterator[Job]:
     from harness.metrics import evaluate
     from harness.runtime.progress import Reporter
     from harness.scoring import files
-    from harness.scoring.paired_images import on_unit_images
+    from harness.scoring.paired_images import on_uint8_images
     from recipes.core.distributed import world
     from recipes.models.perceptual import load_perceptual
 
@@ -123,9 +123,9 @@ def _job(choices: Scored) -> Iterator[Job]:
         lpips = None
         if "lpips" in wanted:
             vgg = load_perceptual(catalogue.require(store, "vgg16").path, input_range="unit")
-            lpips = on_unit_images(vgg.to(here.device), here.device)
+            lpips = on_uint8_images(vgg.to(here.device), here.device)
         yield files.Job(
-            network=features_base.Several(first, others) if others else first,
+            network=features_base.FeatureNetworks(first, others) if others else first,
             features=name,
             wanted=wanted,
             cache=store.root,
@@ -164,7 +164,7 @@ def _tell(choices: Scored, found: dict[str, Any]) -> None:
 def sample(
     place: Place,
     images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")],
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Which arm of the suite.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Which variant of the suite.")] = None,
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
     ] = None,
@@ -209,17 +209,19 @@ def sample(
     with open_session(place) as session:
         protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
         if run_folder is not None:
-            cell = checkpoints.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
+            evaluation = checkpoints.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
         else:
             seed = session.suite.default_seeds[0] if seed is None else seed
-            run, start = checkpoints.open_trained(session, arms_of(session.suite, [recipe or ""])[0], seed)
-            cell = sample_set.Cell(run, checkpoints.checkpoint_of(run, step), protocol, generation_seed, start)
-        for note in checkpoints.notes_of(cell):
-            session.reporter.say(note, "yellow")
-        shards = Shards(images.with_name(f".{images.stem}-{cell.key[:12]}-{count}.shards"), count)
+            run, start = checkpoints.open_trained(session, variants_of(session.suite, [recipe or ""])[0], seed)
+            evaluation = sample_set.Evaluation(
+                run, checkpoints.checkpoint_of(run, step), protocol, generation_seed, start
+            )
+        for note in checkpoints.notes_of(evaluation):
+            session.reporter.note(note, "yellow")
+        shards = Shards(images.with_name(f".{images.stem}-{evaluation.key[:12]}-{count}.shards"), count)
         with pipeline_session.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = sample_set.draw(
-                cell, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
+                evaluation, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
             )
         if drawn is None:
             return
@@ -262,7 +264,7 @@ def guidance(
     """
     from harness.pipeline import checkpoints
     from harness.pipeline import session as pipeline_session
-    from harness.pipeline.guidance import Sweep, parse_interval, sweep_arm
+    from harness.pipeline.guidance import Sweep, parse_interval, sweep_variant
     from harness.sampling.protocol import find_protocol
     from reports.build import Wanted, build
     from reports.summary import summarize
@@ -278,16 +280,16 @@ def guidance(
             tuple(dict.fromkeys(generation_seeds or (0,))),
             samples or max(2, base.samples // 5),
         )
-        arms, step = arms_of(suite, choices.recipes), session.budget.milestones()[-1]
-        prepared = pipeline_session.prepare(session, arms)
-        for arm in arms:
-            runs = [checkpoints.open_run(session, prepared, arm, seed) for seed in session.seeds]
+        variants, step = variants_of(suite, choices.recipes), session.budget.milestones()[-1]
+        prepared = pipeline_session.prepare(session, variants)
+        for variant in variants:
+            runs = [checkpoints.open_run(session, prepared, variant, seed) for seed in session.seeds]
             for run in runs:
                 checkpoints.checkpoint_of(run, step)
-            sweep_arm(session, prepared, runs, sweep, step)
+            sweep_variant(session, prepared, runs, sweep, step)
         if session.world.main:
             print_tables(summarize([session.folder]).guidance_tables())
-            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
+            session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
 
 @commands.command()
@@ -306,13 +308,15 @@ def analyse(
     from reports.summary import summarize
 
     with open_session(choices) as session:
-        arms = arms_of(session.suite, choices.recipes)
-        reference = alignment.aligned_arm(session, arms)
-        prepared = pipeline_session.prepare(session, arms)
-        runs = [checkpoints.open_run(session, prepared, arm, seed) for arm in arms for seed in session.seeds]
+        variants = variants_of(session.suite, choices.recipes)
+        reference = alignment.aligned_variant(session, variants)
+        prepared = pipeline_session.prepare(session, variants)
+        runs = [
+            checkpoints.open_run(session, prepared, variant, seed) for variant in variants for seed in session.seeds
+        ]
         for run in runs:
             checkpoints.checkpoint_of(run, None)
         if session.world.main:
             alignment.analyse(session, prepared, runs, reference, count)
             print_tables(summarize([session.folder]).alignment_tables())
-            session.reporter.say(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
+            session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")

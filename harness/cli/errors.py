@@ -17,16 +17,16 @@ PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 def of_the_machine(error: Exception) -> str | None:
-    """What the machine lacks, with its mend; nothing if the error is ours."""
+    """What the machine lacks, with its remedy; nothing if the error is ours."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"no space is left ({error.strerror}: {error.filename or 'a file'}). What was saved before is as it was; "
             "make room and run the same command again, or give --out or --cache on a larger disk."
         )
     if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
-        return f"{error.filename}: {error.strerror}. Mend that, or give another path."
+        return f"{error.filename}: {error.strerror}. Repair that, or give another path."
     if type(error).__name__ == "ValidationError":  # pydantic's; importing it here would make --help slow
-        return f"a value does not fit: {' '.join(str(error).split())[:300]}. Mend the file or option that it is from."
+        return f"a value does not fit: {' '.join(str(error).split())[:300]}. Repair the file or option that it is from."
     words = ("out of memory", "can't allocate memory", "alloc_cpu", "bad_alloc")
     if isinstance(error, MemoryError) or any(w in str(error).lower() for w in words):
         return (

@@ -88,11 +88,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Chosen(Place):
-    """Which of its arms and seeds."""
+    """Which of its variants and seeds."""
 
     recipes: Annotated[
         list[str] | None,
-        typer.Option("--recipes", help="Which arms, with spaces or commas between. Default: the suite's."),
+        typer.Option("--recipes", help="Which variants, with spaces or commas between. Default: the suite's."),
     ] = None
     seeds: Annotated[
         list[int] | None,

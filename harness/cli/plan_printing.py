@@ -9,7 +9,7 @@ from harness.checks.doctor import Health
 from harness.pipeline.plan import Plan
 from harness.results.inference import CHANCE, MOST
 
-#: A machine is worth a remark where work takes so many times as long as its processor works on it.
+#: A machine is worth a note where work takes so many times as long as its processor works on it.
 BUSY = 1.15
 
 
@@ -32,11 +32,11 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Columns, and a row for each arm."""
+    """Columns, and a row for each variant."""
     unit, name = (1e18, "EFLOP") if any(cell.training_flops >= 1e16 for cell in plan.cells) else (1e12, "TFLOP")
     rows = [
         [
-            cell.arm,
+            cell.variant,
             f"{sum(cell.parameters.values()) / 1e6:,.1f}",
             _amount(cell.flops_per_step / cell.batch_size / 1e9),
             _amount(cell.training_flops / unit),
@@ -60,7 +60,7 @@ def plan_lines(plan: Plan) -> list[str]:
     """Totals, what seeds can show, and what is missing."""
     lines = [
         f"{cell.seeds} seed{'s' * (cell.seeds > 1)} x {cell.steps:,} steps of {cell.layout} = "
-        f"{cell.seeds * cell.steps * cell.batch_size:,} images an arm"
+        f"{cell.seeds * cell.steps * cell.batch_size:,} images a variant"
         for cell in plan.cells
     ]
     seconds = 3600 * sum(cell.device_hours for cell in plan.cells)
@@ -75,7 +75,7 @@ def plan_lines(plan: Plan) -> list[str]:
         *_shows(plan, plan.cells[0].seeds if plan.cells else 1),
         *(f"disk: {what}: {size(count)}" for what, count in plan.disk.items()),
         *["missing:"][: len(plan.missing)],
-        *(f"  {name}: {mend}" for name, mend in plan.missing.items()),
+        *(f"  {name}: {remedy}" for name, remedy in plan.missing.items()),
     ]
 
 

@@ -68,16 +68,18 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
         )
 
 
-def arms_of(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
+def variants_of(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
     """The suite's recipes that were asked for, each once.
 
     Raises:
         UserError: it has no such recipe.
     """
-    for arm in chosen or ():
-        if arm not in suite.arms:
-            raise UserError(f"--recipes: suite {suite.name} has no recipe '{arm}'.{nearest(arm, suite.arms)}")
-    return list(dict.fromkeys(chosen or suite.default_arms))
+    for variant in chosen or ():
+        if variant not in suite.variants:
+            raise UserError(
+                f"--recipes: suite {suite.name} has no recipe '{variant}'.{nearest(variant, suite.variants)}"
+            )
+    return list(dict.fromkeys(chosen or suite.default_variants))
 
 
 def store_of(cache: Path | None) -> Store:

@@ -50,7 +50,7 @@ class FeatureNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class Several:
+class FeatureNetworks:
     """Networks that look at the same batch, so that images are read once."""
 
     first: FeatureNetwork

@@ -80,7 +80,7 @@ class Moments:
 
 
 @dataclass
-class Sums:
+class MomentSums:
     """Count, mean and scatter of features that come in batches, on one device or on many.
 
     The scatter is about the mean, and two of them are joined by the update of Chan, Golub and LeVeque ("Updating
@@ -95,12 +95,12 @@ class Sums:
     """float64, (D, D): the sum of (x - mean)(x - mean)^T."""
 
     @classmethod
-    def empty(cls, dim: int, device: torch.device | str | None = None) -> Sums:
+    def empty(cls, dim: int, device: torch.device | str | None = None) -> MomentSums:
         """Of no features of `dim` numbers. Without a device, that of the first batch."""
         zeros = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         return cls(0, zeros.new_zeros(dim), zeros)
 
-    def add(self, features: Tensor) -> Sums:
+    def add(self, features: Tensor) -> MomentSums:
         """Take in features (B, D), B >= 0, in place; a refused batch changes nothing.
 
         Returns:
@@ -131,7 +131,7 @@ class Sums:
         self.mean = self.mean + shift * (n / total)
         self.n = total
 
-    def merge(self, other: Sums) -> Sums:
+    def merge(self, other: MomentSums) -> MomentSums:
         """The sums of both sets, on the device of `self`; neither is changed.
 
         Raises:
@@ -141,8 +141,8 @@ class Sums:
             raise ValueError(f"sums of {len(self.mean)} and of {len(other.mean)} dimensions cannot be merged")
         if not self.n or not other.n:
             some = self if self.n else other
-            return Sums(some.n, some.mean.clone(), some.scatter.clone())
-        out = Sums(self.n, self.mean, self.scatter)
+            return MomentSums(some.n, some.mean.clone(), some.scatter.clone())
+        out = MomentSums(self.n, self.mean, self.scatter)
         out._join(other.n, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
         return out
 
@@ -163,7 +163,7 @@ class Sums:
         return {"n": torch.tensor(self.n), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Sums:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MomentSums:
         """The reverse of `tensors`.
 
         Raises:

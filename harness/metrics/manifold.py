@@ -40,15 +40,15 @@ class Manifold:
     """How two sets cover one another by k-nearest-neighbour balls."""
 
     precision: float
-    """Share of `fake` in a ball of `real` (arXiv 1904.06991), in [0, 1]."""
+    """Fraction of `fake` in a ball of `real` (arXiv 1904.06991), in [0, 1]."""
     recall: float
-    """Share of `real` in a ball of `fake`, in [0, 1]."""
+    """Fraction of `real` in a ball of `fake`, in [0, 1]."""
     f_score: float
     """Harmonic mean of precision and recall, 0 where both are."""
     density: float
     """Balls of `real` around a `fake`, on average, over k (arXiv 2002.09797, eq. 3), >= 0."""
     coverage: float
-    """Share of the balls of `real` that hold a `fake` (arXiv 2002.09797, eq. 4), in [0, 1]."""
+    """Fraction of the balls of `real` that hold a `fake` (arXiv 2002.09797, eq. 4), in [0, 1]."""
 
 
 def manifold(*, real: Points, fake: Points, k: int = 5, budget: int = BUDGET) -> Manifold:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.features.base import Outputs
-from harness.metrics.frechet import Moments, Sums
+from harness.metrics.frechet import Moments, MomentSums
 from harness.metrics.manifold import Points
 
 #: Outputs above this many bytes are gathered in a file and memory-mapped.
@@ -98,7 +98,7 @@ class Measured:
             ValueError: fewer than two rows, or a value that is not finite.
         """
         if name not in self._known:
-            sums = Sums.empty(self._parts[0][name].shape[1], device)
+            sums = MomentSums.empty(self._parts[0][name].shape[1], device)
             for part in self._parts:
                 sums.add(part[name] if device is None else part[name].to(device))
             self._known[name] = sums.moments()

@@ -25,22 +25,22 @@ from recipes.training.run_folder import Run, load_for_sampling
 COUNT, TIME, NEIGHBOURS = 1024, 0.5, 10
 
 
-def aligned_arm(session: Session, arms: Sequence[str]) -> str:
-    """An arm that has an encoder: its data and tokens serve all.
+def aligned_variant(session: Session, variants: Sequence[str]) -> str:
+    """A variant that has an encoder: its data and tokens serve all.
 
     Raises:
         UserError: there is none among them.
     """
-    for arm in arms:
-        if recipe(session.suite.arms[arm].recipe).aligned:
-            return arm
+    for variant in variants:
+        if recipe(session.suite.variants[variant].recipe).aligned:
+            return variant
     raise UserError("--recipes: none of them has an encoder to compare with; name repa or repa_e too.")
 
 
 @torch.no_grad()
-def encoder_features(session: Session, prepared: Prepared, arm: str, count: int) -> tuple[Batch, Tensor]:
+def encoder_features(session: Session, prepared: Prepared, variant: str, count: int) -> tuple[Batch, Tensor]:
     """Training images and the encoder's tokens of them, averaged over positions: (N, width)."""
-    inputs = prepared.inputs(arm)
+    inputs = prepared.inputs(variant)
     batch = inputs.data.take(torch.arange(min(count, len(inputs.data))))
     assert batch.images is not None
     if batch.features:
@@ -66,8 +66,8 @@ def block_features(sit: SiT, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, images: Tensor) -> list[Tensor]:
     device = session.world.device
-    sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.arm), average=True, device=device)
-    path = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm).path
+    sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.variant), average=True, device=device)
+    path = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.variant).path
     parts: list[list[Tensor]] = []
     for indices in torch.arange(len(images)).split(session.suite.chunk):
         latents = sit.normalize(encoded(tokenizer, images[indices], int(indices[0])))
@@ -87,7 +87,7 @@ def analyse(session: Session, prepared: Prepared, runs: Sequence[Run], reference
         session: where the records go.
         prepared: with the encoder of `reference`.
         runs: trained ones.
-        reference: an arm with an encoder.
+        reference: a variant with an encoder.
         count: images.
     """
     done = session.records.keys()
@@ -102,8 +102,8 @@ def analyse(session: Session, prepared: Prepared, runs: Sequence[Run], reference
             session.records.append(
                 AlignmentRecord(
                     **session.common(),
-                    arm=run.spec.arm,
-                    label=session.suite.arms[run.spec.arm].label,
+                    variant=run.spec.variant,
+                    label=session.suite.variants[run.spec.variant].label,
                     seed=run.spec.train.seed,
                     run=run.spec.digest(),
                     step=step,

@@ -174,8 +174,8 @@ def _users(store: Store, names: Collection[str], assets: Mapping[str, External])
 
 
 def _of_imagenet(suite: AnySuite, store: Store, assets: Mapping[str, External]) -> Iterator[Path]:
-    """Assets that an arm or the judge reads, and latents of the present images."""
-    wanted = {*(name for arm in suite.arms for name in suite.needs(arm)), *suite.judged_by()}
+    """Assets that a variant or the judge reads, and latents of the present images."""
+    wanted = {*(name for variant in suite.variants for name in suite.needs(variant)), *suite.scored_by()}
     for name in wanted & assets.keys():
         path = assets[name].path
         yield store.root / "external" / name

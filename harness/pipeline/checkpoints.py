@@ -8,29 +8,31 @@ from harness.assets.tokenizers import open_tokenizer
 from harness.pipeline.session import Session, prepare
 from harness.preparation.base import Prepared
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Cell
+from harness.scoring.sample_set import Evaluation
 from recipes.core.errors import UserError
 from recipes.models.autoencoder import Autoencoder
 from recipes.training.run_folder import Run, import_notes
 
 
-def open_run(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
-    """The run of an arm and a seed, started or not."""
-    spec = session.suite.run_spec(arm, seed, prepared.hashes)
+def open_run(session: Session, prepared: Prepared, variant: str, seed: int) -> Run:
+    """The run of a variant and a seed, started or not."""
+    spec = session.suite.run_spec(variant, seed, prepared.hashes)
     return Run(spec, session.folder / "runs" / spec.name)
 
 
-def open_trained(session: Session, arm: str, seed: int) -> tuple[Run, Autoencoder | None]:
+def open_trained(session: Session, variant: str, seed: int) -> tuple[Run, Autoencoder | None]:
     """A trained run of the suite, and the tokenizer that it started from.
 
     Raises:
         UserError: it has no checkpoint.
     """
-    prepared = prepare(session, [arm])
-    run = open_run(session, prepared, arm, seed)
+    prepared = prepare(session, [variant])
+    run = open_run(session, prepared, variant, seed)
     if not run.steps():
-        raise UserError(f"{run.folder} has no checkpoint; train it: repa-bench train --recipes {arm} --seeds {seed}.")
-    return run, prepared.tokenizer(arm)
+        raise UserError(
+            f"{run.folder} has no checkpoint; train it: repa-bench train --recipes {variant} --seeds {seed}."
+        )
+    return run, prepared.tokenizer(variant)
 
 
 def open_imported(
@@ -40,7 +42,7 @@ def open_imported(
     step: int | None,
     protocol: Protocol,
     generation_seed: int = 0,
-) -> Cell:
+) -> Evaluation:
     """A checkpoint of a run's folder, wherever it was made, with a tokenizer of the catalogue if one is named.
 
     Raises:
@@ -49,14 +51,17 @@ def open_imported(
     run = Run.open(folder)
     chosen = checkpoint_of(run, step)
     if tokenizer is None:
-        return Cell(run, chosen, protocol, generation_seed)
+        return Evaluation(run, chosen, protocol, generation_seed)
     network, content = open_tokenizer(session.assets, tokenizer)
-    return Cell(run, chosen, protocol, generation_seed, network, content)
+    return Evaluation(run, chosen, protocol, generation_seed, network, content)
 
 
-def notes_of(cell: Cell) -> list[str]:
+def notes_of(evaluation: Evaluation) -> list[str]:
     """What whoever reads an imported checkpoint's numbers should know of its file and its tokenizer's."""
-    return [*import_notes(cell.run, cell.step), *(cell.tokenizer.notes if cell.tokenizer is not None else ())]
+    return [
+        *import_notes(evaluation.run, evaluation.step),
+        *(evaluation.tokenizer.notes if evaluation.tokenizer is not None else ()),
+    ]
 
 
 def checkpoint_of(run: Run, step: int | None) -> int:

@@ -6,7 +6,7 @@ from harness.pipeline.session import Session
 from harness.preparation.base import Prepared
 from harness.records.schema import ScoreRecord
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Cell
+from harness.scoring.sample_set import Evaluation
 from harness.suites.base import draws_of
 from recipes.registry import recipe
 from recipes.training.run_folder import Run
@@ -16,21 +16,21 @@ def tokenizer_key(session: Session, prepared: Prepared, run: Run) -> tuple[objec
     """Of the record of the tokenizer that a run ends with, if it trains one."""
     if not recipe(run.spec.recipe).trains_tokenizer:
         return None
-    named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
+    named = prepared.tokenizer_of(run.spec.variant) or "from scratch"
     return ("tokenizer", named, run.spec.digest(), session.budget.milestones()[-1])
 
 
-def cells_of(session: Session, prepared: Prepared, run: Run) -> list[Cell]:
+def evaluations_of(session: Session, prepared: Prepared, run: Run) -> list[Evaluation]:
     """Every sample set of a run that is scored; see `draws_of`."""
     first = not session.seeds or run.spec.train.seed == session.seeds[0]
-    tokenizer = prepared.tokenizer(run.spec.arm)
+    tokenizer = prepared.tokenizer(run.spec.variant)
     draws = draws_of(session.suite, session.budget, first=first)
-    return [Cell(run, step, protocol, seed, tokenizer) for step, protocol, seed in draws]
+    return [Evaluation(run, step, protocol, seed, tokenizer) for step, protocol, seed in draws]
 
 
 def title_of(session: Session, run: Run) -> str:
     """For people: label and training seed."""
-    return f"{session.suite.arms[run.spec.arm].label}, seed {run.spec.train.seed}"
+    return f"{session.suite.variants[run.spec.variant].label}, seed {run.spec.train.seed}"
 
 
 def protocol_assets(prepared: Prepared) -> dict[str, str]:
@@ -43,7 +43,7 @@ def protocol_digest(protocol: Protocol, prepared: Prepared) -> str:
     return protocol.digest_with(protocol_assets(prepared))
 
 
-def score_key(cell: Cell, prepared: Prepared, search: bool) -> tuple[object, ...]:
-    """Of the record that a cell gets."""
-    digest = protocol_digest(cell.protocol, prepared)
-    return ScoreRecord.key_of(cell.run.spec.digest(), cell.step, digest, cell.generation_seed, search)
+def score_key(evaluation: Evaluation, prepared: Prepared, search: bool) -> tuple[object, ...]:
+    """Of the record that an evaluation gets."""
+    digest = protocol_digest(evaluation.protocol, prepared)
+    return ScoreRecord.key_of(evaluation.run.spec.digest(), evaluation.step, digest, evaluation.generation_seed, search)

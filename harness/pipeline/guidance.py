@@ -1,4 +1,4 @@
-"""A guidance sweep: every arm gets the same settings, samples and seeds, and its best is chosen on generation seeds
+"""A guidance sweep: every variant gets the same settings, samples and seeds, and its best is chosen on generation seeds
 that no result uses.
 
 The lowest of many noisy numbers is too low. So the setting that has it is drawn again, under a generation seed that the
@@ -15,7 +15,7 @@ from harness.pipeline import evaluations, score
 from harness.pipeline.session import Session
 from harness.preparation.base import Prepared
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Cell
+from harness.scoring.sample_set import Evaluation
 from recipes.core.errors import UserError
 from recipes.training.run_folder import Run
 
@@ -25,7 +25,7 @@ REPORTED = (0, 1)
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is tried, the same for every arm."""
+    """What is tried, the same for every variant."""
 
     base: Protocol
     """Solver, steps, labels and all the rest; its own guidance is left out."""
@@ -71,22 +71,22 @@ class Sweep:
         return self.base.guided(chosen.guidance_scale, chosen.guidance_low, chosen.guidance_high)
 
 
-def sweep_arm(session: Session, prepared: Prepared, runs: Sequence[Run], sweep: Sweep, step: int) -> None:
-    """Try every setting on every run of an arm, choose one for all of them, and score it."""
-    settings, arm = sweep.settings(), runs[0].spec.arm
-    tokenizer = prepared.tokenizer(arm)
-    label = session.suite.arms[arm].label
+def sweep_variant(session: Session, prepared: Prepared, runs: Sequence[Run], sweep: Sweep, step: int) -> None:
+    """Try every setting on every run of a variant, choose one for all of them, and score it."""
+    settings, variant = sweep.settings(), runs[0].spec.variant
+    tokenizer = prepared.tokenizer(variant)
+    label = session.suite.variants[variant].label
     for run in runs:
-        cells = [Cell(run, step, p, seed, tokenizer) for p in settings for seed in sweep.seeds]
+        evaluations = [Evaluation(run, step, p, seed, tokenizer) for p in settings for seed in sweep.seeds]
         title = f"try guidance, {label}, seed {run.spec.train.seed}"
-        score.score_cells(session, prepared, cells, title, search=True)
+        score.score_evaluations(session, prepared, evaluations, title, search=True)
     session.world.barrier()
     chosen = sweep.result(best_setting(session, prepared, runs, sweep, step))
     for run in runs:
         # Beside the result under guidance, the one without, from the same seeds.
         protocols = dict.fromkeys((sweep.result(settings[0]), chosen))
-        cells = [Cell(run, step, p, seed, tokenizer) for p in protocols for seed in sweep.reported]
-        score.score_cells(session, prepared, cells, f"score guidance, {label}, seed {run.spec.train.seed}")
+        evaluations = [Evaluation(run, step, p, seed, tokenizer) for p in protocols for seed in sweep.reported]
+        score.score_evaluations(session, prepared, evaluations, f"score guidance, {label}, seed {run.spec.train.seed}")
 
 
 def best_setting(session: Session, prepared: Prepared, runs: Sequence[Run], sweep: Sweep, step: int) -> Protocol:
@@ -95,7 +95,7 @@ def best_setting(session: Session, prepared: Prepared, runs: Sequence[Run], swee
 
     def fid(setting: Protocol) -> float:
         keys = [
-            evaluations.score_key(Cell(run, step, setting, seed), prepared, search=True)
+            evaluations.score_key(Evaluation(run, step, setting, seed), prepared, search=True)
             for run in runs
             for seed in sweep.seeds
         ]

@@ -58,7 +58,7 @@ class Pace:
 
     step_seconds: float | None
     source: PaceSource | None
-    remarks: list[str]
+    notes: list[str]
     """Where it was disturbed, or its log damaged; of a run that shared the machine nobody can tell."""
 
 
@@ -69,5 +69,5 @@ def pace_of(run: Run, step: int) -> Pace:
     rows, damaged = run.log(step)
     steps, seconds = [int(row["step"]) for row in rows], [float(row["seconds"]) for row in rows]
     found = steady(steps, seconds)
-    remarks = disturbances(steps, seconds) + left_out(run.log_path, damaged)
-    return Pace(found, None if found is None else "median of the log", remarks)
+    notes = disturbances(steps, seconds) + left_out(run.log_path, damaged)
+    return Pace(found, None if found is None else "median of the log", notes)

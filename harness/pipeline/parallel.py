@@ -74,8 +74,8 @@ def _measure(session: Session, prepared: Prepared, runs: Mapping[tuple[str, int]
     if missing:
         with session.reporter.stage("pace, one run at a time", len(missing)) as on_step, threads_of(session):
             for number, run in enumerate(missing, start=1):
-                with session.costed("pace", run.spec.arm, run.spec.train.seed):
-                    pace.measure(run, prepared.inputs(run.spec.arm), session.execution, session.world)
+                with session.costed("pace", run.spec.variant, run.spec.train.seed):
+                    pace.measure(run, prepared.inputs(run.spec.variant), session.execution, session.world)
                 on_step(number)
     return {cell: pace.quiet(run) or 0.0 for cell, run in runs.items()}
 
@@ -104,7 +104,7 @@ class _Crew:
     def __init__(self, session: Session, waiting: Sequence[tuple[str, int]], scored: bool) -> None:
         self._session, self._reporter = session, session.reporter
         self._waiting, self._count = deque(waiting), len(waiting)
-        self._task = sorted({arm for arm, _ in waiting}), scored
+        self._task = sorted({variant for variant, _ in waiting}), scored
         self._workers: dict[Connection, _Worker] = {}
         self._over, self._stopping = 0, False
         self._error: Exception | None = None
@@ -165,7 +165,7 @@ class _Crew:
             case ("next",):
                 self._give(worker)
             case ("say", text, style):
-                self._reporter.say(f"{_name(worker.cell)}: {text}", style)
+                self._reporter.note(f"{_name(worker.cell)}: {text}", style)
             case ("begin", label, total, start):
                 worker.total = total
                 worker.tell = worker.bar.enter_context(self._reporter.bar(label, total, start))
@@ -175,7 +175,7 @@ class _Crew:
             case ("end", text):
                 worker.over, worker.share = worker.over + 1, 0.0
                 worker.bar.close()
-                self._reporter.say(text)
+                self._reporter.note(text)
             case Stopped() if self._stopping:
                 self._saved.append(str(message))
             case Exception():
@@ -225,9 +225,9 @@ def _live(line: Connection) -> None:
         signal.signal(number, lambda *_: sys.exit(TERMINATED))
     threading.Thread(target=_follow, daemon=True).start()
     with suppress(EOFError):  # our parent is gone
-        known, arms, scored = line.recv()
+        known, variants, scored = line.recv()
         try:
-            _work(line, known, arms, scored)
+            _work(line, known, variants, scored)
         except Exception as error:
             _send(line, _portable(error))
 
@@ -240,12 +240,12 @@ def _follow() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(line: Connection, known: dict[str, Any], arms: list[str], scored: bool) -> None:
+def _work(line: Connection, known: dict[str, Any], variants: list[str], scored: bool) -> None:
     from harness.pipeline.run_suite import in_turn
     from harness.pipeline.session import Session, prepare
 
     session = Session(**known, reporter=_Relay(line))
-    prepared = prepare(session, arms)
+    prepared = prepare(session, variants)
     while True:
         _send(line, ("next",))
         try:
@@ -278,7 +278,7 @@ class _Relay(Reporter):
         super().__init__(quiet=True)
         self._line = line
 
-    def say(self, text: str, style: str | None = None) -> None:
+    def note(self, text: str, style: str | None = None) -> None:
         """See `Reporter.say`."""
         _send(self._line, ("say", text, style))
 

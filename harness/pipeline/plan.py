@@ -38,10 +38,10 @@ STATE_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One arm with all its seeds."""
+class VariantPlan:
+    """One variant with all its seeds."""
 
-    arm: str
+    variant: str
     label: str
     seeds: int
     steps: int
@@ -107,7 +107,7 @@ class Rehearsal:
 class Plan:
     """Everything that `repa-bench plan` tells."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[VariantPlan, ...]
     disk: dict[str, int]
     """Bytes that data and checkpoints will take, what is there already left out."""
     missing: dict[str, str]
@@ -123,7 +123,7 @@ class Plan:
 def make_plan(
     suite: Suite,
     budget: Budget,
-    arms: Sequence[str],
+    variants: Sequence[str],
     seeds: int,
     *,
     store: Store,
@@ -140,38 +140,40 @@ def make_plan(
     Args:
         suite: what would be run.
         budget: for how long.
-        arms: which of it.
+        variants: which of it.
         seeds: how many training seeds each.
         store: where assets would be.
         execution: how steps would be laid out.
         world: where a probe runs.
         devices: that training would be spread over.
         tflops: sustained TFLOP/s of one device, if it is not measured.
-        seconds: measure each arm for so long instead.
+        seconds: measure each variant for so long instead.
         detect: a speedup that is to be shown.
         rehearsal: of the rest, for a suite that makes its own data and is measured on the CPU.
 
     Raises:
         UserError: a speedup is to be shown on a suite whose spread over seeds is not known.
     """
-    specs = {arm: suite.run_spec(arm, 0, {}) for arm in arms}
+    specs = {variant: suite.run_spec(variant, 0, {}) for variant in variants}
     began = time.perf_counter(), time.process_time()
-    measured = {arm: _probe(spec, seconds, execution, world) if seconds else None for arm, spec in specs.items()}
+    measured = {
+        variant: _probe(spec, seconds, execution, world) if seconds else None for variant, spec in specs.items()
+    }
     scored, complete = None, None
     if rehearsal is not None and isinstance(suite, DigitsSuite):
         scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal, began)
     cells = [
-        _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[arm], scored)
-        for arm, spec in specs.items()
+        _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[variant], scored)
+        for variant, spec in specs.items()
     ]
     throughput = (
-        f"measured for {seconds:g} s an arm on {world.device.type}, one process"
+        f"measured for {seconds:g} s a variant on {world.device.type}, one process"
         if seconds
         else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
     )
     shows = _shows(suite, cells, seeds, detect)
-    missing = _missing(suite, arms, store)
-    return Plan(tuple(cells), _disk(suite, arms, store, cells), missing, throughput, shows, complete)
+    missing = _missing(suite, variants, store)
+    return Plan(tuple(cells), _disk(suite, variants, store, cells), missing, throughput, shows, complete)
 
 
 def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
@@ -199,12 +201,12 @@ def _whole(
     rehearsal: Rehearsal,
     began: tuple[float, float],
 ) -> tuple[float, Whole]:
-    """Rehearse, and multiply: the seconds in which an arm's seeds are scored, and the whole comparison.
+    """Rehearse, and multiply: the seconds in which a variant's seeds are scored, and the whole comparison.
 
     What was measured so far began at the seconds `began` of the wall clock and of the processor.
     """
     wall, processor = began
-    steps = {arm: one.seconds_per_step for arm, one in measured.items() if one is not None}
+    steps = {variant: one.seconds_per_step for variant, one in measured.items() if one is not None}
     costs = rehearse(suite, execution, rehearsal.report)
     there = tuple(path.name.removeprefix("digits-").rpartition("-")[0] for path in made_by(suite, store))
     stages = whole(suite, budget, steps, seeds, costs, cached=there, jobs=rehearsal.jobs, start=rehearsal.start)
@@ -214,7 +216,7 @@ def _whole(
     return scored, Whole(rehearsal.jobs, stages, busy, there, took)
 
 
-def _shows(suite: Suite, cells: Sequence[Cell], seeds: int, detect: float | None) -> Shows | None:
+def _shows(suite: Suite, cells: Sequence[VariantPlan], seeds: int, detect: float | None) -> Shows | None:
     noise, recipes = NOISE.get(suite.name), max(1, len(cells) - 1)
     if noise is None:
         if detect is not None:
@@ -235,7 +237,7 @@ def _cell(
     flops_per_second: float,
     measured: Probe | None,
     scoring_seconds: float | None,
-) -> Cell:
+) -> VariantPlan:
     with torch.device("meta"):
         networks = build_networks(spec)
     trained = {"sit": networks.sit, "vae": networks.vae, "discriminator": networks.discriminator}
@@ -247,9 +249,9 @@ def _cell(
     evaluations = once + (seeds - 1) * more
     kept = 4 * (total + sit)
     kind = "cuda" if suite.wants_gpu and measured is None else execution.device
-    return Cell(
-        arm=spec.arm,
-        label=suite.arms[spec.arm].label,
+    return VariantPlan(
+        variant=spec.variant,
+        label=suite.variants[spec.variant].label,
         seeds=seeds,
         steps=milestones[-1],
         batch_size=spec.train.batch_size,
@@ -277,10 +279,13 @@ def flops_per_evaluation(spec: RunSpec) -> int:
     return int(counter.get_total_flops())
 
 
-def _disk(suite: Suite, arms: Sequence[str], store: Store, cells: Sequence[Cell]) -> dict[str, int]:
+def _disk(suite: Suite, variants: Sequence[str], store: Store, cells: Sequence[VariantPlan]) -> dict[str, int]:
     disk = {"checkpoints": sum(cell.checkpoint_bytes for cell in cells)}
-    needed = suite.latents_of(arms)
-    if "images" in {name for arm in arms for name in suite.needs(arm)} and catalogue.find(store, "images") is None:
+    needed = suite.latents_of(variants)
+    if (
+        "images" in {name for variant in variants for name in suite.needs(variant)}
+        and catalogue.find(store, "images") is None
+    ):
         pixels = 3 * suite.image_size**2
         disk["images, lossless PNG"] = int(IMAGENET_TRAIN * pixels * PNG_SHARE)
     for name, (shape, dtype) in needed.items():
@@ -289,8 +294,8 @@ def _disk(suite: Suite, arms: Sequence[str], store: Store, cells: Sequence[Cell]
     return disk
 
 
-def _missing(suite: Suite, arms: Sequence[str], store: Store) -> dict[str, str]:
-    names = dict.fromkeys([name for arm in arms for name in suite.needs(arm)] + suite.judged_by())
+def _missing(suite: Suite, variants: Sequence[str], store: Store) -> dict[str, str]:
+    names = dict.fromkeys([name for variant in variants for name in suite.needs(variant)] + suite.scored_by())
     out = {}
     for name in names:
         if catalogue.find(store, name) is None:

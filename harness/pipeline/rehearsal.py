@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,11 +22,11 @@ from harness.pipeline import score, tokenizers, train
 from harness.pipeline import session as pipeline_session
 from harness.pipeline.pace import QUIET_SECONDS, QUIET_STEPS
 from harness.pipeline.probe import WARM_UP
-from harness.preparation.base import Surroundings
+from harness.preparation.base import PreparationContext
 from harness.preparation.prepare import prepare
 from harness.runtime.progress import Reporter
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Cell
+from harness.scoring.sample_set import Evaluation
 from harness.suites.base import Budget, draws_of
 from harness.suites.digits import DigitsSuite
 from recipes.core.distributed import World
@@ -77,21 +78,21 @@ def rehearse(suite: DigitsSuite, execution: Execution, report: Callable[[Path], 
         execution: how it would be laid out.
         report: writes the report of a results folder.
     """
-    small, arm = _shortened(suite), suite.default_arms[0]
+    small, variant = _shortened(suite), suite.default_variants[0]
     with TemporaryDirectory(prefix="repa-bench-plan-") as place:
         watch, store, folder = _Watch(), Store(Path(place) / "cache"), Path(place) / "results"
         session = pipeline_session.Session(
             small, Budget(steps=1, score_every=1), folder, store, watch, execution=execution
         )
         with pipeline_session.threads_of(session):
-            prepared = prepare(small, Surroundings(store, watch, World(), execution), [arm])
+            prepared = prepare(small, PreparationContext(store, watch, World(), execution), [variant])
         preparation = {made.label: _scaled(made, suite) for made in watch.made}
-        examination = _timed(lambda: tokenizers.examine(session, prepared, [arm]))
-        run = train.train(session, prepared, arm, 0)
+        examination = _timed(lambda: tokenizers.examine(session, prepared, [variant]))
+        run = train.train(session, prepared, variant, 0)
         sample = {}
         for protocol in dict.fromkeys((small.curve_protocol, *small.final_protocols)):
-            cells = [Cell(run, 1, protocol, 0, prepared.tokenizer(arm))]
-            seconds = _timed(lambda cells=cells: score.score_cells(session, prepared, cells, "score"))  # type: ignore[misc]
+            one = [Evaluation(run, 1, protocol, 0, prepared.tokenizer(variant))]
+            seconds = _timed(partial(score.score_evaluations, session, prepared, one, "score"))
             sample[protocol.name] = seconds / protocol.samples
         judged = min(tokenizers.RECONSTRUCTED, suite.data.reference)
         return Costs(preparation, examination * judged / IMAGES, sample, _timed(lambda: report(folder)))
@@ -113,18 +114,18 @@ def whole(
     Args:
         suite: see `rehearse`.
         budget: of each run.
-        steps: seconds of a training step of each arm.
-        seeds: how many of each arm.
+        steps: seconds of a training step of each variant.
+        seeds: how many of each variant.
         costs: of everything else.
         cached: assets that need not be made.
         jobs: runs at a time.
         start: seconds until a process works.
     """
     runs = {
-        (arm, seed): budget.steps * step
+        (variant, seed): budget.steps * step
         + scoring(suite, budget, costs, first=seed == 0)
-        + costs.examination * recipe(suite.arms[arm].recipe).trains_tokenizer
-        for arm, step in steps.items()
+        + costs.examination * recipe(suite.variants[variant].recipe).trains_tokenizer
+        for variant, step in steps.items()
         for seed in range(seeds)
     }
     at_once = min(jobs, len(runs))

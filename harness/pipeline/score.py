@@ -17,19 +17,26 @@ from harness.features.pixels import FLAT, HASH, of_a_set
 from harness.metrics.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.metrics.statistics import Measured
 from harness.pipeline.checkpoints import notes_of, open_imported
-from harness.pipeline.evaluations import cells_of, protocol_assets, protocol_digest, score_key, title_of, tokenizer_key
+from harness.pipeline.evaluations import (
+    evaluations_of,
+    protocol_assets,
+    protocol_digest,
+    score_key,
+    title_of,
+    tokenizer_key,
+)
 from harness.pipeline.pace import pace_of
 from harness.pipeline.session import Session, prepare, threads_of
 from harness.pipeline.tokenizers import measure_tokenizer
-from harness.pipeline.train import remarks_of
-from harness.preparation.base import Judge, Prepared
+from harness.pipeline.train import notes_of_run
+from harness.preparation.base import Evaluator, Prepared
 from harness.records.schema import Metrics, ScoreRecord
 from harness.runtime.locks import alone, held
 from harness.sampling.protocol import Protocol
 from harness.scoring.doubts import of_numbers
 from harness.scoring.feature_shards import Shards
 from harness.scoring.image_files import write_npz
-from harness.scoring.sample_set import LABELS, Cell, draw
+from harness.scoring.sample_set import LABELS, Evaluation, draw
 from recipes.core.errors import UserError
 from recipes.core.spec import digest_of
 from recipes.training.flops import flops_per_step
@@ -41,25 +48,25 @@ RECORDED = ("fid", "sfid", "is", "precision", "recall")
 
 def score(session: Session, prepared: Prepared, run: Run) -> None:
     """Score what is not scored yet."""
-    score_cells(session, prepared, cells_of(session, prepared, run), f"score {title_of(session, run)}")
+    score_evaluations(session, prepared, evaluations_of(session, prepared, run), f"score {title_of(session, run)}")
     key, last, done = tokenizer_key(session, prepared, run), session.budget.milestones()[-1], session.records.keys()
     if key is not None and key not in done and session.world.main:
-        named = prepared.tokenizer_of(run.spec.arm) or "from scratch"
+        named = prepared.tokenizer_of(run.spec.variant) or "from scratch"
         _, tokenizer = load_for_sampling(run, last, None, average=True, device=session.world.device)
         with threads_of(session):
             session.records.append(measure_tokenizer(session, prepared, named, tokenizer, run, last))
 
 
-def score_cells(
-    session: Session, prepared: Prepared, cells: Sequence[Cell], label: str, *, search: bool = False
+def score_evaluations(
+    session: Session, prepared: Prepared, evaluations: Sequence[Evaluation], label: str, *, search: bool = False
 ) -> None:
-    """Draw, judge and record those of one run's cells that have no record yet; `search` marks settings tried out."""
+    """Draw, judge and record those evaluations of a run that have no record yet; `search` marks settings tried out."""
     session.world.barrier()  # nobody writes a record while the others look which are missing
     done = session.records.keys()
     session.world.barrier()
-    missing = [cell for cell in cells if score_key(cell, prepared, search) not in done]
+    missing = [evaluation for evaluation in evaluations if score_key(evaluation, prepared, search) not in done]
     if session.world.main:
-        _clear_leftovers(session, [cell for cell in cells if cell not in missing])
+        _clear_leftovers(session, [evaluation for evaluation in evaluations if evaluation not in missing])
     if not missing:
         return
     run, finished = missing[0].run, 0
@@ -67,23 +74,25 @@ def score_cells(
     with (
         held(run.folder, on=session.world.main),
         threads_of(session),
-        session.costed("search" if search else "score", run.spec.arm, run.spec.train.seed),
-        session.reporter.stage(label, sum(cell.protocol.samples for cell in missing)) as on_step,
+        session.costed("search" if search else "score", run.spec.variant, run.spec.train.seed),
+        session.reporter.stage(label, sum(evaluation.protocol.samples for evaluation in missing)) as on_step,
     ):
-        for cell in missing:
+        for evaluation in missing:
             on_sample = _offset(on_step, finished)
-            judged = draw_and_judge(session, prepared, cell, on_sample, keep=session.keep_samples and not search)
-            if judged.metrics is not None:
-                session.records.append(_score_record(session, prepared, cell, flops, judged, search))
-                judged.shards.clear()
-            finished += cell.protocol.samples
+            outcome = draw_and_score(session, prepared, evaluation, on_sample, keep=session.keep_samples and not search)
+            if outcome.metrics is not None:
+                session.records.append(_score_record(session, prepared, evaluation, flops, outcome, search))
+                outcome.shards.clear()
+            finished += evaluation.protocol.samples
 
 
-def _clear_leftovers(session: Session, scored: Sequence[Cell]) -> None:
-    """Shards of cells whose record is there: their process was killed before it cleared them."""
-    for cell in scored:
+def _clear_leftovers(session: Session, scored: Sequence[Evaluation]) -> None:
+    """Shards of evaluations whose record is there: their process was killed before it cleared them."""
+    for evaluation in scored:
         # a protocol's name may hold what is a pattern to glob, such as [0,0.7]
-        for folder in (session.folder / "shards").glob(f"{glob.escape(f'{cell.run.folder.name}-{cell.name}')}-*"):
+        for folder in (session.folder / "shards").glob(
+            f"{glob.escape(f'{evaluation.run.folder.name}-{evaluation.name}')}-*"
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -92,7 +101,7 @@ def _offset(on_step: Callable[[int], None], done: int) -> Callable[[int], None]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Outcome:
     """A sample set that was drawn and measured."""
 
     metrics: Metrics | None
@@ -113,85 +122,91 @@ class Judged:
     """What their number, which the protocol says, is too small for."""
 
 
-def draw_and_judge(
+def draw_and_score(
     session: Session,
     prepared: Prepared,
-    cell: Cell,
+    evaluation: Evaluation,
     on_sample: Callable[[int], None],
     *,
     more: Sequence[str] = (),
     keep: bool = False,
-) -> Judged:
-    """Draw a cell's samples in shards, keep a grid of the first, and measure them.
+) -> Outcome:
+    """Draw an evaluation's samples in shards, keep a grid of the first, and measure them.
 
     Who has kept the result clears the shards, so that a process killed in between draws nothing again.
     """
-    judge = prepared.require_judge().seeing(
+    evaluator = prepared.require_evaluator().seeing(
         [METRICS[name].output for name in more], session.assets, session.world.device
     )
-    began, world, network = time.perf_counter(), session.world, judge.network
-    place = session.folder / "samples" / cell.run.folder.name / cell.name
-    key = digest_of([cell.key, network.content, network.convention, keep])[:12]
-    shards = Shards(session.folder / "shards" / f"{cell.run.folder.name}-{cell.name}-{key}", cell.protocol.samples)
+    began, world, network = time.perf_counter(), session.world, evaluator.network
+    place = session.folder / "samples" / evaluation.run.folder.name / evaluation.name
+    key = digest_of([evaluation.key, network.content, network.convention, keep])[:12]
+    shards = Shards(
+        session.folder / "shards" / f"{evaluation.run.folder.name}-{evaluation.name}-{key}", evaluation.protocol.samples
+    )
     grid, kept = Path(f"{place}.png"), Path(f"{place}.npz") if keep else None
     drawn = draw(
-        cell, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample
+        evaluation, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample
     )
     seconds = time.perf_counter() - began
-    for told in shards.mended:
-        session.remark(told, cell.run.spec.arm, cell.run.spec.train.seed)
+    for told in shards.repaired:
+        session.note(told, evaluation.run.spec.variant, evaluation.run.spec.train.seed)
     if drawn is None:
-        return Judged(None, cell.protocol.samples, seconds, grid, kept, shards)
-    found = _metrics(drawn, judge, cell.protocol, session.suite.knows_labels, world.device)
-    rules = _rules(cell.protocol)
-    extra = evaluate(more, real=judge.reference, fake=drawn, rules=rules, device=world.device)
+        return Outcome(None, evaluation.protocol.samples, seconds, grid, kept, shards)
+    found = _metrics(drawn, evaluator, evaluation.protocol, session.suite.knows_labels, world.device)
+    rules = _rules(evaluation.protocol)
+    extra = evaluate(more, real=evaluator.reference, fake=drawn, rules=rules, device=world.device)
     if kept is not None:
         write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
     dubious = of_a_set(about, "samples") if (about := drawn.rows_of(HASH, FLAT)) else []
-    few = of_numbers([*_recorded(drawn), *more], judge.reference, drawn, rules)
-    return Judged(found, drawn.rows, seconds, grid, kept, shards, extra, dubious, few)
+    few = of_numbers([*_recorded(drawn), *more], evaluator.reference, drawn, rules)
+    return Outcome(found, drawn.rows, seconds, grid, kept, shards, extra, dubious, few)
 
 
 def _score_record(
-    session: Session, prepared: Prepared, cell: Cell, flops: int, judged: Judged, search: bool
+    session: Session, prepared: Prepared, evaluation: Evaluation, flops: int, outcome: Outcome, search: bool
 ) -> ScoreRecord:
-    """Of a judged cell; `flops` is the cost of one training step."""
-    assert judged.metrics is not None
-    spec, clock, arm = cell.run.spec, cell.run.clock(cell.step), session.suite.arms[cell.run.spec.arm]
-    pace = pace_of(cell.run, cell.step)
+    """Of a judged evaluation; `flops` is the cost of one training step."""
+    assert outcome.metrics is not None
+    spec, clock, variant = (
+        evaluation.run.spec,
+        evaluation.run.clock(evaluation.step),
+        session.suite.variants[evaluation.run.spec.variant],
+    )
+    pace = pace_of(evaluation.run, evaluation.step)
     return ScoreRecord(
         **session.common(),
-        arm=spec.arm,
-        label=arm.label,
-        about=arm.about,
+        variant=spec.variant,
+        label=variant.label,
+        about=variant.about,
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        remarks=[
-            *remarks_of(cell.run, cell.step),
-            *pace.remarks,
-            *(f"at step {cell.step} under {cell.protocol.label}, {told}" for told in judged.dubious),
+        notes=[
+            *notes_of_run(evaluation.run, evaluation.step),
+            *pace.notes,
+            *(f"at step {evaluation.step} under {evaluation.protocol.label}, {told}" for told in outcome.dubious),
         ],
-        weights_hash=cell.run.weights_hash(cell.step),
-        step=cell.step,
-        images=cell.step * spec.train.batch_size,
-        flops=cell.step * flops,
+        weights_hash=evaluation.run.weights_hash(evaluation.step),
+        step=evaluation.step,
+        images=evaluation.step * spec.train.batch_size,
+        flops=evaluation.step * flops,
         train_seconds=clock["seconds"],
         device_seconds=clock["device_seconds"],
         step_seconds=pace.step_seconds,
         step_seconds_from=pace.source,
-        protocol=cell.protocol,
-        protocol_digest=protocol_digest(cell.protocol, prepared),
-        generation_seed=cell.generation_seed,
+        protocol=evaluation.protocol,
+        protocol_digest=protocol_digest(evaluation.protocol, prepared),
+        generation_seed=evaluation.generation_seed,
         search=search,
-        metrics=judged.metrics,
-        n_fake=judged.count,
-        n_real=prepared.require_judge().reference.count or 0,
-        nfe=cell.protocol.nfe,
-        sample_seconds=judged.seconds,
+        metrics=outcome.metrics,
+        n_fake=outcome.count,
+        n_real=prepared.require_evaluator().reference.count or 0,
+        nfe=evaluation.protocol.nfe,
+        sample_seconds=outcome.seconds,
         assets=protocol_assets(prepared),
-        grid=str(judged.grid.relative_to(session.folder)),
-        samples=None if judged.kept is None else str(judged.kept.relative_to(session.folder)),
+        grid=str(outcome.grid.relative_to(session.folder)),
+        samples=None if outcome.kept is None else str(outcome.kept.relative_to(session.folder)),
     )
 
 
@@ -203,7 +218,7 @@ def score_imported(
     protocols: Sequence[Protocol],
     more: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Judge a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
+    """Evaluator a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
 
     Args:
         session: with the suite whose metric and reference judge it.
@@ -220,32 +235,32 @@ def score_imported(
         raise UserError(
             f"--metrics {pairwise[0]} compares images with their originals, and samples of a run have none."
         )
-    cells = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
+    evaluations = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
-    judge = prepared.require_judge()
-    out: dict[str, Any] = {"run": str(folder), "recipe": cells[0].run.spec.recipe, "step": cells[0].step}
-    out["warnings"] = notes_of(cells[0])
-    for cell in cells:
-        lock = session.folder / "shards" / f".{folder.name}-{cell.name}.lock"
+    evaluator = prepared.require_evaluator()
+    out: dict[str, Any] = {"run": str(folder), "recipe": evaluations[0].run.spec.recipe, "step": evaluations[0].step}
+    out["warnings"] = notes_of(evaluations[0])
+    for evaluation in evaluations:
+        lock = session.folder / "shards" / f".{folder.name}-{evaluation.name}.lock"
         with (
             alone(lock, on=session.world.main),  # another command may score the same
             threads_of(session),
-            session.reporter.stage(f"score {folder.name}", cell.protocol.samples) as on_sample,
+            session.reporter.stage(f"score {folder.name}", evaluation.protocol.samples) as on_sample,
         ):
             session.world.barrier()
-            judged = draw_and_judge(session, prepared, cell, on_sample, more=more, keep=session.keep_samples)
-            if judged.metrics is None:
+            outcome = draw_and_score(session, prepared, evaluation, on_sample, more=more, keep=session.keep_samples)
+            if outcome.metrics is None:
                 continue
-            judged.shards.clear()
-        out[cell.protocol.label] = {
-            **judged.metrics.model_dump(exclude_none=True),
-            **judged.more,
-            "n_fake": judged.count,
-            "n_real": judge.reference.count or 0,
-            "protocol_digest": protocol_digest(cell.protocol, prepared),
+            outcome.shards.clear()
+        out[evaluation.protocol.label] = {
+            **outcome.metrics.model_dump(exclude_none=True),
+            **outcome.more,
+            "n_fake": outcome.count,
+            "n_real": evaluator.reference.count or 0,
+            "protocol_digest": protocol_digest(evaluation.protocol, prepared),
             "assets": protocol_assets(prepared),
-            "warnings": judged.dubious + judged.few,
-            **({"samples": str(judged.kept)} if judged.kept else {}),
+            "warnings": outcome.dubious + outcome.few,
+            **({"samples": str(outcome.kept)} if outcome.kept else {}),
         }
     return out
 
@@ -258,11 +273,13 @@ def _recorded(fake: Measured) -> list[str]:
     return [name for name in RECORDED if fake.has(METRICS[name].output)]
 
 
-def _metrics(fake: Measured, judge: Judge, protocol: Protocol, knows_labels: bool, device: torch.device) -> Metrics:
+def _metrics(
+    fake: Measured, evaluator: Evaluator, protocol: Protocol, knows_labels: bool, device: torch.device
+) -> Metrics:
     if fake.rows != protocol.samples:
         raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
     rules = _rules(protocol)
-    found = evaluate(_recorded(fake), real=judge.reference, fake=fake, rules=rules, device=device)
+    found = evaluate(_recorded(fake), real=evaluator.reference, fake=fake, rules=rules, device=device)
     accuracy = None
     if knows_labels:
         guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)

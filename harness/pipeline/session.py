@@ -13,7 +13,7 @@ import torch
 
 from harness.assets.cache import Store
 from harness.preparation import prepare as preparation
-from harness.preparation.base import Prepared, Surroundings, assets_of
+from harness.preparation.base import PreparationContext, Prepared, assets_of
 from harness.records import provenance, schema
 from harness.records.file import RecordFile
 from harness.records.schema import StageRecord
@@ -76,33 +76,33 @@ class Session:
                     f"(digest {record.suite_digest[:8]}, not {mine[:8]}); choose another --out."
                 )
 
-    def remark(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
-        """Say, and keep among the records, that something had to be mended. Of the main process."""
-        self.reporter.say(text, "yellow")
+    def note(self, text: str, variant: str | None = None, seed: int | None = None) -> None:
+        """Say, and keep among the records, that something had to be repaired. Of the main process."""
+        self.reporter.note(text, "yellow")
         peak = provenance.peak_memory_bytes()
         self.records.append(
             StageRecord(
                 **self.common(),
-                stage=schema.REMARK,
-                arm=arm,
+                stage=schema.NOTE,
+                variant=variant,
                 seed=seed,
                 seconds=0.0,
                 peak_memory_bytes=peak,
-                remarks=[text],
+                notes=[text],
             )
         )
 
-    def mend_records(self) -> None:
+    def repair_records(self) -> None:
         """Put damaged records aside, so that they are measured again, and what other settings had only prepared. Nobody
         reads them before that is done.
         """
         if self.world.main:
-            for told in [*self.records.mend(), *set_aside(self.folder, self.suite.identity())]:
-                self.remark(told)
+            for told in [*self.records.repair(), *set_aside(self.folder, self.suite.identity())]:
+                self.note(told)
         self.world.barrier()
 
     @contextmanager
-    def costed(self, stage: str, arm: str | None = None, seed: int | None = None) -> Iterator[dict[str, float]]:
+    def costed(self, stage: str, variant: str | None = None, seed: int | None = None) -> Iterator[dict[str, float]]:
         """Record what a stage cost; facts put into the yielded dictionary are kept beside it."""
         began, facts = time.perf_counter(), dict[str, float]()
         yield facts
@@ -112,7 +112,7 @@ class Session:
             StageRecord(
                 **self.common(),
                 stage=stage,
-                arm=arm,
+                variant=variant,
                 seed=seed,
                 seconds=time.perf_counter() - began,
                 peak_memory_bytes=provenance.peak_memory_bytes(),
@@ -121,17 +121,17 @@ class Session:
         )
 
 
-def prepare(session: Session, arms: Sequence[str]) -> Prepared:
-    """Find or make every asset that the arms need.
+def prepare(session: Session, variants: Sequence[str]) -> Prepared:
+    """Find or make every asset that the variants need.
 
     Raises:
         UserError: the folder holds results of another specification, or an asset is missing.
     """
-    session.mend_records()
+    session.repair_records()
     session.refuse_foreign_records()
-    around = Surroundings(session.store, _TimedReporter(session), session.world, session.execution, session.data)
+    context = PreparationContext(session.store, _TimedReporter(session), session.world, session.execution, session.data)
     with threads_of(session):
-        return preparation.prepare(session.suite, around, arms)
+        return preparation.prepare(session.suite, context, variants)
 
 
 class _TimedReporter(Reporter):

@@ -25,16 +25,16 @@ from recipes.training.run_folder import Run
 RECONSTRUCTED = 2048
 
 
-def examine(session: Session, prepared: Prepared, arms: Sequence[str]) -> None:
+def examine(session: Session, prepared: Prepared, variants: Sequence[str]) -> None:
     """Measure the tokenizers and the noise floor, and check the gate. Only where there is something to judge by.
 
     Raises:
         UserError: a tokenizer's own rFID is over the suite's gate.
     """
-    if prepared.judge is None or not session.world.main:
+    if prepared.evaluator is None or not session.world.main:
         return
     done = session.records.keys()
-    names = {name for arm in arms if (name := prepared.tokenizer_of(arm)) is not None}
+    names = {name for variant in variants if (name := prepared.tokenizer_of(variant)) is not None}
     with threads_of(session):
         for name in sorted(names):
             if ("tokenizer", name, None, None) not in done:
@@ -57,8 +57,8 @@ def measure_tokenizer(
     step: int | None = None,
 ) -> TokenizerRecord:
     """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
-    judge = prepared.require_judge()
-    originals = judge.reference_images[:RECONSTRUCTED]
+    evaluator = prepared.require_evaluator()
+    originals = evaluator.reference_images[:RECONSTRUCTED]
     tokenizer = tokenizer.to(session.world.device)
     latents, rebuilt = [], []
     for first in range(0, len(originals), session.suite.chunk):
@@ -67,23 +67,23 @@ def measure_tokenizer(
         rebuilt.append(decoded(tokenizer, mean, first))
     latent, images = torch.cat(latents), torch.cat(rebuilt)
     for told in of_a_set(rows_about(images), f"reconstructions by {name if run is None else run.spec.name}"):
-        session.remark(told, run.spec.arm if run else None, run.spec.train.seed if run else None)
+        session.note(told, run.spec.variant if run else None, run.spec.train.seed if run else None)
     grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
     components = grid.replace(".png", "-latents.png")
     shown = principal_images(latent, session.suite.image_size)[:GRID_COLUMNS]
     save_grid(session.folder / components, shown, GRID_COLUMNS)
-    fake = Measured([outputs_of(images.split(session.suite.chunk), judge.network)])
+    fake = Measured([outputs_of(images.split(session.suite.chunk), evaluator.network)])
     pairs = list(zip(images.split(session.suite.chunk), originals.split(session.suite.chunk), strict=True))
-    distances = [judge.lpips(a, b).cpu() for a, b in pairs] if judge.lpips else None
+    distances = [evaluator.lpips(a, b).cpu() for a, b in pairs] if evaluator.lpips else None
     return TokenizerRecord(
         **session.common(),
         name=name,
-        arm=run.spec.arm if run else None,
+        variant=run.spec.variant if run else None,
         seed=run.spec.train.seed if run else None,
         run=run.spec.digest() if run else None,
         step=step,
-        rfid=frechet.frechet_distance(real=judge.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
+        rfid=frechet.frechet_distance(real=evaluator.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
         psnr=float(torch.cat([reconstruction.psnr_each(a, b) for a, b in pairs]).mean()),
         ssim=float(torch.cat([reconstruction.ssim_each(a, b) for a, b in pairs]).double().mean()),
         lpips=None if distances is None else float(torch.cat(distances).double().mean()),
@@ -101,15 +101,17 @@ def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object,
     """FID between real images: disjoint halves of the reference's, and as many training images as a protocol draws
     samples, judged as these are.
     """
-    judge = prepared.require_judge()
-    features = torch.as_tensor(judge.reference.points(FEATURES))
-    half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(judge.training_images))
+    evaluator = prepared.require_evaluator()
+    features = torch.as_tensor(evaluator.reference.points(FEATURES))
+    half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(evaluator.training_images))
 
     def fresh() -> Moments:
-        return Moments.of(outputs_of(judge.training_images[:n].split(session.suite.chunk), judge.network)[FEATURES])
+        return Moments.of(
+            outputs_of(evaluator.training_images[:n].split(session.suite.chunk), evaluator.network)[FEATURES]
+        )
 
     pairs: dict[str, Callable[[], tuple[Moments, Moments]]] = {
-        f"{n} training images, as many as samples are drawn": lambda: (judge.reference.moments(FEATURES), fresh()),
+        f"{n} training images, as many as samples are drawn": lambda: (evaluator.reference.moments(FEATURES), fresh()),
         "two disjoint halves of the reference": lambda: (Moments.of(features[:half]), Moments.of(features[half:])),
     }
     for name, make in pairs.items():

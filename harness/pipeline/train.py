@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.pipeline.checkpoints import open_run
-from harness.pipeline.evaluations import cells_of, score_key, title_of, tokenizer_key
+from harness.pipeline.evaluations import evaluations_of, score_key, title_of, tokenizer_key
 from harness.pipeline.session import Session, threads_of
 from harness.preparation.base import Prepared
 from harness.runtime.locks import held
 from harness.runtime.signals import deferred
 from recipes.training.build import layout
 from recipes.training.run_folder import Run
-from recipes.training.train import Training, train_run
+from recipes.training.train import TrainingOptions, train_run
 
 
-def train(session: Session, prepared: Prepared, arm: str, seed: int) -> Run:
+def train(session: Session, prepared: Prepared, variant: str, seed: int) -> Run:
     """Train a run to the budget, or find that it is."""
-    run = open_run(session, prepared, arm, seed)
+    run = open_run(session, prepared, variant, seed)
     milestones = session.budget.milestones()
     with held(run.folder, on=session.world.main), threads_of(session):
-        _mend_run(session, prepared, run)
+        _repair_run(session, prepared, run)
         if not set(milestones) <= set(run.steps()):
             _train(session, prepared, run)
     return run
 
 
-def _mend_run(session: Session, prepared: Prepared, run: Run) -> None:
+def _repair_run(session: Session, prepared: Prepared, run: Run) -> None:
     """Set aside damaged checkpoints that training or scoring still needs; all processes then see the same ones."""
     if session.world.main:
-        for told in run.mend(needed(session, prepared, run)):
-            session.remark(f"{run.spec.name}: {told}", run.spec.arm, run.spec.train.seed)
+        for told in run.repair(needed(session, prepared, run)):
+            session.note(f"{run.spec.name}: {told}", run.spec.variant, run.spec.train.seed)
         run.prune(session.execution.keep)
     session.world.barrier()
 
@@ -39,39 +39,39 @@ def needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
     """Checkpoints that are missing, or that something still has to be measured of."""
     milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
     found = [step for step in milestones if step not in kept]
-    if prepared.judge is not None:
-        cells = cells_of(session, prepared, run)
-        found += [cell.step for cell in cells if score_key(cell, prepared, False) not in done]
+    if prepared.evaluator is not None:
+        evaluations = evaluations_of(session, prepared, run)
+        found += [evaluation.step for evaluation in evaluations if score_key(evaluation, prepared, False) not in done]
         if tokenizer_key(session, prepared, run) not in (None, *done):
             found.append(milestones[-1])
     return sorted(set(found))
 
 
 def _train(session: Session, prepared: Prepared, run: Run) -> None:
-    arm, seed, milestones = run.spec.arm, run.spec.train.seed, session.budget.milestones()
+    variant, seed, milestones = run.spec.variant, run.spec.train.seed, session.budget.milestones()
     label = f"train {title_of(session, run)}"
     began = run.resumable() or 0
     spread = layout(run.spec, session.execution, session.world)
     if session.execution.device != "cpu" or session.world.size > 1 or spread.accumulation > 1:
-        session.reporter.say(f"  batch {spread}, {run.spec.train.precision}, {session.world.device.type}")
+        session.reporter.note(f"  batch {spread}, {run.spec.train.precision}, {session.world.device.type}")
     with (
         deferred() as stop,
-        session.costed("train", arm, seed) as facts,
+        session.costed("train", variant, seed) as facts,
         session.reporter.stage(label, milestones[-1], began) as on_step,
     ):
-        training = Training(session.execution, session.world, on_step=on_step, stop=stop)
-        train_run(run, prepared.inputs(arm), milestones, training)
+        training = TrainingOptions(session.execution, session.world, on_step=on_step, stop=stop)
+        train_run(run, prepared.inputs(variant), milestones, training)
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         clock = run.clock(milestones[-1])
         facts["train_seconds"] = clock["seconds"]
     if clock.get("left_out"):
-        session.reporter.say(f"{run.spec.name}: {_left_out(clock['left_out'])}", "yellow")
+        session.reporter.note(f"{run.spec.name}: {_left_out(clock['left_out'])}", "yellow")
 
 
-def remarks_of(run: Run, step: int) -> list[str]:
+def notes_of_run(run: Run, step: int) -> list[str]:
     """What happened to a run, up to a checkpoint, that who reads its numbers should know."""
     left_out = run.clock(step).get("left_out")
-    return run.remarks() + ([_left_out(left_out)] if left_out else [])
+    return run.notes() + ([_left_out(left_out)] if left_out else [])
 
 
 def _left_out(counts: Mapping[str, int]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.assets.cache import Store
 from harness.assets.networks import extra_networks
-from harness.features.base import FEATURES, FeatureNetwork, Several, outputs_of
+from harness.features.base import FEATURES, FeatureNetwork, FeatureNetworks, outputs_of
 from harness.metrics.statistics import Measured
 from harness.runtime.progress import Reporter
 from harness.scoring.paired_images import Distance
@@ -26,7 +26,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """What samples are judged by."""
 
     network: FeatureNetwork
@@ -38,7 +38,7 @@ class Judge:
     lpips: Distance | None = None
     """Of uint8 images, where its network is on this machine."""
 
-    def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Judge:
+    def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Evaluator:
         """The same with the networks that these outputs are from, and what they say of the reference images.
 
         Raises:
@@ -51,7 +51,7 @@ class Judge:
         looked = {
             name: outputs_of(self.reference_images.split(CHUNK), network)[FEATURES] for name, network in others.items()
         }
-        return replace(self, network=Several(self.network, others), reference=self.reference.joined(looked))
+        return replace(self, network=FeatureNetworks(self.network, others), reference=self.reference.joined(looked))
 
 
 @dataclass(frozen=True)
@@ -59,39 +59,39 @@ class Prepared:
     """Everything that is made before training, and shared by all runs of a suite."""
 
     inputs: Callable[[str], TrainingInputs]
-    """What an arm trains on."""
+    """What a variant trains on."""
     tokenizers: Mapping[str, Autoencoder]
     """By name: those that start frozen or are tuned."""
     tokenizer_of: Callable[[str], str | None]
-    """Which of them an arm starts from; none if from scratch."""
-    judge: Judge | None
+    """Which of them a variant starts from; none if from scratch."""
+    evaluator: Evaluator | None
     """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
     hashes: Mapping[str, str]
     """Content hash of each asset, by kind."""
     facts: Mapping[str, float]
     """What was measured on the way, for people to read."""
 
-    def tokenizer(self, arm: str) -> Autoencoder | None:
-        """The tokenizer that an arm starts from."""
-        name = self.tokenizer_of(arm)
+    def tokenizer(self, variant: str) -> Autoencoder | None:
+        """The tokenizer that a variant starts from."""
+        name = self.tokenizer_of(variant)
         return None if name is None else self.tokenizers[name]
 
-    def require_judge(self) -> Judge:
+    def require_evaluator(self) -> Evaluator:
         """What samples are judged by.
 
         Raises:
             UserError: its files are missing.
         """
-        if self.judge is None:
+        if self.evaluator is None:
             raise UserError(
-                "nothing can be scored without the metric's files. Mend: repa-bench fetch inception and "
+                "nothing can be scored without the metric's files. Remedy: repa-bench fetch inception and "
                 "repa-bench fetch adm-reference (or fetch NAME --from PATH)."
             )
-        return self.judge
+        return self.evaluator
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class PreparationContext:
     """What a suite's preparation is given."""
 
     store: Store

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.assets.cache import Asset, Store
 from harness.features.base import LOGITS, outputs_of
 from harness.metrics.statistics import Measured
-from harness.preparation.base import Judge, Prepared
+from harness.preparation.base import Evaluator, Prepared
 from harness.preparation.digits_data import Digits, render
 from harness.preparation.digits_networks import (
     DigitsFeatures,
@@ -28,7 +28,7 @@ from harness.suites.digits import DigitsSuite
 from harness.suites.digits_specs import SIDE
 from recipes.core.batch import Batch
 from recipes.core.finite import finite
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.training.spec import TrainingInputs
 
 #: Raised when code changes what an asset of an unchanged specification holds.
@@ -60,17 +60,17 @@ class DigitsPreparation:
             latent_mean=mean.mean(dim=(0, 2, 3)),
             latent_std=spread,
         )
-        judge = Judge(
+        evaluator = Evaluator(
             network=network,
             reference=self._measured(reference, network),
             reference_images=reference.images,
             training_images=train.images,
         )
         return Prepared(
-            inputs=lambda arm: inputs,
+            inputs=lambda variant: inputs,
             tokenizers={"tokenizer": tokenizer},
-            tokenizer_of=lambda arm: "tokenizer",
-            judge=judge,
+            tokenizer_of=lambda variant: "tokenizer",
+            evaluator=evaluator,
             hashes=self.hashes,
             facts=self.facts,
         )
@@ -119,7 +119,7 @@ class DigitsPreparation:
             network.eval()
             logits = outputs_of(reference.images.split(CHUNK), DigitsFeatures(network))[LOGITS]
             correct = (logits.argmax(1) == reference.labels).double().mean().item()
-            self.reporter.say(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
+            self.reporter.note(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"feature_accuracy": correct}
 
         asset = self._get("features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make)
@@ -144,7 +144,7 @@ class DigitsPreparation:
             network.load_state_dict(train_encoder(spec, train, on_step).state_dict())
             tokens = _tokens_of(network, reference.images)
             correct = (network.classify(tokens.mean(1)).argmax(1) == reference.labels).double().mean().item()
-            self.reporter.say(f"  encoder (DINOv2's role): accuracy {correct:.1%} on the reference")
+            self.reporter.note(f"  encoder (DINOv2's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"encoder_accuracy": correct}
 
         asset = self._get(
@@ -175,7 +175,7 @@ class DigitsPreparation:
         def make_moments(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             like = next(network.parameters())
             with torch.no_grad():
-                parts = [network.encode(to_unit(chunk, like)) for chunk in train.images.split(CHUNK)]
+                parts = [network.encode(to_signed(chunk, like)) for chunk in train.images.split(CHUNK)]
             on_step(1)
             mean, std = torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
             finite(torch.cat((mean, std), 1), "the latent of image", 0, DAMAGED)
@@ -188,4 +188,4 @@ class DigitsPreparation:
 def _tokens_of(network: nn.Module, images: Tensor) -> Tensor:
     network.eval().requires_grad_(False)
     like = next(network.parameters())
-    return torch.cat([network(to_unit(chunk, like)) for chunk in images.split(CHUNK)])
+    return torch.cat([network(to_signed(chunk, like)) for chunk in images.split(CHUNK)])

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL, Outputs
 from harness.preparation.digits_data import POSE_WIDTH, Digits
-from harness.suites.digits_specs import NUM_CLASSES, EncoderSpec, FeatureSpec, TokenizerSpec, Training
+from harness.suites.digits_specs import NUM_CLASSES, FeatureSpec, NetworkTraining, TokenEncoderSpec, TokenizerSpec
 from recipes.core.draws import KeyedDraws, seed_of
 from recipes.core.losses import kl_loss
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.sit import MLP, Attention
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,7 +29,9 @@ M = TypeVar("M", bound=nn.Module)
 OnStep = Callable[[int], None]
 
 
-def fit(network: nn.Module, spec: Training, size: int, loss: Callable[[Tensor, int], Tensor], on_step: OnStep) -> None:
+def fit(
+    network: nn.Module, spec: NetworkTraining, size: int, loss: Callable[[Tensor, int], Tensor], on_step: OnStep
+) -> None:
     """Minimise `loss(indices, step)` over random batches of a data set of `size` items; leave it in eval mode."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=spec.steps)
@@ -56,7 +58,7 @@ def seeded(seed: int, build: Callable[[], M]) -> M:
 class TokenEncoder(nn.Module):
     """Images to patch tokens: a convolutional stem and a few transformer blocks."""
 
-    def __init__(self, spec: EncoderSpec, side: int) -> None:
+    def __init__(self, spec: TokenEncoderSpec, side: int) -> None:
         super().__init__()
         self.spec = spec
         width, self.patch = spec.width, side // spec.grid
@@ -153,7 +155,7 @@ class DigitsFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, 16, 16)."""
-        features, logits, spatial = self.network(to_unit(images, self.network.pose.weight))
+        features, logits, spatial = self.network(to_signed(images, self.network.pose.weight))
         return {FEATURES: features, LOGITS: logits, SPATIAL: spatial}
 
 
@@ -168,15 +170,15 @@ def corrupt(images: Tensor, draws: KeyedDraws) -> Tensor:
     return mixed + level * draws.normal_like("pixel noise", images)
 
 
-def train_encoder(spec: EncoderSpec, digits: Digits, on_step: OnStep) -> TokenEncoder:
+def train_encoder(spec: TokenEncoderSpec, digits: Digits, on_step: OnStep) -> TokenEncoder:
     """Train the encoder in DINOv2's role."""
     network = seeded(spec.training.seed, lambda: TokenEncoder(spec, digits.images.shape[-1]))
 
     def loss(indices: Tensor, step: int) -> Tensor:
         draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
         scores = draws.normal_like("mask", torch.empty(len(indices), spec.grid**2))
-        masked = scores.argsort(dim=1) < int(spec.mask_share * spec.grid**2)
-        images = to_unit(digits.images[indices], network.position)
+        masked = scores.argsort(dim=1) < int(spec.mask_fraction * spec.grid**2)
+        images = to_signed(digits.images[indices], network.position)
         return network.loss(images, digits.labels[indices], masked)
 
     fit(network, spec.training, len(digits.labels), loss, on_step)
@@ -189,7 +191,7 @@ def train_features(spec: FeatureSpec, digits: Digits, on_step: OnStep) -> Featur
 
     def loss(indices: Tensor, step: int) -> Tensor:
         draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
-        images = corrupt(to_unit(digits.images[indices], network.pose.weight), draws)
+        images = corrupt(to_signed(digits.images[indices], network.pose.weight), draws)
         return network.loss(images, digits.labels[indices], digits.poses[indices])
 
     fit(network, spec.training, len(digits.labels), loss, on_step)
@@ -203,7 +205,7 @@ def train_tokenizer(spec: TokenizerSpec, digits: Digits, on_step: OnStep) -> Aut
 
     def loss(indices: Tensor, step: int) -> Tensor:
         draws = KeyedDraws(spec.training.seed, step, torch.arange(len(indices)))
-        images = to_unit(digits.images[indices], like)
+        images = to_signed(digits.images[indices], like)
         posterior = network.encode(images)
         reconstruction = network.decode(posterior.sample(draws.normal_like("posterior", posterior.mean)))
         l1, l2 = F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)

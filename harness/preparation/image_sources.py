@@ -21,7 +21,7 @@ _SYNSET = re.compile(r"n\d{8}")
 _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Encoded images in the order of their names. Picklable, for the worker processes."""
 
     @property
@@ -40,7 +40,7 @@ class Source(Protocol):
         ...
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """What of the source is left out or odd, in sentences."""
         ...
 
@@ -69,19 +69,19 @@ class FolderSource:
     names: list[str]
     labels: list[int]
     synsets: tuple[str, ...]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def state(self) -> State:
-        """See `Source.state`."""
+        """See `ImageSource.state`."""
         return State.of((name, (self.root / name).stat()) for name in self.names)
 
     def part(self, rows: range) -> Self:
-        """See `Source.part`."""
+        """See `ImageSource.part`."""
         here = slice(rows.start, rows.stop)
         return replace(self, names=self.names[here], labels=self.labels[here])
 
     def read(self, index: int) -> bytes:
-        """See `Source.read`."""
+        """See `ImageSource.read`."""
         path = self.root / self.names[index]
         try:
             return path.read_bytes()
@@ -99,18 +99,18 @@ class HubSource:
     names: list[str]
     labels: list[int]
     synsets: tuple[str, ...]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def state(self) -> None:
-        """See `Source.state`."""
+        """See `ImageSource.state`."""
 
     def part(self, rows: range) -> Self:
-        """See `Source.part`."""
+        """See `ImageSource.part`."""
         here = slice(rows.start, rows.stop)
         return replace(self, rows=self.rows[here], names=self.names[here], labels=self.labels[here])
 
     def read(self, index: int) -> bytes:
-        """See `Source.read`."""
+        """See `ImageSource.read`."""
         cell = self.dataset[int(self.rows[index])][self.column]
         if cell["bytes"] is not None:
             return bytes(cell["bytes"])
@@ -120,7 +120,7 @@ class HubSource:
             raise UserError(f"{cell['path']} cannot be read ({error.strerror}). Restore it and run again.") from None
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str) -> ImageSource:
     """Find the images.
 
     Args:
@@ -128,7 +128,7 @@ def open_source(source: str) -> Source:
             Face dataset (Parquet, or written by ``save_to_disk``).
 
     Raises:
-        UserError: there are none, with the mend.
+        UserError: there are none, with the remedy.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -172,15 +172,15 @@ def _folder_source(root: Path, classes: Sequence[str]) -> FolderSource:
             outside.append(name)
     if not names:
         raise UserError(f"{root} has synset folders and no files in them: unpack the archives of the synsets first.")
-    remarks = left_out(files)
+    notes = left_out(files)
     if outside:
         where = "below a flat folder" if not classes else "not directly in a class folder"
-        remarks.append(f"{root}: {len(outside):,} images left out, {where} ({printable(outside[0])}).")
+        notes.append(f"{root}: {len(outside):,} images left out, {where} ({printable(outside[0])}).")
     if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
-        remarks.append(f"{root}: the classes are numbered {', '.join(classes[:4])}...; their labels are 0, 1, 2, ...")
+        notes.append(f"{root}: the classes are numbered {', '.join(classes[:4])}...; their labels are 0, 1, 2, ...")
     labels = [label_of.get(name.split("/")[0], 0) for name in names]
     synsets = tuple(map(printable, classes)) or (printable(root.absolute().name),)
-    return FolderSource(root, names, labels, synsets, tuple(remarks))
+    return FolderSource(root, names, labels, synsets, tuple(notes))
 
 
 def _load_hub(source: str) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from harness.preparation.image_sources import Source, open_source
+from harness.preparation.image_sources import ImageSource, open_source
 from harness.runtime.progress import Reporter
 from recipes.core.atomic import sha256_of, temporary, write_text
 from recipes.core.checkpoint import MANIFEST
@@ -92,7 +92,7 @@ def _kept(state: State | None) -> str:
     return state.digest if state is not None and state.settled else ""
 
 
-def _refuse_changed(out: Path, shard: int, source: Source) -> None:
+def _refuse_changed(out: Path, shard: int, source: ImageSource) -> None:
     """See that a finished shard is still of this source: files may be replaced under the same names.
 
     Raises:
@@ -136,7 +136,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _squares(
-    source: Source, side: int, digest: Any = None
+    source: ImageSource, side: int, digest: Any = None
 ) -> Iterator[tuple[int, tuple[str, ...], NDArray[np.uint8] | None]]:
     """(index, told, pixels) of each image; (index, (reason,), None) of what is not one. `digest` sees every byte."""
     for index in range(len(source.names)):
@@ -153,7 +153,7 @@ def _squares(
             yield index, told, pixels
 
 
-def prepare_shard(out: Path, shard: int, source: Source, side: int) -> int:
+def prepare_shard(out: Path, shard: int, source: ImageSource, side: int) -> int:
     """Write one shard under a name that appears at the end, and return how many source images it covers."""
     folder = out / f"{shard:05d}"
     columns: dict[str, list[Any]] = {"image": [], "label": [], "name": []}
@@ -215,7 +215,7 @@ def _save_columns(folder: Path, columns: dict[str, list[Any]]) -> tuple[int, str
 # All shards.
 
 
-class Plan(Spec):
+class StorePlan(Spec):
     """``plan.json``: what a folder is being filled with, so that another source cannot be mixed in."""
 
     source: str
@@ -226,7 +226,7 @@ class Plan(Spec):
     synsets: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: Source, side: int, shard_size: int) -> Plan:
+    def of(cls, source: ImageSource, side: int, shard_size: int) -> StorePlan:
         """For a source."""
         digest = digest_of([source.names, source.labels])
         return cls(
@@ -239,7 +239,7 @@ class Plan(Spec):
         return [range(s, min(s + self.shard_size, self.count)) for s in range(0, self.count, self.shard_size)]
 
 
-def images_estimate(source: Source, side: int, count: int) -> int:
+def images_estimate(source: ImageSource, side: int, count: int) -> int:
     """Bytes of `count` images in the store, from a few of the source's images spread over it."""
     total = len(source.names)
     probes = sorted({total * i // PROBES for i in range(PROBES)})
@@ -251,7 +251,7 @@ def images_estimate(source: Source, side: int, count: int) -> int:
     return int(count * (each * 1.02 + 64))
 
 
-def _claim(out: Path, plan: Plan) -> None:
+def _claim(out: Path, plan: StorePlan) -> None:
     """Write the plan, or check that it is the one that the folder was begun with."""
     path = out / PLAN
     if not path.exists():
@@ -260,7 +260,7 @@ def _claim(out: Path, plan: Plan) -> None:
             raise UserError(f"{out} is not empty and was not begun by `prepare`: choose another folder.")
         write_text(path, plan.model_dump_json(indent=1))
         return
-    begun = Plan.parse(read_json(path), where=str(path))
+    begun = StorePlan.parse(read_json(path), where=str(path))
     for key, value in plan.model_dump().items():
         if (other := getattr(begun, key)) != value:
             told = f"{key} {other}, not {value}" if key in ("count", "side", "shard_size") else f"another {key}"
@@ -299,7 +299,7 @@ def prepare_images(
     """
     reporter = reporter or Reporter()
     found = open_source(source)
-    plan = Plan.of(found, side, shard_size)
+    plan = StorePlan.of(found, side, shard_size)
     _claim(out, plan)
     missing = [i for i in range(len(plan.shards)) if not (out / f"{i:05d}").exists()]
     for i in sorted(set(range(rank, len(plan.shards), world)) - set(missing)):
@@ -307,7 +307,7 @@ def prepare_images(
     left = sum(len(plan.shards[i]) for i in missing)
     estimate = images_estimate(found, side, left) if left else 0
     if left:
-        reporter.say(f"  {left} of {plan.count} images to prepare, about {estimate / 1e9:.2f} GB in {out}")
+        reporter.note(f"  {left} of {plan.count} images to prepare, about {estimate / 1e9:.2f} GB in {out}")
         check_room(out, estimate, "the images")
     mine = [i for i in missing if i % world == rank]
     with reporter.stage("images", sum(len(plan.shards[i]) for i in mine)) as tell:
@@ -317,11 +317,11 @@ def prepare_images(
             tell(done)
     facts = _finish(out, plan)
     if facts is not None:
-        facts["warnings"] += found.remarks
+        facts["warnings"] += found.notes
     return {"complete": facts is not None, "estimate_bytes": estimate, **(facts or {})}
 
 
-def _run(out: Path, source: Source, plan: Plan, shards: Sequence[int], processes: int) -> Iterator[int]:
+def _run(out: Path, source: ImageSource, plan: StorePlan, shards: Sequence[int], processes: int) -> Iterator[int]:
     """Prepare shards, here or in worker processes; yields the source images that each one covered."""
     if processes <= 1 or len(shards) <= 1:
         for i in shards:
@@ -355,7 +355,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _finish(out: Path, plan: Plan) -> dict[str, Any] | None:
+def _finish(out: Path, plan: StorePlan) -> dict[str, Any] | None:
     """Write the manifest if every shard is there. Ranks that do so at one time write the same bytes."""
     paths = [out / f"{i:05d}" / SIDECAR for i in range(len(plan.shards))]
     if not all(path.exists() for path in paths):

@@ -15,10 +15,10 @@ from harness.features.base import FEATURES, FeatureNetwork, outputs_of
 from harness.metrics.adm_reference import read_adm_reference
 from harness.metrics.statistics import Measured
 from harness.preparation import stand_ins
-from harness.preparation.base import Judge, Prepared, Surroundings, assets_of
+from harness.preparation.base import Evaluator, PreparationContext, Prepared, assets_of
 from harness.preparation.image_store import prepare_images
 from harness.scoring.array_files import NpzImages
-from harness.scoring.paired_images import DAMAGED, Distance, on_unit_images
+from harness.scoring.paired_images import DAMAGED, Distance, on_uint8_images
 from harness.suites.imagenet256 import ImagenetSuite
 from recipes.core.checkpoint import MANIFEST
 from recipes.core.draws import seed_of
@@ -29,7 +29,7 @@ from recipes.core.spec import digest_of
 from recipes.data.images import Images, open_images
 from recipes.data.latents import LatentStore, disk_estimate, finish_latents, share, write_latents
 from recipes.data.loader import StoredData
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.discriminator import PatchDiscriminator
 from recipes.models.encoder import load_encoder
 from recipes.models.perceptual import load_perceptual
@@ -49,12 +49,12 @@ ENCODE_BATCH = 32
 
 
 class Preparation:
-    """The stages before training, for the arms that are asked for."""
+    """The stages before training, for the variants that are asked for."""
 
-    def __init__(self, suite: ImagenetSuite, around: Surroundings, arms: Sequence[str]) -> None:
-        self.suite, self.around, self.arms = suite, around, list(arms)
-        self.store = assets_of(suite, around.store)
-        self.world = around.world
+    def __init__(self, suite: ImagenetSuite, context: PreparationContext, variants: Sequence[str]) -> None:
+        self.suite, self.context, self.variants = suite, context, list(variants)
+        self.store = assets_of(suite, context.store)
+        self.world = context.world
         self.hashes: dict[str, str] = {}
         self.facts: dict[str, float] = {}
         self.tokenizers: dict[str, Autoencoder] = {}
@@ -68,14 +68,16 @@ class Preparation:
         if self.suite.stand_ins and self.world.main:
             stand_ins.make(self.suite, self.store)
         self.world.barrier()
-        names = dict.fromkeys(name for arm in self.arms for name in self.suite.needs(arm) if name != "images")
+        names = dict.fromkeys(
+            name for variant in self.variants for name in self.suite.needs(variant) if name != "images"
+        )
         assets = {name: catalogue.require(self.store, name) for name in names}
         self.hashes |= {name: asset.content for name, asset in assets.items()}
         # A checkpoint that is only judged needs no training images.
-        if self.arms or self.suite.reference == "images":
+        if self.variants or self.suite.reference == "images":
             self._images = self._open_images()
-        for arm in self.arms:
-            self._prepare_tokenizer(arm)
+        for variant in self.variants:
+            self._prepare_tokenizer(variant)
         self.encoders = {
             e: load_encoder(self.suite.encoders[e], _one_file(assets[e].path))
             for e in self.suite.encoders
@@ -88,15 +90,17 @@ class Preparation:
         return Prepared(
             inputs=self._inputs,
             tokenizers=self.tokenizers,
-            tokenizer_of=lambda arm: None if self.suite.arm(arm).from_scratch else self.suite.arm(arm).tokenizer,
-            judge=self._judge(),
+            tokenizer_of=lambda variant: (
+                None if self.suite.variant(variant).from_scratch else self.suite.variant(variant).tokenizer
+            ),
+            evaluator=self._judge(),
             hashes=self.hashes,
             facts=self.facts,
         )
 
     def _say(self, notes: Iterable[str]) -> None:
         for note in notes:
-            self.around.reporter.say(note, "yellow")
+            self.context.reporter.note(note, "yellow")
 
     @property
     def images(self) -> Images:
@@ -105,7 +109,7 @@ class Preparation:
         return self._images
 
     def _open_images(self) -> Images:
-        data = self.around.data
+        data = self.context.data
         if data is not None:
             images = self._images_from(data)
             if self.world.main:
@@ -142,25 +146,25 @@ class Preparation:
                 data,
                 folder,
                 side=self.suite.side,
-                processes=self.around.execution.threads,
+                processes=self.context.execution.threads,
                 rank=self.world.rank,
                 world=self.world.size,
-                reporter=self.around.reporter,
+                reporter=self.context.reporter,
             )
             self.world.barrier()
             for warning in facts.get("warnings", ()):
-                self.around.reporter.say(f"  {warning}", "yellow")
+                self.context.reporter.note(f"  {warning}", "yellow")
             for rejected in facts.get("rejected", ()):
-                self.around.reporter.say(f"  left out: {rejected['name']}: {rejected['reason']}")
+                self.context.reporter.note(f"  left out: {rejected['name']}: {rejected['reason']}")
         return open_images(folder)
 
-    def _prepare_tokenizer(self, arm: str) -> None:
-        name = self.suite.arm(arm).tokenizer
-        if self.suite.arm(arm).from_scratch:
+    def _prepare_tokenizer(self, variant: str) -> None:
+        name = self.suite.variant(variant).tokenizer
+        if self.suite.variant(variant).from_scratch:
             return
         if name not in self.tokenizers:
             self._load_tokenizer(name)
-        if self.suite.caches_latents(arm) and name not in self.latents:
+        if self.suite.caches_latents(variant) and name not in self.latents:
             self.latents[name] = self._cached_latents(name)
             mean, std = self.latents[name].mean, self.latents[name].std
             if mean is not None and std is not None:
@@ -187,7 +191,7 @@ class Preparation:
     def _encode(self, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
         vae = self.tokenizers[name]
         with matrix_products("tf32"):
-            posterior = vae.encode(to_unit(images, next(vae.parameters())))
+            posterior = vae.encode(to_signed(images, next(vae.parameters())))
         return posterior.mean.cpu(), posterior.std.cpu()
 
     def _cached_latents(self, name: str) -> LatentStore:
@@ -206,12 +210,12 @@ class Preparation:
 
     def _write_latents(self, name: str, folder: Path) -> None:
         """This process's share of the shards."""
-        spec, count, say = self.tokenizers[name].spec, len(self.images), self.around.reporter.say
+        spec, count, say = self.tokenizers[name].spec, len(self.images), self.context.reporter.note
         side = self.suite.side // spec.factor
         room = disk_estimate(count, spec.latent_channels, side, self.suite.latents)
         say(f"  latents of {name}: {count:,} posteriors, {room / 1e9:,.2f} GB in {folder}")
         mine = share(count, SHARD, self.world.rank, self.world.size)
-        with self.around.reporter.stage(f"latents of {name}", mine) as on_done:
+        with self.context.reporter.stage(f"latents of {name}", mine) as on_done:
             write_latents(
                 folder,
                 self.images,
@@ -220,7 +224,7 @@ class Preparation:
                 dtype=self.suite.latents,
                 shard_size=SHARD,
                 batch_size=ENCODE_BATCH,
-                threads=self.around.execution.threads,
+                threads=self.context.execution.threads,
                 rank=self.world.rank,
                 world=self.world.size,
                 on_done=on_done,
@@ -229,9 +233,9 @@ class Preparation:
     def _measured_statistics(self, name: str) -> LatentStatistics:
         def make() -> tuple[dict[str, Tensor], dict[str, float]]:
             count = min(STATISTICS_OVER, len(self.images))
-            data = StoredData(labels=self.images.labels, images=self.images, threads=self.around.execution.threads)
+            data = StoredData(labels=self.images.labels, images=self.images, threads=self.context.execution.threads)
             parts = []
-            with self.around.reporter.stage(f"statistics of {name}", count) as on_done:
+            with self.context.reporter.stage(f"statistics of {name}", count) as on_done:
                 for indices in torch.arange(count).split(ENCODE_BATCH):
                     images = data.take(indices).images
                     assert images is not None
@@ -252,10 +256,10 @@ class Preparation:
             self.world.barrier()
         return LatentStatistics(tensors["mean"], tensors["std"])
 
-    def _inputs(self, arm: str) -> TrainingInputs:
-        chosen = self.suite.arm(arm)
+    def _inputs(self, variant: str) -> TrainingInputs:
+        chosen = self.suite.variant(variant)
         kind = recipe(chosen.recipe)
-        options = recipe_options(chosen.recipe, chosen.options, where=f"arm {arm}")
+        options = recipe_options(chosen.recipe, chosen.options, where=f"variant {variant}")
         name = chosen.tokenizer
         channels = self.suite.tokenizers[name].autoencoder.latent_channels
         scratch = LatentStatistics(torch.zeros(channels), torch.ones(channels))
@@ -265,7 +269,7 @@ class Preparation:
                 labels=self.images.labels,
                 images=self.images if kind.aligned or kind.trains_tokenizer else None,
                 latents=None if kind.trains_tokenizer else self.latents[name],
-                threads=self.around.execution.threads,
+                threads=self.context.execution.threads,
             ),
             tokenizer=None if chosen.from_scratch else self.tokenizers[name],
             latent_mean=statistics.mean,
@@ -275,8 +279,8 @@ class Preparation:
             discriminator=None if chosen.from_scratch else self.discriminators.get(name),
         )
 
-    def _judge(self) -> Judge | None:
-        missing = [n for n in self.suite.judged_by() if catalogue.find(self.store, n) is None]
+    def _judge(self) -> Evaluator | None:
+        missing = [n for n in self.suite.scored_by() if catalogue.find(self.store, n) is None]
         if missing:
             return None
         network = load_network(self.suite.features, self.store, self.world.device)
@@ -284,7 +288,7 @@ class Preparation:
         some = self._some_images() if self._images is not None else torch.empty(0)
         if self.suite.reference == "images":
             self.hashes["reference"] = digest_of(["drawn", self.images.content])
-            return Judge(network, self._measured("images", some, network), some, some, self._lpips())
+            return Evaluator(network, self._measured("images", some, network), some, some, self._lpips())
         asset = catalogue.require(self.store, self.suite.reference)
         self.hashes["reference"] = asset.content
         held = read_adm_reference(asset.path)
@@ -295,19 +299,19 @@ class Preparation:
         shown = NpzImages(asset.path)
         images = shown.read(0, len(shown))
         reference = self._measured("reference", images, network).under(held.moments, digest=asset.content)
-        return Judge(network, reference, images, some, self._lpips())
+        return Evaluator(network, reference, images, some, self._lpips())
 
     def _lpips(self) -> Distance | None:
         """LPIPS as documented, whatever the training loss feeds it; if its network is on this machine."""
         found = catalogue.find(self.store, "vgg16")
         if found is None:
             return None
-        return on_unit_images(load_perceptual(found.path, input_range="unit").to(self.world.device), self.world.device)
+        return on_uint8_images(load_perceptual(found.path, input_range="unit").to(self.world.device), self.world.device)
 
     def _some_images(self) -> Tensor:
         """Drawn from all, since they lie class by class: any prefix, and each half, is of every class."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed_of("floor images")))
-        data = StoredData(labels=self.images.labels, images=self.images, threads=self.around.execution.threads)
+        data = StoredData(labels=self.images.labels, images=self.images, threads=self.context.execution.threads)
         batch = data.take(order[:FLOOR_IMAGES])
         assert batch.images is not None
         return batch.images
@@ -319,7 +323,7 @@ class Preparation:
                     yield chunk
                     on_done(k * self.suite.chunk + len(chunk))
 
-            with self.around.reporter.stage(f"features of the {name}", len(images)) as on_done:
+            with self.context.reporter.stage(f"features of the {name}", len(images)) as on_done:
                 return outputs_of(chunks(), network), {}
 
         sources = {key: self.hashes[key] for key in ("features", "reference")}

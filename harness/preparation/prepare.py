@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.preparation import digits, imagenet
-from harness.preparation.base import Prepared, Surroundings
+from harness.preparation.base import PreparationContext, Prepared
 from harness.suites.base import Suite
 from harness.suites.digits import DigitsSuite
 from harness.suites.imagenet256 import ImagenetSuite
 
 
-def prepare(suite: Suite, around: Surroundings, arms: Sequence[str]) -> Prepared:
-    """Find or make every asset that some of a suite's arms need.
+def prepare(suite: Suite, context: PreparationContext, variants: Sequence[str]) -> Prepared:
+    """Find or make every asset that some of a suite's variants need.
 
     Raises:
         UserError: a file that others made is missing, or is not what it should be.
         TypeError: a suite of another kind.
     """
     if isinstance(suite, ImagenetSuite):
-        return imagenet.Preparation(suite, around, arms).run()
+        return imagenet.Preparation(suite, context, variants).run()
     if not isinstance(suite, DigitsSuite):
         raise TypeError(f"nobody prepares a {type(suite).__name__}")
-    if not around.world.main:  # one process makes what is missing, the others find it
-        around.world.barrier()
-    prepared = digits.DigitsPreparation(suite, around.store, around.reporter).run()
-    if around.world.main:
-        around.world.barrier()
+    if not context.world.main:  # one process makes what is missing, the others find it
+        context.world.barrier()
+    prepared = digits.DigitsPreparation(suite, context.store, context.reporter).run()
+    if context.world.main:
+        context.world.barrier()
     return prepared

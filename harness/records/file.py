@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.records.schema import ADAPTER, AnyRecord
+from harness.records.schema import ADAPTER, AnyRecord, migrated
 from harness.runtime.locks import alone
 from recipes.core.atomic import open_own, write_text
 from recipes.core.errors import DamagedError, UserError
@@ -49,7 +49,7 @@ def parse(line: str, where: str) -> AnyRecord:
             "remove the line."
         )
     try:
-        return ADAPTER.validate_json(json.dumps(fields))
+        return ADAPTER.validate_json(json.dumps(migrated(fields)))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -114,7 +114,7 @@ class RecordFile:
                 file.truncate(end)
                 raise
 
-    def mend(self) -> list[str]:
+    def repair(self) -> list[str]:
         """Move damaged lines to a file of their own, so that they are measured again; a sentence for each.
 
         Raises:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from harness.records.provenance import Provenance
 from harness.sampling.protocol import Protocol
-from recipes.core.spec import Count, NotNegative, Positive, Seed, Share, Spec
+from recipes.core.spec import RENAMED, Count, Fraction, NotNegative, Positive, Seed, Spec, with_keys
 
 
 class _Base(Spec):
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     suite: str
     suite_digest: str
     notice: str
@@ -27,12 +27,12 @@ class Metrics(Spec):
     inception_score: NotNegative
     inception_score_se: NotNegative | None = None
     """Standard error; see `harness.metrics.InceptionScore`."""
-    precision: Share
-    recall: Share
+    precision: Fraction
+    recall: Fraction
     sfid: float | None = None
     """Where the feature network has a layer for it."""
-    accuracy: Share | None
-    """Share of the samples that the feature network gives the label they were asked for, if it knows the labels."""
+    accuracy: Fraction | None
+    """Fraction of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
 
 PaceSource = Literal["quiet stretch", "median of the log"]
@@ -42,15 +42,15 @@ class ScoreRecord(_Base):
     """A checkpoint under a protocol."""
 
     kind: Literal["score"] = "score"
-    arm: str
+    variant: str
     label: str
-    """The arm's name for people."""
+    """The variant's name for people."""
     about: str
     recipe: str
     seed: Seed
     run: str
     """Digest of the run's specification."""
-    remarks: list[str] = []
+    notes: list[str] = []
     """What happened to the run and a reader should know: a damaged checkpoint, updates left out."""
     weights_hash: str
     step: Count
@@ -97,7 +97,7 @@ class TokenizerRecord(_Base):
     kind: Literal["tokenizer"] = "tokenizer"
     name: str = "tokenizer"
     """Which one, in suites with several."""
-    arm: str | None = None
+    variant: str | None = None
     seed: int | None = None
     run: str | None = None
     step: int | None = None
@@ -144,7 +144,7 @@ class AlignmentRecord(_Base):
     """How far a checkpoint's features agree with the encoder's, at every depth."""
 
     kind: Literal["alignment"] = "alignment"
-    arm: str
+    variant: str
     label: str
     seed: int
     run: str
@@ -168,7 +168,7 @@ class AlignmentRecord(_Base):
         return self.key_of(self.run, self.step, self.count)
 
 
-REMARK = "remark"
+NOTE = "note"
 
 
 class StageRecord(_Base):
@@ -176,21 +176,31 @@ class StageRecord(_Base):
 
     kind: Literal["stage"] = "stage"
     stage: str
-    arm: str | None = None
+    variant: str | None = None
     seed: int | None = None
     seconds: float
     peak_memory_bytes: int
     facts: dict[str, float] = {}
-    remarks: list[str] = []
-    """What had to be mended: then the stage is `REMARK`."""
+    notes: list[str] = []
+    """What had to be repaired: then the stage is `NOTE`."""
 
     def key(self) -> tuple[object, ...]:
         """Stages repeat: each entry stands for itself."""
-        return (self.kind, self.stage, self.arm, self.seed, self.provenance.created)
+        return (self.kind, self.stage, self.variant, self.seed, self.provenance.created)
 
 
 AnyRecord = ScoreRecord | TokenizerRecord | FloorRecord | AlignmentRecord | StageRecord
 
 Record = Annotated[AnyRecord, Field(discriminator="kind")]
+
+
+def migrated(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record of any version, as this one names them. Version 1 had arms and remarks."""
+    if fields.get("schema_version") != 1:
+        return fields
+    fields = with_keys(fields, RENAMED | {"remarks": "notes"})
+    stage = {"stage": NOTE} if fields.get("stage") == "remark" else {}
+    return fields | stage | {"schema_version": 2}
+
 
 ADAPTER: TypeAdapter[AnyRecord] = TypeAdapter(Record)

@@ -249,7 +249,7 @@ def _against(comparison: Comparison, baseline: str, recipe: str, currency: str) 
     """One recipe against another in a currency, and the step of the comparison; nothing if one is missing."""
     if not {baseline, recipe} <= comparison.on_curve:
         return None
-    found = comparison.against(baseline, arms=[recipe])
+    found = comparison.against(baseline, variants=[recipe])
     ours = next((s for s in found if s.recipe == recipe and s.currency == currency), None)
     return None if ours is None else (ours, found.step)
 
@@ -290,7 +290,7 @@ def _at_most(ends: Interval | None, limit: float) -> Answer:
 
 def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _Finding | None:
     """Of one value for each training seed, the mean over generation seeds."""
-    found = [r for r in comparison.scores if (r.arm, r.step) == (rule.recipe, claim.needs.steps)]
+    found = [r for r in comparison.scores if (r.variant, r.step) == (rule.recipe, claim.needs.steps)]
     if not found:
         return None
     by: dict[int, list[float]] = {}
@@ -303,11 +303,11 @@ def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _F
     return _Finding(answer, numbers, comparison.runs(rule.recipe), lacks)
 
 
-def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
+def _order(variants: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
     """Each against the next by FID at equal steps."""
     answers: list[Answer] = []
-    lacks, told = "", [arms[0]]
-    for recipe, baseline in pairwise(arms):
+    lacks, told = "", [variants[0]]
+    for recipe, baseline in pairwise(variants):
         if (against := _against(comparison, baseline, recipe, "iterations")) is None:
             return None
         found = against[0].estimate
@@ -315,19 +315,19 @@ def _order(arms: Sequence[str], claim: Claim, comparison: Comparison) -> _Findin
         lacks = lacks or _lacking(claim, comparison, against[1], min(found.seeds, found.baseline_seeds))
         told.append(f"{baseline} {found.point.target:.2f} (p {found.p:.2g})" if found.p is not None else baseline)
     answer: Answer = "no" if "no" in answers else "open" if "open" in answers else "yes"
-    return _Finding(answer, " < ".join(told), comparison.runs(*arms), lacks)
+    return _Finding(answer, " < ".join(told), comparison.runs(*variants), lacks)
 
 
-def _tokenizers(comparison: Comparison, arm: str, name: str) -> tuple[list[float], int]:
+def _tokenizers(comparison: Comparison, variant: str, name: str) -> tuple[list[float], int]:
     """Log of a measure after joint training over that of the tokenizer that it began from, by training seed, and the
     step that all of them reach.
     """
     before: dict[str, list[float]] = {}
     last: dict[int | None, TokenizerRecord] = {}
     for t in sorted(comparison.tokenizers, key=lambda t: t.step or 0):
-        if t.arm == arm:
+        if t.variant == variant:
             last[t.seed] = t
-        elif t.arm is None:
+        elif t.variant is None:
             before.setdefault(t.name, []).append(max(getattr(t, name), LEAST))
     used = [t for t in last.values() if t.name in before]
     logs = [math.log(max(getattr(t, name), LEAST) / fmean(before[t.name])) for t in used]
@@ -335,11 +335,11 @@ def _tokenizers(comparison: Comparison, arm: str, name: str) -> tuple[list[float
 
 
 def _collapse(rule: CollapseRule, claim: Claim, comparison: Comparison) -> _Finding | None:
-    arm = next((name for name in rule.recipes if name in comparison.arms), None)
-    if arm is None or (order := _order((rule.baseline, arm), claim, comparison)) is None:
+    variant = next((name for name in rule.recipes if name in comparison.variants), None)
+    if variant is None or (order := _order((rule.baseline, variant), claim, comparison)) is None:
         return None
     logs, steps = zip(
-        *(_tokenizers(comparison, arm, name) for name in ("latent_variance", "effective_rank")), strict=True
+        *(_tokenizers(comparison, variant, name) for name in ("latent_variance", "effective_rank")), strict=True
     )
     if not all(logs):
         return None

@@ -36,9 +36,9 @@ def built_in(suite: str) -> AnySuite | None:
 
 @dataclass(frozen=True)
 class GuidanceChoice:
-    """What a guidance sweep tried on an arm, and what its choice gave."""
+    """What a guidance sweep tried on a variant, and what its choice gave."""
 
-    arm: str
+    variant: str
     label: str
     tried: tuple[tuple[Protocol, Spread], ...]
     """Every setting with its FID, over training seeds and the generation seeds to choose by; no guidance first."""
@@ -84,24 +84,24 @@ class Comparison:
     """What folders say differently of one thing, a sentence each."""
 
     @cached_property
-    def arms(self) -> dict[str, str]:
-        """Arm to label: the baseline, then in the order of the suite, then in that of appearance, which runs that were
+    def variants(self) -> dict[str, str]:
+        """Variant to label: the baseline, then as the suite has them, then in that of appearance, which runs that were
         trained at a time decide by chance.
         """
-        seen = {r.arm: r.label for r in self.scores}
+        seen = {r.variant: r.label for r in self.scores}
         suite = built_in(self.scores[0].suite)
-        order = [self.baseline, *(suite.arms if suite else ()), *seen]
-        return {arm: seen[arm] for arm in dict.fromkeys(order) if arm in seen}
+        order = [self.baseline, *(suite.variants if suite else ()), *seen]
+        return {variant: seen[variant] for variant in dict.fromkeys(order) if variant in seen}
 
     @cached_property
     def on_curve(self) -> frozenset[str]:
-        """The arms that have a score under the protocol of the curves: others were only sampled with guidance, say."""
-        return frozenset(r.arm for r in self.scores if r.protocol_digest == self.curve_digest)
+        """The variants with a score under the protocol of the curves: others were only sampled with guidance, say."""
+        return frozenset(r.variant for r in self.scores if r.protocol_digest == self.curve_digest)
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of every arm, and of every curve that is not ours."""
-        return self.arms | {o.recipe: o.recipe for o in self.others}
+        """Of every variant, and of every curve that is not ours."""
+        return self.variants | {o.recipe: o.recipe for o in self.others}
 
     @cached_property
     def curve_digest(self) -> str:
@@ -120,58 +120,64 @@ class Comparison:
         """A record that was made under the protocol of that digest."""
         return next(r for r in self.scores if r.protocol_digest == digest)
 
-    def curve(self, arm: str, seed: int) -> list[ScoreRecord]:
+    def curve(self, variant: str, seed: int) -> list[ScoreRecord]:
         """The checkpoints of one seed under the curve protocol, generation seed 0, by step."""
-        return self._curves.get((arm, seed), [])
+        return self._curves.get((variant, seed), [])
 
     @cached_property
     def _curves(self) -> dict[tuple[str, int], list[ScoreRecord]]:
         found: dict[tuple[str, int], list[ScoreRecord]] = {}
         for r in sorted(self.scores, key=lambda r: r.step):
             if (r.protocol_digest, r.generation_seed) == (self.curve_digest, 0):
-                found.setdefault((r.arm, r.seed), []).append(r)
+                found.setdefault((r.variant, r.seed), []).append(r)
         return found
 
-    def seeds(self, arm: str) -> list[int]:
-        """The training seeds of an arm."""
-        return self._seeds.get(arm, [])
+    def seeds(self, variant: str) -> list[int]:
+        """The training seeds of a variant."""
+        return self._seeds.get(variant, [])
 
     @cached_property
     def _seeds(self) -> dict[str, list[int]]:
         found: dict[str, set[int]] = {}
         for r in self.scores:
-            found.setdefault(r.arm, set()).add(r.seed)
-        return {arm: sorted(seeds) for arm, seeds in found.items()}
+            found.setdefault(r.variant, set()).add(r.seed)
+        return {variant: sorted(seeds) for variant, seeds in found.items()}
 
-    def runs(self, *arms: str) -> tuple[str, ...]:
-        """The first eight digits of the digests of some arms' runs, by training seed."""
-        found = sorted((r for r in self.scores if r.arm in arms), key=lambda r: (arms.index(r.arm), r.seed))
+    def runs(self, *variants: str) -> tuple[str, ...]:
+        """The first eight digits of the digests of some variants' runs, by training seed."""
+        found = sorted(
+            (r for r in self.scores if r.variant in variants), key=lambda r: (variants.index(r.variant), r.seed)
+        )
         return tuple(dict.fromkeys(r.run[:8] for r in found))
 
     def steps(self) -> list[int]:
         """Every scored step of the curves."""
         return sorted({r.step for r in self.scores if r.protocol_digest == self.curve_digest})
 
-    def fids(self, arm: str, step: int) -> dict[int, float]:
-        """FID of an arm at a step by training seed; the geometric mean of several trainings of one."""
-        by = {s: [math.log(r.metrics.fid) for r in self.curve(arm, s) if r.step == step] for s in self.seeds(arm)}
+    def fids(self, variant: str, step: int) -> dict[int, float]:
+        """FID of a variant at a step by training seed; the geometric mean of several trainings of one."""
+        by = {
+            s: [math.log(r.metrics.fid) for r in self.curve(variant, s) if r.step == step] for s in self.seeds(variant)
+        }
         return {seed: math.exp(fmean(logs)) for seed, logs in by.items() if logs}
 
-    def fid_at(self, arm: str, step: int) -> Spread | None:
-        """FID of an arm at a step over its seeds."""
-        values = list(self.fids(arm, step).values())
+    def fid_at(self, variant: str, step: int) -> Spread | None:
+        """FID of a variant at a step over its seeds."""
+        values = list(self.fids(variant, step).values())
         return spread(values) if values else None
 
-    def complete(self, arm: str) -> tuple[list[int], list[int]]:
-        """The training seeds of an arm that got to its end, by the curve protocol, and those that did not."""
-        ends = {seed: curve[-1].step for seed in self.seeds(arm) if (curve := self.curve(arm, seed))}
+    def complete(self, variant: str) -> tuple[list[int], list[int]]:
+        """The training seeds of a variant that got to its end, by the curve protocol, and those that did not."""
+        ends = {seed: curve[-1].step for seed in self.seeds(variant) if (curve := self.curve(variant, seed))}
         whole = [seed for seed, end in ends.items() if end >= TO_THE_END * max(ends.values())]
         return whole, [seed for seed in ends if seed not in whole]
 
-    def last(self, arm: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
+    def last(self, variant: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
         """The last step that a seed was scored at under a protocol: a record for each training that was."""
         found = [
-            r for r in self.scores if (r.arm, r.protocol_digest, r.generation_seed) == (arm, digest, generation_seed)
+            r
+            for r in self.scores
+            if (r.variant, r.protocol_digest, r.generation_seed) == (variant, digest, generation_seed)
         ]
         end = max((r.step for r in found), default=0)
         return sorted((r for r in found if r.step == end), key=lambda r: r.seed)
@@ -180,25 +186,25 @@ class Comparison:
         """|difference of FID| between two generation seeds of one checkpoint."""
         pairs = [
             abs(a.metrics.fid - b.metrics.fid)
-            for arm in self.arms
-            for a in self.last(arm, self.curve_digest, 0)
-            for b in self.last(arm, self.curve_digest, 1)
+            for variant in self.variants
+            for a in self.last(variant, self.curve_digest, 0)
+            for b in self.last(variant, self.curve_digest, 1)
             if (self.training(a), a.step) == (self.training(b), b.step)
         ]
         return spread(pairs) if pairs else None
 
     def guidance(self) -> list[GuidanceChoice]:
-        """The sweeps of every arm, by the base protocol; see `harness.guidance`."""
+        """The sweeps of every variant, by the base protocol; see `harness.guidance`."""
         groups: dict[tuple[str, str], list[ScoreRecord]] = {}
         for r in self.searches:
-            groups.setdefault((r.arm, r.protocol.name.split("+")[0]), []).append(r)
-        order = list(self.arms)
+            groups.setdefault((r.variant, r.protocol.name.split("+")[0]), []).append(r)
+        order = list(self.variants)
         return [
-            self._choice(arm, self.arms[arm], found)
-            for (arm, _), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+            self._choice(variant, self.variants[variant], found)
+            for (variant, _), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
         ]
 
-    def _choice(self, arm: str, label: str, searches: Sequence[ScoreRecord]) -> GuidanceChoice:
+    def _choice(self, variant: str, label: str, searches: Sequence[ScoreRecord]) -> GuidanceChoice:
         by: dict[Protocol, list[float]] = {}
         for r in searches:
             by.setdefault(r.protocol, []).append(r.metrics.fid)
@@ -211,12 +217,12 @@ class Comparison:
             fids = [
                 r.metrics.fid
                 for r in self.scores
-                if (r.arm == arm and r.seed in trained and r.generation_seed not in seen and r.step == step)
+                if (r.variant == variant and r.seed in trained and r.generation_seed not in seen and r.step == step)
                 and _same_setting(r.protocol, setting)
             ]
             return spread(fids) if fids else None
 
-        return GuidanceChoice(arm, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
+        return GuidanceChoice(variant, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
 
     def training(self, r: ScoreRecord) -> str:
         """What tells trainings of one specification apart."""
@@ -246,10 +252,11 @@ class Comparison:
         """Training seeds that were trained more than once, a sentence each."""
         runs: dict[tuple[str, int], set[str]] = {}
         for r in self.scores:
-            runs.setdefault((r.arm, r.seed), set()).add(self.training(r))
+            runs.setdefault((r.variant, r.seed), set()).add(self.training(r))
         return [
-            f"{self.arms[arm]}, seed {seed}, was trained {len(found)} times, which counts as one seed, by their mean"
-            for (arm, seed), found in runs.items()
+            f"{self.variants[variant]}, seed {seed}, was trained {len(found)} times, "
+            "which counts as one seed, by their mean"
+            for (variant, seed), found in runs.items()
             if len(found) > 1
         ]
 
@@ -263,30 +270,34 @@ class Comparison:
         return (*self.contradictions, told)
 
     def observations(self) -> list[Observation]:
-        """The curves' points, for every arm, training seed and generation seed."""
+        """The curves' points, for every variant, training seed and generation seed."""
         pretraining = fmean(self._pretraining or [0.0])
-        order = {arm: k for k, arm in enumerate(self.arms)}
+        order = {variant: k for k, variant in enumerate(self.variants)}
         out = []
-        for r in sorted(self.scores, key=lambda r: order[r.arm]):
+        for r in sorted(self.scores, key=lambda r: order[r.variant]):
             if r.protocol_digest != self.curve_digest:
                 continue
             budgets = {currency: self.budget(r, currency) for currency in CURRENCIES}
             if pretraining:  # unknown where the tokenizer was found in the cache
                 budgets["device_seconds" + WITH_TOKENIZER] = budgets["device_seconds"] + pretraining
-            out.append(Observation(r.arm, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets, self.training(r)))
+            out.append(
+                Observation(r.variant, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets, self.training(r))
+            )
         return out
 
-    def against(self, baseline: str, target: float | None = None, arms: Sequence[str] = ()) -> Speedups:
-        """Every other arm, or some, against one, in every currency.
+    def against(self, baseline: str, target: float | None = None, variants: Sequence[str] = ()) -> Speedups:
+        """Every other variant, or some, against one, in every currency.
 
         Raises:
             UserError: see `harness.curves.compare`.
         """
         under = f"no score under {self.protocol(self.curve_digest).protocol.label}, under which the curves are"
-        if baseline in self.arms and baseline not in self.on_curve:
+        if baseline in self.variants and baseline not in self.on_curve:
             raise UserError(f"--baseline {baseline}: it has {under}; score it, or name another.")
-        absent = [f"{label}: it has {under}" for arm, label in self.arms.items() if arm not in self.on_curve]
-        observations = [o for o in self.observations() if not arms or o.recipe in (*arms, baseline)]
+        absent = [
+            f"{label}: it has {under}" for variant, label in self.variants.items() if variant not in self.on_curve
+        ]
+        observations = [o for o in self.observations() if not variants or o.recipe in (*variants, baseline)]
         found = compare(
             [*observations, *self.others],
             baseline,
@@ -295,25 +306,25 @@ class Comparison:
             unjudged={o.recipe for o in self.others},
             labels=self.labels,
         )
-        notes = (*found.notes, *([] if arms else absent), *self._disturbed({o.recipe for o in observations}))
+        notes = (*found.notes, *([] if variants else absent), *self._disturbed({o.recipe for o in observations}))
         return replace(found, notes=notes, warnings=(*self.warnings, *found.warnings))
 
-    def _disturbed(self, arms: Collection[str]) -> list[str]:
+    def _disturbed(self, variants: Collection[str]) -> list[str]:
         """Where a run had not the machine to itself, in words."""
-        runs = {self.training(r): r for r in self.scores if r.arm in arms}
+        runs = {self.training(r): r for r in self.scores if r.variant in variants}
         found = [
-            f"{self.arms[r.arm]}, seed {r.seed}: {told}; the median counts"
+            f"{self.variants[r.variant]}, seed {r.seed}: {told}; the median counts"
             for name, r in runs.items()
             for told in self.paces[name][1]
         ]
-        for arm in sorted(arms):
-            paces = {r.seed: self.paces[name][0] for name, r in runs.items() if r.arm == arm}
-            found += [f"{self.arms[arm]}, {told}" for told in odd_paces(paces)]
+        for variant in sorted(variants):
+            paces = {r.seed: self.paces[name][0] for name, r in runs.items() if r.variant == variant}
+            found += [f"{self.variants[variant]}, {told}" for told in odd_paces(paces)]
         return found
 
     @cached_property
     def speedups(self) -> Speedups | None:
-        """Every other arm against the baseline; nothing where there is none, or not that."""
+        """Every other variant against the baseline; nothing where there is none, or not that."""
         others = self.on_curve | {o.recipe for o in self.others}
         return self.against(self.baseline) if self.baseline in self.on_curve and len(others) > 1 else None
 
@@ -364,34 +375,34 @@ def load(
     scored = [(folder, r) for folder, r in found if isinstance(r, ScoreRecord) and not r.search]
     merging.refuse_mixtures([r for _, r in scored])
     selection = selection or Selection()
-    selection.refuse_absent(*zip(*((r.arm, r.seed, r.step) for _, r in scored), strict=True))
+    selection.refuse_absent(*zip(*((r.variant, r.seed, r.step) for _, r in scored), strict=True))
 
     def holds(r: AnyRecord) -> bool:
-        arm, seed, step = (getattr(r, name, None) for name in ("arm", "seed", "step"))
-        return arm is None or selection.holds(arm, seed or 0, step or 0, baseline)
+        variant, seed, step = (getattr(r, name, None) for name in ("variant", "seed", "step"))
+        return variant is None or selection.holds(variant, seed or 0, step or 0, baseline)
 
-    every = {r.arm for _, r in scored}
+    every = {r.variant for _, r in scored}
     if baseline != BASELINE and baseline not in every:
         raise UserError(f"--baseline: there is no recipe '{baseline}'.{nearest(baseline, every)}")
     held = [(folder, r) for folder, r in found if holds(r)]
     kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
-    refuse_lost(baseline, every, {r.arm for _, r in kept})
+    refuse_lost(baseline, every, {r.variant for _, r in kept})
     if not kept:
         raise UserError("--recipes, --seeds and --until leave no score; name others.")
     for folder, r in kept:
         if r.metrics.fid <= 0:
             raise UserError(
-                f"{folder}: {r.arm}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
+                f"{folder}: {r.variant}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
                 "compared by its logarithm; `repa-bench runs remove` takes the run away."
             )
     merging.refuse_two_specifications(kept)
-    arms = {r.arm for _, r in kept}
+    variants = {r.variant for _, r in kept}
     scores, odd_scores = merging.unique_scores(kept)
     searches, odd_searches = merging.unique_scores([(f, r) for f, r in held if isinstance(r, ScoreRecord) and r.search])
     tokenizers, odd_tokenizers = merging.unique([(f, r) for f, r in held if isinstance(r, TokenizerRecord)])
     floors, odd_floors = merging.unique([(f, r) for f, r in held if isinstance(r, FloorRecord)])
     alignments, odd_alignments = merging.unique(
-        [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.arm in arms]
+        [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.variant in variants]
     )
     return Comparison(
         tuple(folders),

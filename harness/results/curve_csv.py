@@ -162,7 +162,7 @@ class _Table:
                 raise self.wrong(f"{column} needs the column {name} beside it.", line)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Number of the line, and cells by column, of every row that is neither empty nor a remark."""
+        """Number of the line, and cells by column, of every row that is neither empty nor a note."""
         rows = self._rows()
         next(rows)
         for line, cells in rows:

@@ -54,10 +54,10 @@ def refuse_two_specifications(scores: Sequence[tuple[Path, ScoreRecord]]) -> Non
     """
     seen: dict[tuple[str, int], tuple[Path, ScoreRecord]] = {}
     for folder, r in scores:
-        first = seen.setdefault((r.arm, r.seed), (folder, r))
+        first = seen.setdefault((r.variant, r.seed), (folder, r))
         if first[1].run != r.run:
             raise UserError(
-                f"{r.arm}, seed {r.seed}, was trained by two specifications, as after its tokenizer was made again: "
+                f"{r.variant}, seed {r.seed}, was trained by two specifications, as when its tokenizer was made again: "
                 f"{name_of(first[1])} in {first[0]} and {name_of(r)} in {folder}. They are no two values of one seed; "
                 f"`repa-bench runs remove {shlex.quote(str(folder))} {shlex.quote(str(name_of(r)))}` takes the second "
                 "away, or give folders one by one."
@@ -118,14 +118,14 @@ def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[Sco
             continue
         if (far := _differs(ours, theirs, NEAR)) is not None:
             raise UserError(
-                f"{first_folder} and {folder} contradict each other: {r.arm}, seed {r.seed}, step {r.step}, "
+                f"{first_folder} and {folder} contradict each other: {r.variant}, seed {r.seed}, step {r.step}, "
                 f"{r.protocol.label}, the same weights, have {far} {ours[far]:g} and {theirs[far]:g}. Take the wrong "
                 "one's run away (`repa-bench runs remove`), or report the folders one by one."
             )
         odd.setdefault((first_folder, folder), r)
     notes = [
-        f"scores of the same weights differ a little between {first} and {folder} (as of {r.arm}, seed {r.seed}, step "
-        f"{r.step}): the first folder's count"
+        f"scores of the same weights differ a little between {first} and {folder} (as of {r.variant}, seed {r.seed}, "
+        f"step {r.step}): the first folder's count"
         for (first, folder), r in odd.items()
     ]
     return tuple(r for _, r in kept.values()), notes

@@ -19,7 +19,7 @@ from recipes.core.errors import UserError
 class Pair:
     """One recipe at one step in both folders."""
 
-    arm: str
+    variant: str
     label: str
     step: int
     first: float
@@ -57,10 +57,10 @@ def compare_folders(first: Path, second: Path) -> list[Pair]:
     noise = NOISE.get(ours.suite)
     out = [
         pair
-        for arm, label in a.arms.items()
-        if arm in b.arms
+        for variant, label in a.variants.items()
+        if variant in b.variants
         for step in a.steps()
-        if (pair := _pair(a.fids(arm, step), b.fids(arm, step), arm, label, step, noise)) is not None
+        if (pair := _pair(a.fids(variant, step), b.fids(variant, step), variant, label, step, noise)) is not None
     ]
     if not out:
         raise UserError(f"{first} and {second} have no recipe, training seed and step in common.")
@@ -78,7 +78,7 @@ def _verdict(pair: Pair, p: float) -> Verdict:
 
 
 def _pair(
-    ours: dict[int, float], theirs: dict[int, float], arm: str, label: str, step: int, noise: SeedNoise | None
+    ours: dict[int, float], theirs: dict[int, float], variant: str, label: str, step: int, noise: SeedNoise | None
 ) -> Pair | None:
     """One recipe at one step, by its FIDs in both folders, each by training seed."""
     shared = sorted(set(ours) & set(theirs))
@@ -92,4 +92,4 @@ def _pair(
     p = mean_p(logs) if len(logs) > 1 else None
     first, second = (math.exp(fmean(math.log(x[seed]) for seed in shared)) for x in (ours, theirs))
     interval = None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
-    return Pair(arm, label, step, first, second, math.exp(centre), interval, len(logs), p)
+    return Pair(variant, label, step, first, second, math.exp(centre), interval, len(logs), p)

@@ -29,15 +29,15 @@ TRACED = ("denoising", "sit_align", "vae_align", "l1")
 
 
 def summarize(folder: Path) -> dict[str, Any]:
-    """Loss traces and FIDs of a results folder, by arm and seed."""
+    """Loss traces and FIDs of a results folder, by variant and seed."""
     comparison = load([folder])
     runs: dict[str, Any] = {}
-    for arm in comparison.arms:
-        for seed in comparison.seeds(arm):
-            curve = comparison.curve(arm, seed)
-            runs[f"{arm}/seed{seed}"] = {
+    for variant in comparison.variants:
+        for seed in comparison.seeds(variant):
+            curve = comparison.curve(variant, seed)
+            runs[f"{variant}/seed{seed}"] = {
                 "fid": {str(r.step): r.metrics.fid for r in curve},
-                "loss": _traces(next((folder / "runs").glob(f"{arm}-seed{seed}-{curve[0].run[:8]}"))),
+                "loss": _traces(next((folder / "runs").glob(f"{variant}-seed{seed}-{curve[0].run[:8]}"))),
             }
     first = comparison.scores[0]
     # Curves of the smoke suite cross at a flat angle: a speedup moves by far more than an FID does.

@@ -31,7 +31,7 @@ class Entry:
     """One run of a results folder."""
 
     name: str
-    """Of its folder: arm, seed and the beginning of its digest."""
+    """Of its folder: variant, seed and the beginning of its digest."""
     label: str
     seed: int
     step: int
@@ -42,11 +42,11 @@ class Entry:
     """Steps with a score that counts."""
     size: int
     """Bytes of its folder."""
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Every run that a results folder has files or records of, by arm and seed.
+    """Every run that a results folder has files or records of, by variant and seed.
 
     Raises:
         UserError: it holds neither.
@@ -84,7 +84,7 @@ def set_aside(folder: Path, digest: str) -> list[str]:
         digest: of the suite that is about to write there.
     """
     foreign = [record for record in RecordFile(folder).all() if record.suite_digest != digest]
-    if not foreign or any(getattr(record, field, None) for record in foreign for field in ("run", "arm")):
+    if not foreign or any(getattr(record, field, None) for record in foreign for field in ("run", "variant")):
         return []
     place = _trash(folder, f"preparation-{foreign[0].suite_digest[:8]}")
     lines = RecordFile(folder).take(lambda record: record.suite_digest != digest)
@@ -101,8 +101,8 @@ def _trash(folder: Path, name: str) -> Path:
 
 def name_of(record: AnyRecord) -> str | None:
     """Of the run that a record is of."""
-    run, arm, seed = (getattr(record, field, None) for field in ("run", "arm", "seed"))
-    return None if run is None else f"{arm}-seed{seed}-{run[:8]}"
+    run, variant, seed = (getattr(record, field, None) for field in ("run", "variant", "seed"))
+    return None if run is None else f"{variant}-seed{seed}-{run[:8]}"
 
 
 def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
@@ -110,7 +110,7 @@ def _scores(folder: Path) -> dict[str, list[ScoreRecord]]:
     for r in file.read(folder / file.FILE):
         if isinstance(r, ScoreRecord) and (name := name_of(r)) is not None:
             if Path(name).name != name:  # a record may say anything, and what is removed is moved by its name
-                raise UserError(f"{folder / file.FILE} names a run '{name}', which is no folder's name; mend that.")
+                raise UserError(f"{folder / file.FILE} names a run '{name}', which is no folder's name; repair that.")
             found.setdefault(name, []).append(r)
     return found
 
@@ -123,16 +123,16 @@ def _entry(folder: Path, name: str, scores: list[ScoreRecord]) -> Entry:
         damage = [str(error)]
     kept = tuple(run.steps()) if run is not None else ()
     scored = tuple(sorted({r.step for r in scores if not r.search}))
-    remarks = damage + (run.remarks() if run is not None else [remark for r in scores for remark in r.remarks])
+    notes = damage + (run.notes() if run is not None else [note for r in scores for note in r.notes])
     return Entry(
         name,
-        scores[0].label if scores else run.spec.arm if run is not None else name,
+        scores[0].label if scores else run.spec.variant if run is not None else name,
         scores[0].seed if scores else run.spec.train.seed if run is not None else 0,
         max((*kept, *scored), default=0),
         kept,
         scored,
         sum(p.stat().st_size for p in place.rglob("*") if p.is_file()),
-        tuple(dict.fromkeys(remarks)),
+        tuple(dict.fromkeys(notes)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
 
-#: A stretch is worth a remark where its steps took so many times the median step,
+#: A stretch is worth a note where its steps took so many times the median step,
 DISTURBED = 1.5
 
 #: and so many seconds were lost: a short stall is none.

@@ -31,7 +31,7 @@ class Reporter:
         self.quiet = quiet
         self._display: Progress | None = None
 
-    def say(self, text: str, style: str | None = None) -> None:
+    def note(self, text: str, style: str | None = None) -> None:
         """One line."""
         if not self.quiet:
             whole = not self.console.is_terminal  # a log keeps its lines
@@ -43,7 +43,7 @@ class Reporter:
         began = time.perf_counter()
         with self.bar(label, total, start) as on_step:
             yield on_step
-        self.say(f"  {label}: {time.perf_counter() - began:.1f} s")
+        self.note(f"  {label}: {time.perf_counter() - began:.1f} s")
 
     @contextmanager
     def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
@@ -89,6 +89,6 @@ class Reporter:
             if now - last >= LINE_EVERY_SECONDS and start < done < total:
                 last = now
                 eta = (now - began) / (done - start) * (total - done)
-                self.say(f"    {label}: {done}/{total}, ETA {eta:.0f} s")
+                self.note(f"    {label}: {done}/{total}, ETA {eta:.0f} s")
 
         return tell

@@ -12,7 +12,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from harness.sampling.solvers import LAST_SDE_TIME, Guidance, Solver, number_of_evaluations
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
-from recipes.core.spec import Count, NotNegative, Share, Spec, digest_of
+from recipes.core.spec import Count, Fraction, NotNegative, Spec, digest_of
 
 LabelRule = Literal["balanced", "uniform"]
 
@@ -29,13 +29,13 @@ class Protocol(Spec):
     classes, and the protocols named after SiT guided and ended as REPA does."""
     solver: Solver
     steps: Annotated[int, Field(ge=1, le=100_000)]
-    last_step: Share = LAST_SDE_TIME
+    last_step: Fraction = LAST_SDE_TIME
     """Time at which the SDE's last step begins; the ODE solvers do not look at it."""
     correct_last_step: bool = False
     """Heun's method corrects its last step too, by the drift at t = 0, as SiT does; in REPA it is Euler's."""
     guidance_scale: NotNegative = 1.0
-    guidance_low: Share = 0.0
-    guidance_high: Share = 1.0
+    guidance_low: Fraction = 0.0
+    guidance_high: Fraction = 1.0
     guidance_channels: Count | None = None
     """Guidance acts on so many of the first latent channels, in SiT's release 3; None: on all, as REPA and REPA-E."""
     labels: LabelRule = "balanced"

@@ -125,7 +125,7 @@ class NpzImages:
         """Find the array: ``arr_0``, or the only one of images.
 
         Raises:
-            UserError: there is none, or it is not whole; what is there is named, with its mend.
+            UserError: there is none, or it is not whole; what is there is named, with its remedy.
         """
         self.path = path
         found = headers(path)

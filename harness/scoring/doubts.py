@@ -16,7 +16,7 @@ MANIFOLD_IMAGES = 10_000
 #: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
 NEGLIGIBLE = 1e-10
 
-#: Share of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
+#: Fraction of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
 FULL = 0.95
 
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.

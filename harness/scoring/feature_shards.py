@@ -45,7 +45,7 @@ class Shards:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self.mended: list[str] = []
+        self.repaired: list[str] = []
         """A sentence for each damaged shard that was removed."""
 
     def ranges(self, rank: int = 0, size: int = 1) -> list[range]:
@@ -71,7 +71,7 @@ class Shards:
             self._verify(indices, key)
         except DamagedError as error:
             shutil.rmtree(place)
-            self.mended.append(f"a damaged shard was removed and made again: {str(error).split(' Remove')[0]}")
+            self.repaired.append(f"a damaged shard was removed and made again: {str(error).split(' Remove')[0]}")
             return False
         return True
 

@@ -37,7 +37,7 @@ BESIDE = "another command is measuring the same images; waiting for it"
 #: Images of a reference that are looked at where its statistics are all that is needed.
 GLANCED = 64
 
-#: Share of its floor below which a Fréchet distance is no chance.
+#: Fraction of its floor below which a Fréchet distance is no chance.
 CLOSER = 0.5
 
 
@@ -88,7 +88,7 @@ class Job:
         key = digest_of([images.identity, self.network.content, self.network.convention, KEPT])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
         # Of two commands that want the same at once, the second finds what the first has made.
-        beside = shards.alone(on=self.world.main, on_wait=lambda: self.reporter.say(f"  {label}: {BESIDE}"))
+        beside = shards.alone(on=self.world.main, on_wait=lambda: self.reporter.note(f"  {label}: {BESIDE}"))
         with beside, self.reporter.stage(label, len(images)) as on_done:
             self.world.barrier()
             return shards, measure(images, self.network, shards, batch=self.batch, world=self.world, on_done=on_done)
@@ -177,7 +177,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     The samples' shards stay on the disk until the numbers are there: an interrupted call continues.
 
     Raises:
-        UserError: a file that cannot be used, with its mend.
+        UserError: a file that cannot be used, with its remedy.
     """
     if len(samples) < 2:
         raise UserError(f"one image has no covariance: give at least two ({len(samples)} found).")
@@ -214,7 +214,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "reference": real.digest,
             "weights": job.network.content,
         },
-        "warnings": list(dict.fromkeys([*samples.warnings, *job.network.notes, *warnings, *shards.mended])),
+        "warnings": list(dict.fromkeys([*samples.warnings, *job.network.notes, *warnings, *shards.repaired])),
     }
 
 

@@ -19,7 +19,7 @@ from recipes.core.errors import UserError
 from recipes.core.finite import finite
 from recipes.core.spec import digest_of
 from recipes.data.files import natural, printable
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 
 #: Distance (N,) of images in [-1, 1], (N, 3, H, W) twice.
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -171,7 +171,7 @@ def encoded(tokenizer: Autoencoder, images: Tensor, first: int) -> Tensor:
     Raises:
         UserError: one is not finite.
     """
-    mean = tokenizer.encode(to_unit(images, next(tokenizer.parameters()))).mean
+    mean = tokenizer.encode(to_signed(images, next(tokenizer.parameters()))).mean
     return finite(mean, "the latent of image", first, DAMAGED)
 
 
@@ -228,7 +228,7 @@ class Paired:
         return self.network(image) | {name: f(image, original).float() for name, f in self._distances.items()}
 
 
-def on_unit_images(distance: Distance, device: torch.device) -> Distance:
+def on_uint8_images(distance: Distance, device: torch.device) -> Distance:
     """A distance of images in [-1, 1] as one of uint8 images."""
 
     @torch.no_grad()

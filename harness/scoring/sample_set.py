@@ -28,7 +28,7 @@ LABELS = "labels"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Evaluation:
     """One checkpoint under one protocol and one generation seed: all that decides a sample set."""
 
     run: Run
@@ -55,12 +55,12 @@ class Cell:
         """The checkpoint, ready to draw from with the weights that the protocol names."""
         run, average = self.run, self.protocol.weights == "ema"
         sit, tokenizer = load_for_sampling(run, self.step, self.tokenizer, average=average, device=device)
-        options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.arm)
+        options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.variant)
         return Sampler(sit, tokenizer, options.path)
 
 
 def draw(
-    cell: Cell,
+    evaluation: Evaluation,
     shards: Shards,
     network: FeatureNetwork | None,
     *,
@@ -76,7 +76,7 @@ def draw(
     finished one is never drawn again.
 
     Args:
-        cell: what to draw.
+        evaluation: what to draw.
         shards: where it is kept; their count is how many.
         network: what looks at the samples; none only keeps them.
         world: the processes.
@@ -93,16 +93,16 @@ def draw(
     """
     sampler, done, places = None, 0, dict[int, int]()
     if grid is not None:
-        every, classes = torch.arange(shards.count), cell.run.spec.sit.num_classes
-        places = grid_places(sample_labels(cell.protocol, cell.generation_seed, every, classes))
+        every, classes = torch.arange(shards.count), evaluation.run.spec.sit.num_classes
+        places = grid_places(sample_labels(evaluation.protocol, evaluation.generation_seed, every, classes))
     for indices in shards.ranges(world.rank, world.size):
-        if not shards.has(indices, cell.key):
-            sampler = sampler or cell.sampler(world.device)
-            images, outputs = _draw_shard(cell, sampler, network, indices, chunk)
+        if not shards.has(indices, evaluation.key):
+            sampler = sampler or evaluation.sampler(world.device)
+            images, outputs = _draw_shard(evaluation, sampler, network, indices, chunk)
             kept = {IMAGES: images} if keep else {}
             if grid is not None:  # its samples lie in many shards, which many processes draw
                 kept[GRID] = images[[index - indices.start for index in places if index in indices]]
-            shards.save(indices, outputs, {"key": cell.key}, kept)
+            shards.save(indices, outputs, {"key": evaluation.key}, kept)
         done += len(indices)
         on_sample(min(done * world.size, shards.count))
     world.barrier()
@@ -110,7 +110,7 @@ def draw(
         return None
     if grid is not None:
         save_grid(grid, _placed(torch.cat(list(shards.images(GRID))), places), GRID_COLUMNS)
-    return shards.load(digest=cell.key)
+    return shards.load(digest=evaluation.key)
 
 
 def grid_places(labels: Tensor) -> dict[int, int]:
@@ -133,17 +133,17 @@ def grid_places(labels: Tensor) -> dict[int, int]:
 
 def _placed(images: Tensor, places: Mapping[int, int]) -> Tensor:
     """The images of `grid_places`, in its order, at their places; black where there is none."""
-    cells = images.new_zeros(max(places.values()) + 1, *images.shape[1:])
-    cells[list(places.values())] = images
-    return cells
+    evaluations = images.new_zeros(max(places.values()) + 1, *images.shape[1:])
+    evaluations[list(places.values())] = images
+    return evaluations
 
 
 def _draw_shard(
-    cell: Cell, sampler: Sampler, network: FeatureNetwork | None, indices: range, chunk: int
+    evaluation: Evaluation, sampler: Sampler, network: FeatureNetwork | None, indices: range, chunk: int
 ) -> tuple[Tensor, Outputs]:
     images, parts = [], list[Outputs]()
     for part in torch.arange(indices.start, indices.stop).split(chunk):
-        drawn, labels = sampler.draw(cell.protocol, cell.generation_seed, part)
+        drawn, labels = sampler.draw(evaluation.protocol, evaluation.generation_seed, part)
         images.append(drawn)
         seen = network(drawn) | rows_about(drawn) if network is not None else {}
         parts.append({name: value.cpu() for name, value in (seen | {LABELS: labels}).items()})

@@ -39,17 +39,17 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
 
 
 def _tried(chosen: AnySuite) -> AnySuite:
-    """Take a training step of every default arm on shapes alone, so that values that do not fit fail now.
+    """Take a training step of every default variant on shapes alone, so that values that do not fit fail now.
 
     Raises:
         UserError: they do not fit together.
     """
-    for arm in chosen.default_arms:
+    for variant in chosen.default_variants:
         try:
-            flops_per_step(chosen.run_spec(arm, 0, {}), chosen.image_size)
+            flops_per_step(chosen.run_spec(variant, 0, {}), chosen.image_size)
         except UserError:
             raise
         except Exception as error:  # whatever PyTorch says of shapes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"--set: with these values recipe {arm} cannot be built ({reason}).") from None
+            raise UserError(f"--set: with these values recipe {variant} cannot be built ({reason}).") from None
     return chosen

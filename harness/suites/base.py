@@ -12,7 +12,7 @@ from recipes.core.spec import Count, Spec
 from recipes.training.spec import RunSpec
 
 
-class Arm(Spec):
+class Variant(Spec):
     """A recipe, or a recipe with changed options: a configuration, never copied code."""
 
     recipe: str
@@ -48,12 +48,12 @@ class Suite(Protocol):
         ...
 
     @property
-    def arms(self) -> Mapping[str, Arm]:
+    def variants(self) -> Mapping[str, Variant]:
         """Every configuration that it can run."""
         ...
 
     @property
-    def default_arms(self) -> tuple[str, ...]:
+    def default_variants(self) -> tuple[str, ...]:
         """Those that run unless others are asked for."""
         ...
 
@@ -131,20 +131,20 @@ class Suite(Protocol):
         """Whether the feature network's logits are the suite's classes."""
         ...
 
-    def run_spec(self, arm: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+    def run_spec(self, variant: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
         ...
 
-    def needs(self, arm: str) -> list[str]:
-        """The assets of the catalogue that training an arm reads."""
+    def needs(self, variant: str) -> list[str]:
+        """The assets of the catalogue that training a variant reads."""
         ...
 
-    def judged_by(self) -> list[str]:
+    def scored_by(self) -> list[str]:
         """The assets of the catalogue that scoring reads."""
         ...
 
-    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
-        """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
+    def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Tokenizers whose posteriors these variants cache: (channels, side) and number format."""
         ...
 
 

@@ -12,8 +12,16 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from harness.sampling.protocol import Protocol, find_protocol
-from harness.suites.base import Arm, Budget
-from harness.suites.digits_specs import NUM_CLASSES, SIDE, DigitsData, EncoderSpec, FeatureSpec, TokenizerSpec, Training
+from harness.suites.base import Budget, Variant
+from harness.suites.digits_specs import (
+    NUM_CLASSES,
+    SIDE,
+    DigitsData,
+    FeatureSpec,
+    NetworkTraining,
+    TokenEncoderSpec,
+    TokenizerSpec,
+)
 from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SiTSpec
@@ -37,15 +45,15 @@ class DigitsSuite(Spec):
     notice: str = "proxy suite: digits, not ImageNet"
     data: DigitsData
     tokenizer: TokenizerSpec
-    encoder: EncoderSpec
+    encoder: TokenEncoderSpec
     features: FeatureSpec
     sit: SiTSpec
     batch_size: Count
     sit_optimizer: OptimizerSpec
     vae_optimizer: OptimizerSpec
     ema: EMASpec
-    arms: dict[str, Arm]
-    default_arms: tuple[str, ...]
+    variants: dict[str, Variant]
+    default_variants: tuple[str, ...]
     default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     default_jobs: Count
     curve_protocol: Protocol
@@ -64,13 +72,13 @@ class DigitsSuite(Spec):
             raise ValueError(f"sit.encoder_depth {sit.encoder_depth} is beyond the last block, {sit.depth}")
         if encoder.grid**2 != sit.tokens or encoder.width % encoder.heads:
             raise ValueError(f"the encoder gives no {sit.tokens} tokens, or its width is no multiple of its heads")
-        if missing := [arm for arm in self.default_arms if arm not in self.arms]:
-            raise ValueError(f"default_arms names {missing[0]}, which is no arm")
+        if missing := [variant for variant in self.default_variants if variant not in self.variants]:
+            raise ValueError(f"default_variants names {missing[0]}, which is no variant")
         return self
 
     def identity(self) -> str:
         """Digest of everything but the budget and what runs by default."""
-        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()})
+        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
         return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds", "default_jobs"}))
 
     @property
@@ -78,23 +86,23 @@ class DigitsSuite(Spec):
         """Side of its images, in pixels."""
         return SIDE
 
-    def needs(self, arm: str) -> list[str]:
+    def needs(self, variant: str) -> list[str]:
         """No file that others made."""
         return []
 
-    def judged_by(self) -> list[str]:
+    def scored_by(self) -> list[str]:
         """No file that others made."""
         return []
 
-    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+    def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
         """Its latents are too small to speak of."""
         return {}
 
-    def run_spec(self, arm: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+    def run_spec(self, variant: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
-        chosen = self.arms[arm]
+        chosen = self.variants[variant]
         kind = recipe(chosen.recipe)
-        options = recipe_options(chosen.recipe, chosen.options, where=f"arm {arm}")
+        options = recipe_options(chosen.recipe, chosen.options, where=f"variant {variant}")
         optimizers = {"sit": self.sit_optimizer}
         if kind.trains_tokenizer:
             optimizers["vae"] = self.vae_optimizer
@@ -102,7 +110,7 @@ class DigitsSuite(Spec):
         used = ["data", "tokenizer", *(["tokens"] if kind.aligned else [])]
         return RunSpec(
             suite=self.name,
-            arm=arm,
+            variant=variant,
             recipe=chosen.recipe,
             options=options.model_dump(mode="json"),
             sit=self.sit.model_copy(update={"encoder_widths": widths}),
@@ -112,10 +120,10 @@ class DigitsSuite(Spec):
         )
 
 
-def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
+def digits_variants(tokenizer: TokenizerSpec) -> dict[str, Variant]:
     """The three recipes and two controls, which show where REPA-E's gain comes from and why it needs its rules."""
     # The tokenizer goes on under the losses it was made with; the suite has no GAN and no LPIPS. The position
-    # embedding stays fixed in every arm, so that joint training is the only difference.
+    # embedding stays fixed in every variant, so that joint training is the only difference.
     joint: dict[str, Any] = {
         "l1": tokenizer.l1,
         "l2": tokenizer.l2,
@@ -125,18 +133,18 @@ def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
         "train_pos_embed": False,
     }
     return {
-        "vanilla": _arm("vanilla", "vanilla (SiT)", "Denoising loss only, frozen tokenizer."),
-        "repa": _arm("repa", "REPA", "Plus alignment of the SiT's tokens with a frozen encoder's."),
-        "repa_e": _arm(
+        "vanilla": _variant("vanilla", "vanilla (SiT)", "Denoising loss only, frozen tokenizer."),
+        "repa": _variant("repa", "REPA", "Plus alignment of the SiT's tokens with a frozen encoder's."),
+        "repa_e": _variant(
             "repa_e", "REPA-E", "Plus joint training of the tokenizer, through the alignment loss alone.", **joint
         ),
-        "joint_no_align": _arm(
+        "joint_no_align": _variant(
             "repa_e",
             "joint, VAE align 0",
             "Control: the tokenizer trains on, but the alignment gradient does not reach it.",
             **joint | {"vae_alignment": 0.0},
         ),
-        "naive_e2e": _arm(
+        "naive_e2e": _variant(
             "repa_e",
             "naive end-to-end",
             "Control: the diffusion loss trains the tokenizer, which learns latents that are easy, not good.",
@@ -145,10 +153,10 @@ def digits_arms(tokenizer: TokenizerSpec) -> dict[str, Arm]:
     }
 
 
-def _arm(name: str, label: str, about: str, **options: Any) -> Arm:
-    """An arm with every option written out, so that each can be overridden by its key."""
+def _variant(name: str, label: str, about: str, **options: Any) -> Variant:
+    """A variant with every option written out, so that each can be overridden by its key."""
     full = recipe_options(name, options, where=label).model_dump(mode="json")
-    return Arm(recipe=name, label=label, about=about, options=full)
+    return Variant(recipe=name, label=label, about=about, options=full)
 
 
 def digits() -> DigitsSuite:
@@ -162,20 +170,22 @@ def digits() -> DigitsSuite:
             norm_groups=8,
             unshuffle=2,
         ),
-        training=Training(seed=103, steps=1000, batch_size=64, lr=2e-3),
+        training=NetworkTraining(seed=103, steps=1000, batch_size=64, lr=2e-3),
     )
     rate = OptimizerSpec(lr=2e-3, warmup_steps=50)
     return DigitsSuite(
         data=DigitsData(),
         tokenizer=tokenizer,
-        encoder=EncoderSpec(
+        encoder=TokenEncoderSpec(
             width=96,
             depth=3,
             heads=4,
             grid=4,
-            training=Training(seed=102, steps=500, batch_size=128, lr=3e-3),
+            training=NetworkTraining(seed=102, steps=500, batch_size=128, lr=3e-3),
         ),
-        features=FeatureSpec(width=32, features=64, training=Training(seed=101, steps=400, batch_size=128, lr=3e-3)),
+        features=FeatureSpec(
+            width=32, features=64, training=NetworkTraining(seed=101, steps=400, batch_size=128, lr=3e-3)
+        ),
         sit=SiTSpec(
             latent_size=4,
             channels=16,
@@ -191,8 +201,8 @@ def digits() -> DigitsSuite:
         sit_optimizer=rate,
         vae_optimizer=rate.model_copy(update={"lr": 4e-4}),
         ema=EMASpec(decay=0.999, warmup=True),
-        arms=digits_arms(tokenizer),
-        default_arms=("vanilla", "repa", "repa_e"),
+        variants=digits_variants(tokenizer),
+        default_variants=("vanilla", "repa", "repa_e"),
         default_seeds=(10, 11, 12),  # 0 to 9 were looked at while the suite was being made
         default_jobs=4,
         curve_protocol=find_protocol("digits-ode25"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from recipes.core.spec import Count, Depth, NotNegative, Positive, Seed, Share, Spec
+from recipes.core.spec import Count, Depth, Fraction, NotNegative, Positive, Seed, Spec
 from recipes.models.autoencoder import AutoencoderSpec
 
 SIDE = 16
@@ -21,14 +21,14 @@ class DigitsData(Spec):
     train: Count = 16_000
     reference: Count = 16_000
     max_degrees: NotNegative = 12.0
-    max_log_scale: Share = 0.12
-    max_shift: Share = 0.12
+    max_log_scale: Fraction = 0.12
+    max_shift: Fraction = 0.12
     """In half images."""
     paper_brightest: Annotated[float, Field(ge=0, lt=0.5)] = 0.45
     """Paper is uniform in [0, this]^3 RGB, ink in [1 - this, 1]^3: two random colours that stay apart."""
 
 
-class Training(Spec):
+class NetworkTraining(Spec):
     """One-cycle AdamW on random batches."""
 
     seed: Seed
@@ -42,21 +42,21 @@ class TokenizerSpec(Spec):
     """The suite's KL autoencoder and how it is trained (no GAN, no LPIPS)."""
 
     autoencoder: AutoencoderSpec
-    training: Training
+    training: NetworkTraining
     l1: float = 1.0
     l2: float = 2.0
     kl: float = 5e-5
 
 
-class EncoderSpec(Spec):
+class TokenEncoderSpec(Spec):
     """The encoder in DINOv2's role."""
 
     width: Count
     depth: Depth
     heads: Count
     grid: Count
-    training: Training
-    mask_share: Share = 0.5
+    training: NetworkTraining
+    mask_fraction: Fraction = 0.5
 
 
 class FeatureSpec(Spec):
@@ -64,4 +64,4 @@ class FeatureSpec(Spec):
 
     width: Annotated[int, Field(ge=4, le=2**20)]
     features: Count
-    training: Training
+    training: NetworkTraining

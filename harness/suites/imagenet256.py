@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness.sampling.protocol import Protocol, find_protocol
 from harness.suites.base import Budget
-from harness.suites.imagenet_variants import PaperArm, paper_arms
+from harness.suites.imagenet_variants import PaperVariant, paper_variants
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
 from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
@@ -93,8 +93,8 @@ class ImagenetSuite(Spec):
     """``adm-reference``, or ``images``: statistics of the prepared training images themselves."""
     stand_ins: bool = False
     """Tiny networks with random weights instead of the published ones: proves the path, means nothing."""
-    arms: dict[str, PaperArm]
-    default_arms: tuple[str, ...] = ("vanilla", "repa", "repa_e")
+    variants: dict[str, PaperVariant]
+    default_variants: tuple[str, ...] = ("vanilla", "repa", "repa_e")
     default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     curve_protocol: Protocol
     final_protocols: tuple[Protocol, ...]
@@ -103,7 +103,7 @@ class ImagenetSuite(Spec):
 
     def identity(self) -> str:
         """Digest of everything but the budget and what runs by default."""
-        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_arms": ()})
+        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
         return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds"}))
 
     @property
@@ -126,29 +126,29 @@ class ImagenetSuite(Spec):
         """Whether it wants ``--data``, and does not make its own."""
         return True
 
-    def arm(self, name: str) -> PaperArm:
+    def variant(self, name: str) -> PaperVariant:
         """A configuration, its names checked.
 
         Raises:
             UserError: it names a size, tokenizer or encoder that the suite does not have.
         """
-        arm = self.arms[name]
+        variant = self.variants[name]
         wanted: tuple[tuple[str, Sequence[str], Mapping[str, Any]], ...] = (
-            ("size", [arm.size], self.sizes),
-            ("tokenizer", [arm.tokenizer], self.tokenizers),
-            ("encoder", arm.encoders, self.encoders),
+            ("size", [variant.size], self.sizes),
+            ("tokenizer", [variant.tokenizer], self.tokenizers),
+            ("encoder", variant.encoders, self.encoders),
         )
         for kind, names, known in wanted:
             for found in names:
                 if found not in known:
-                    raise UserError(f"arm {name}: there is no {kind} '{found}'.{nearest(found, known)}")
-        return arm
+                    raise UserError(f"variant {name}: there is no {kind} '{found}'.{nearest(found, known)}")
+        return variant
 
     def sit_spec(self, name: str) -> SiTSpec:
-        """The SiT of an arm."""
-        arm, size = self.arm(name), self.sizes[self.arm(name).size]
-        tokenizer = self.tokenizers[arm.tokenizer]
-        aligned = recipe(arm.recipe).aligned
+        """The SiT of a variant."""
+        variant, size = self.variant(name), self.sizes[self.variant(name).size]
+        tokenizer = self.tokenizers[variant.tokenizer]
+        aligned = recipe(variant.recipe).aligned
         return SiTSpec(
             latent_size=self.side // tokenizer.autoencoder.factor,
             channels=tokenizer.autoencoder.latent_channels,
@@ -157,16 +157,16 @@ class ImagenetSuite(Spec):
             hidden=size.hidden,
             depth=size.depth,
             heads=size.heads,
-            encoder_depth=arm.encoder_depth,
-            encoder_widths=tuple(self.encoders[e].width for e in arm.encoders) if aligned else (),
+            encoder_depth=variant.encoder_depth,
+            encoder_widths=tuple(self.encoders[e].width for e in variant.encoders) if aligned else (),
             projector_width=self.projector_width,
         )
 
     def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
-        arm = self.arm(name)
-        kind = recipe(arm.recipe)
-        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        variant = self.variant(name)
+        kind = recipe(variant.recipe)
+        options = recipe_options(variant.recipe, variant.options, where=f"variant {name}")
         optimizers = {"sit": self.sit_optimizer}
         if kind.trains_tokenizer:
             optimizers["vae"] = self.vae_optimizer
@@ -182,42 +182,42 @@ class ImagenetSuite(Spec):
         )
         return RunSpec(
             suite=self.name,
-            arm=name,
-            recipe=arm.recipe,
+            variant=name,
+            recipe=variant.recipe,
             options=options.model_dump(mode="json"),
             sit=self.sit_spec(name),
-            tokenizer=self.tokenizers[arm.tokenizer].autoencoder,
+            tokenizer=self.tokenizers[variant.tokenizer].autoencoder,
             discriminator=self.discriminator,
-            encoders=tuple(self.encoders[e] for e in arm.encoders) if kind.aligned else (),
+            encoders=tuple(self.encoders[e] for e in variant.encoders) if kind.aligned else (),
             perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
             train=train,
             inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
         )
 
     def needs(self, name: str) -> list[str]:
-        """The assets of the catalogue that training an arm reads."""
-        arm = self.arm(name)
-        kind = recipe(arm.recipe)
-        options = recipe_options(arm.recipe, arm.options, where=f"arm {name}")
+        """The assets of the catalogue that training a variant reads."""
+        variant = self.variant(name)
+        kind = recipe(variant.recipe)
+        options = recipe_options(variant.recipe, variant.options, where=f"variant {name}")
         return [
             "images",
-            *([] if arm.from_scratch else [arm.tokenizer]),
-            *(arm.encoders if kind.aligned else ()),
+            *([] if variant.from_scratch else [variant.tokenizer]),
+            *(variant.encoders if kind.aligned else ()),
             *(["vgg16"] if getattr(options, "perceptual", 0) else []),
         ]
 
-    def judged_by(self) -> list[str]:
+    def scored_by(self) -> list[str]:
         """The assets of the catalogue that scoring reads."""
         return [name for name in (self.features, self.reference) if name != "images"]
 
-    def latents_of(self, arms: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
-        """Tokenizers whose posteriors these arms cache: (channels, side) and number format."""
-        frozen = {self.arm(name).tokenizer: self.sit_spec(name) for name in arms if self.caches_latents(name)}
+    def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+        """Tokenizers whose posteriors these variants cache: (channels, side) and number format."""
+        frozen = {self.variant(name).tokenizer: self.sit_spec(name) for name in variants if self.caches_latents(name)}
         return {name: ((sit.channels, sit.latent_size), self.latents) for name, sit in frozen.items()}
 
     def caches_latents(self, name: str) -> bool:
-        """Whether an arm trains on cached posteriors of a frozen tokenizer."""
-        return not recipe(self.arm(name).recipe).trains_tokenizer
+        """Whether a variant trains on cached posteriors of a frozen tokenizer."""
+        return not recipe(self.variant(name).recipe).trains_tokenizer
 
 
 def imagenet256() -> ImagenetSuite:
@@ -226,7 +226,7 @@ def imagenet256() -> ImagenetSuite:
         sizes={k: Size(hidden=h, depth=d, heads=n) for k, (h, d, n) in SIZES.items()},
         tokenizers={k: TokenizerChoice(autoencoder=a, patch_size=p) for k, (a, p) in TOKENIZERS.items()},
         encoders=dict(ENCODERS),
-        arms=paper_arms(),
+        variants=paper_variants(),
         curve_protocol=find_protocol("ode50-10k"),
         final_protocols=(find_protocol("repa-e-v3"),),
         budget=Budget(steps=400_000, score_every=50_000),
@@ -264,8 +264,8 @@ def imagenet_smoke() -> ImagenetSuite:
             **dict.fromkeys(("sit_optimizer", "vae_optimizer", "discriminator_optimizer"), calm),
             "reference": "images",
             "stand_ins": True,
-            "arms": {
-                name: full.arms[name].model_copy(update={"encoder_depth": 2})
+            "variants": {
+                name: full.variants[name].model_copy(update={"encoder_depth": 2})
                 for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
             },
             "curve_protocol": full.curve_protocol.model_copy(update={"name": "smoke-ode4", **small}),

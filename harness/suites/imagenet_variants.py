@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from harness.suites.base import Arm
+from harness.suites.base import Variant
 from recipes.core.spec import Depth
 from recipes.registry import recipe_options
 
 
-class PaperArm(Arm):
+class PaperVariant(Variant):
     """A recipe with the networks it is run on."""
 
     size: str = "XL"
@@ -24,47 +24,47 @@ class PaperArm(Arm):
     """Which table of the paper it belongs to."""
 
 
-def _arm(name: str, label: str, about: str, source: str = "", **changes: Any) -> PaperArm:
-    """An arm with every option written out, so that each can be overridden by its key."""
+def _variant(name: str, label: str, about: str, source: str = "", **changes: Any) -> PaperVariant:
+    """A variant with every option written out, so that each can be overridden by its key."""
     options: dict[str, JsonValue] = changes.pop("options", {})
     full = recipe_options(name, options, where=label).model_dump(mode="json")
-    return PaperArm(recipe=name, label=label, about=about, source=source, options=full, **changes)
+    return PaperVariant(recipe=name, label=label, about=about, source=source, options=full, **changes)
 
 
-def _pair(key: str, label: str, source: str, **changes: Any) -> dict[str, PaperArm]:
+def _pair(key: str, label: str, source: str, **changes: Any) -> dict[str, PaperVariant]:
     """REPA and REPA-E under the same change."""
     return {
-        f"repa_{key}": _arm("repa", f"REPA, {label}", f"REPA with {label}.", source, **changes),
-        f"repa_e_{key}": _arm("repa_e", f"REPA-E, {label}", f"REPA-E with {label}.", source, **changes),
+        f"repa_{key}": _variant("repa", f"REPA, {label}", f"REPA with {label}.", source, **changes),
+        f"repa_e_{key}": _variant("repa_e", f"REPA-E, {label}", f"REPA-E with {label}.", source, **changes),
     }
 
 
-def paper_arms() -> dict[str, PaperArm]:
+def paper_variants() -> dict[str, PaperVariant]:
     """The three recipes, the two-stage recipe, and the paper's ablations, which run on SiT-L for 100,000 steps."""
-    arms = {
-        "vanilla": _arm("vanilla", "vanilla (SiT)", "Denoising loss only, SD-VAE frozen."),
-        "repa": _arm("repa", "REPA", "Plus alignment of block 8 with DINOv2-B."),
-        "repa_e": _arm("repa_e", "REPA-E", "Plus joint training of the SD-VAE, through the alignment loss alone."),
-        "two_stage": _arm(
+    variants = {
+        "vanilla": _variant("vanilla", "vanilla (SiT)", "Denoising loss only, SD-VAE frozen."),
+        "repa": _variant("repa", "REPA", "Plus alignment of block 8 with DINOv2-B."),
+        "repa_e": _variant("repa_e", "REPA-E", "Plus joint training of the SD-VAE, through the alignment loss alone."),
+        "two_stage": _variant(
             "repa", "REPA on a tuned VAE", "REPA on the frozen VAE of a REPA-E run of yours.", tokenizer="tuned-vae"
         ),
-        "two_stage_f16d32": _arm(
+        "two_stage_f16d32": _variant(
             "repa",
             "REPA on a tuned f16d32 VAE",
             "REPA on the frozen IN-VAE or VA-VAE of a REPA-E run of yours.",
             tokenizer="tuned-vae-f16d32",
         ),
-        "repa_e_invae": _arm("repa_e", "REPA-E, IN-VAE", "REPA-E at SiT-XL/1 on the IN-VAE.", tokenizer="in-vae"),
-        "repa_e_vavae": _arm(
+        "repa_e_invae": _variant("repa_e", "REPA-E, IN-VAE", "REPA-E at SiT-XL/1 on the IN-VAE.", tokenizer="in-vae"),
+        "repa_e_vavae": _variant(
             "repa_e",
             "REPA-E, VA-VAE",
             "REPA-E at SiT-XL/1 on the VA-VAE: the first stage of the paper's best numbers.",
             tokenizer="va-vae",
         ),
-        "two_stage_e2e_sdvae": _arm(
+        "two_stage_e2e_sdvae": _variant(
             "repa", "REPA on E2E-SDVAE", "REPA on the released tuned SD-VAE.", "Table 8", tokenizer="e2e-sdvae"
         ),
-        "two_stage_e2e_vavae": _arm(
+        "two_stage_e2e_vavae": _variant(
             "repa",
             "REPA on E2E-VAVAE",
             "REPA on the released tuned VA-VAE: FID 1.83 and 1.26 (later 1.69 and 1.12) after 4M steps.",
@@ -73,27 +73,27 @@ def paper_arms() -> dict[str, PaperArm]:
         ),
     }
     for size in ("B", "L"):
-        arms |= _pair(f"size_{size.lower()}", f"SiT-{size}/2", "Table 2", size=size)
+        variants |= _pair(f"size_{size.lower()}", f"SiT-{size}/2", "Table 2", size=size)
     for key, encoder in (("ijepa_h", "jepa-vit-h"), ("clip_l", "clip-vit-L"), ("dinov2_l", "dinov2-vit-l")):
-        arms |= _pair(f"encoder_{key}", f"SiT-L and {encoder}", "Table 3", size="L", encoders=(encoder,))
+        variants |= _pair(f"encoder_{key}", f"SiT-L and {encoder}", "Table 3", size="L", encoders=(encoder,))
     for key, tokenizer in (("invae", "in-vae"), ("vavae", "va-vae")):
-        arms |= _pair(f"tokenizer_{key}", f"SiT-L and {tokenizer}", "Table 4", size="L", tokenizer=tokenizer)
+        variants |= _pair(f"tokenizer_{key}", f"SiT-L and {tokenizer}", "Table 4", size="L", tokenizer=tokenizer)
     for depth in (6, 10):
-        arms |= _pair(f"depth_{depth}", f"SiT-L aligned at block {depth}", "Table 5", size="L", encoder_depth=depth)
+        variants |= _pair(f"depth_{depth}", f"SiT-L aligned at block {depth}", "Table 5", size="L", encoder_depth=depth)
     components = {
         "no_stop_gradient": ("without stop-gradient: the denoising loss trains the VAE too", {"vae_diffusion": 1.0}),
         "no_batch_norm": ("without batch norm: the latents keep their first statistics", {"batch_norm": False}),
         "no_gan": ("without the GAN term", {"gan": 0.0}),
     }
     for key, (label, options) in components.items():
-        arms[f"repa_e_{key}"] = _arm(
+        variants[f"repa_e_{key}"] = _variant(
             "repa_e", f"REPA-E {label.split(':')[0]}", f"SiT-L, {label}.", "Table 6", size="L", options=options
         )
-    arms["repa_e_scratch"] = _arm(
+    variants["repa_e_scratch"] = _variant(
         "repa_e",
         "REPA-E from scratch",
         "VAE and discriminator start from random weights.",
         "Table 7",
         from_scratch=True,
     )
-    return arms
+    return variants

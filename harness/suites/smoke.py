@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from harness.suites.base import Budget
 from harness.suites.digits import DigitsSuite, digits
-from harness.suites.digits_specs import DigitsData, Training
+from harness.suites.digits_specs import DigitsData, NetworkTraining
 
 
 def smoke() -> DigitsSuite:
     """Every stage of `digits`, made small."""
     full = digits()
 
-    def short(training: Training, steps: int) -> Training:
+    def short(training: NetworkTraining, steps: int) -> NetworkTraining:
         return training.model_copy(update={"steps": steps, "batch_size": 32})
 
     return full.model_copy(

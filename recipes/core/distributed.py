@@ -82,7 +82,7 @@ def choose_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device: there is no device '{name}'.{nearest(name, ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here; give --device cpu, or mend the driver.")
+        raise UserError("--device cuda: PyTorch finds no GPU here; give --device cpu, or repair the driver.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

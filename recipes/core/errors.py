@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can repair this."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in an option, key or file, told in one sentence with its mend.
+    """A mistake in an option, key or file, told in one sentence with its remedy.
 
     The command line prints the sentence and exits with code 2. Every other exception is a bug and keeps its
     traceback.
@@ -45,7 +45,7 @@ class DamagedError(UserError):
 
 
 class Diverged(Exception):  # noqa: N818 (what happened to a training, not a mistake)
-    """Training went wrong in a way that more steps cannot mend; the last good checkpoint is as it was."""
+    """Training went wrong in a way that more steps cannot repair; the last good checkpoint is as it was."""
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)

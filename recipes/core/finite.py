@@ -14,7 +14,7 @@ def finite(values: Tensor, what: str, first: int, cause: str) -> Tensor:
         values: a row for an image.
         what: they are, for a person.
         first: number of the first row.
-        cause: why one may not be finite, and the mend.
+        cause: why one may not be finite, and the remedy.
 
     Raises:
         UserError: with the number of the first row that is not.

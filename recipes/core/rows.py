@@ -1,4 +1,4 @@
-"""Files that grow by a line while somebody works, a JSON object each: logs and remarks. Every line knows its digest."""
+"""Files that grow by a line while somebody works, a JSON object each: logs and notes. Every line knows its digest."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def left_out(path: Path, count: int) -> list[str]:
-    """A remark on lines that are not what was written."""
+    """A note on lines that are not what was written."""
     if count == 1:
         return [f"1 line of {path.name} was damaged and is left out"]
     return [f"{count} lines of {path.name} were damaged and are left out"] if count else []

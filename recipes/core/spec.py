@@ -18,14 +18,27 @@ Count = Annotated[int, Field(ge=1, le=2**31)]
 #: Of layers, blocks, levels.
 Depth = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+#: Keys that had other names before schema version 2. They are read under both, and count in digests under the old ones,
+#: so that runs and assets of before are found again.
+RENAMED = {"arm": "variant", "arms": "variants", "default_arms": "default_variants", "mask_share": "mask_fraction"}
+
+
+def with_keys(value: Any, names: Mapping[str, str]) -> Any:
+    """Nested JSON-able data with some keys renamed."""
+    if isinstance(value, dict):
+        return {names.get(key, key): with_keys(inner, names) for key, inner in value.items()}
+    return [with_keys(inner, names) for inner in value] if isinstance(value, list) else value
+
+
 def digest_of(value: Any) -> str:
     """SHA-256, in hex, of the canonical JSON (sorted keys, no spaces) of a JSON-able value."""
+    value = with_keys(value, {new: old for old, new in RENAMED.items()})
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -64,7 +77,7 @@ class Spec(BaseModel):
             UserError: one sentence naming the first wrong key.
         """
         try:
-            text = json.dumps(data, allow_nan=False)
+            text = json.dumps(with_keys(data, RENAMED), allow_nan=False)
         except RecursionError:
             raise UserError(f"{where}: it is nested too deep. Write it anew.") from None
         except ValueError:
@@ -101,7 +114,7 @@ class OptimizerSpec(Spec):
 class EMASpec(Spec):
     """Exponential moving average of parameters and float buffers (REPA-E, released code)."""
 
-    decay: Share = 0.9999
+    decay: Fraction = 0.9999
     warmup: bool = False
     """Use min(decay, (1 + s) / (10 + s)) at step s, for budgets shorter than the average's memory."""
 

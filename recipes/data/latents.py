@@ -50,7 +50,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     """Refuse to begin what the disk cannot hold.
 
     Raises:
-        UserError: says both numbers and the mend.
+        UserError: says both numbers and the remedy.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -61,7 +61,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-class Sums(Spec):
+class LatentSums(Spec):
     """Mergeable sums over images and places, for each channel."""
 
     values: int
@@ -73,7 +73,7 @@ class Sums(Spec):
     """Of the squared standard deviations."""
 
     @classmethod
-    def of(cls, moments: NDArray[Any]) -> Sums:
+    def of(cls, moments: NDArray[Any]) -> LatentSums:
         """From (n, 2, C, h, w), in float64, in chunks so that the result does not depend on who made the shard."""
         n, _, channels, height, width = moments.shape
         totals = np.zeros((3, channels))
@@ -84,11 +84,11 @@ class Sums(Spec):
         first, second, third = (tuple(row) for row in totals.tolist())
         return cls(values=n * height * width, mean=first, square=second, variance=third)
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: LatentSums) -> LatentSums:
         def added(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
             return tuple(x + y for x, y in zip(a, b, strict=True))
 
-        return Sums(
+        return LatentSums(
             values=self.values + other.values,
             mean=added(self.mean, other.mean),
             square=added(self.square, other.square),
@@ -138,7 +138,7 @@ class Sidecar(Spec):
 
     plan: LatentsPlan
     sha256: str
-    sums: Sums
+    sums: LatentSums
 
 
 class LatentsManifest(Spec):
@@ -303,10 +303,10 @@ def latent_statistics(
     latents: Latents, *, batch_size: int = SUM_CHUNK, on_done: Callable[[int], None] = lambda done: None
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, float64 (C,), by reading all latents once: for those that record none."""
-    total: Sums | None = None
+    total: LatentSums | None = None
     for start in range(0, len(latents), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(latents)))
-        part = Sums.of(torch.stack(latents.take(indices), dim=1).numpy())
+        part = LatentSums.of(torch.stack(latents.take(indices), dim=1).numpy())
         total = part if total is None else total + part
         on_done(int(indices[-1]) + 1)
     if total is None:
@@ -452,13 +452,13 @@ def _fitting(moments: NDArray[Any], plan: LatentsPlan, images: Images, rows: Seq
     """The moments in the plan's dtype, or a `UserError` that names an image whose values do not fit in it."""
     with np.errstate(over="ignore"):
         cast = moments.astype(plan.dtype)
-    for values, what, mend in (
+    for values, what, remedy in (
         (moments, "is not finite", "check the tokenizer's weights and precision"),
         (cast, f"overflows {plan.dtype}", "keep the latents in float32"),
     ):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3, 4)))
         if len(bad):
-            raise UserError(f"The latent of {images.name(rows[bad[0]])} {what}{_others(len(bad) - 1)}: {mend}.")
+            raise UserError(f"The latent of {images.name(rows[bad[0]])} {what}{_others(len(bad) - 1)}: {remedy}.")
     return cast
 
 
@@ -479,7 +479,7 @@ def _write_shard(
         on_done(before + end)
     with written(path) as file:
         np.save(file, moments, allow_pickle=False)
-    sidecar = Sidecar(plan=plan, sha256=sha256_of(path), sums=Sums.of(moments))
+    sidecar = Sidecar(plan=plan, sha256=sha256_of(path), sums=LatentSums.of(moments))
     write_text(path.with_suffix(".json"), sidecar.model_dump_json(indent=1))
 
 

@@ -100,6 +100,6 @@ def _posterior(moments: Tensor) -> Posterior:
     return Posterior(mean, (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp())
 
 
-def to_unit(images: Tensor, like: Tensor) -> Tensor:
+def to_signed(images: Tensor, like: Tensor) -> Tensor:
     """uint8 images (0..255) to [-1, 1], in the dtype and on the device of `like`."""
     return images.to(device=like.device, dtype=like.dtype) / 127.5 - 1

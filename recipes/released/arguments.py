@@ -121,22 +121,22 @@ def judge(args: Mapping[str, Any], name: str) -> bool:
     Raises:
         UserError: it says that it is something else; without the name of the file.
     """
-    mend = "give a checkpoint of a SiT that predicts the velocity."
+    remedy = "give a checkpoint of a SiT that predicts the velocity."
     if not args and _DIT_FILE.fullmatch(name):
-        raise UserError(f"it is a DiT of the release, which predicts noise at 1000 steps; {mend}")
+        raise UserError(f"it is a DiT of the release, which predicts noise at 1000 steps; {remedy}")
     says = False
     for key, value in args.items():
         text, lower = str(value), key.lower()
         words, said = set(lower.split("_")), set(re.split(r"[^a-z0-9]+", text.lower()))
         if _MODEL.fullmatch(lower) and isinstance(value, str):
             if re.search(r"(^|[^A-Za-z])DiT", text, re.IGNORECASE):
-                raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {mend}")
+                raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {remedy}")
         elif isinstance(value, str) and words & _TARGET:
             if said & _OTHER or (words & _PREDICTION and text.lower() not in _VELOCITY):
-                raise UserError(f"it predicts {text} ({key}), not the velocity; {mend}")
+                raise UserError(f"it predicts {text} ({key}), not the velocity; {remedy}")
             says |= text.lower() in _VELOCITY
         elif (value is True and words & _PREDICTION and words & _OTHER) or (lower in _DISCRETE and value):
-            raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {mend}")
+            raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {remedy}")
         elif lower in _ARCHITECTURE and value:
             raise UserError(f"it was built with {key} = {text}, which a SiT has not; give a checkpoint of a SiT.")
     path_of(args)

@@ -252,7 +252,7 @@ def _read_statistics(path: Path, channels: int) -> LatentStatistics | None:
 def _statistics(mean: Tensor, std: Tensor, channels: int, *, where: str) -> LatentStatistics:
     if len(mean) != channels or len(std) != channels or not (std.isfinite() & (std > 0) & mean.isfinite()).all():
         raise UserError(
-            f"{where}: the latents' mean and scale are not {channels} positive numbers each; mend the file."
+            f"{where}: the latents' mean and scale are not {channels} positive numbers each; repair the file."
         )
     return LatentStatistics(mean.float(), std.float())
 

@@ -184,7 +184,7 @@ def read_checkpoint(path: Path, **given: Unpack[Given]) -> ReleasedCheckpoint:
         given: see `Given`.
 
     Raises:
-        UserError: one sentence naming the file or key, and the mend.
+        UserError: one sentence naming the file or key, and the remedy.
     """
     file, beside = _locate(path, given.get("step"))
     loaded = load_state(file)

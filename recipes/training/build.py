@@ -31,7 +31,7 @@ def build_networks(
 ) -> Networks:
     """Freshly initialised networks; those that are given are copied in."""
     kind = recipe(spec.recipe)
-    options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
+    options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
     sit = transformer.SiT(spec.sit)
     transformer.initialize(sit, spec.train.seed)
     if not kind.trains_tokenizer:
@@ -62,7 +62,7 @@ def build_trainer(
     networks.sit.checkpointing = execution.checkpointing
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
     _arrange(networks, world.device)
-    options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
+    options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
 
     def complete(batch: Batch) -> Batch:
         if batch.features or not encoders:
@@ -140,7 +140,7 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
     part = next(n for n in range(most, 0, -1) if local % n == 0)
     found = Layout(total, world.size, part, world.device.type)
     pooled = part * world.size
-    if getattr(recipe_options(spec.recipe, spec.options, where=spec.arm), "gan", 0) and pooled != (
+    if getattr(recipe_options(spec.recipe, spec.options, where=spec.variant), "gan", 0) and pooled != (
         spec.train.norm_batch or total
     ):
         raise UserError(

@@ -34,7 +34,7 @@ def _flops_of(spec_json: str, image_size: int) -> int:
     spec = RunSpec.model_validate_json(spec_json)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         networks = build_networks(spec, perceptual=Perceptual(input_range=spec.perceptual) if spec.perceptual else None)
-        options = recipe_options(spec.recipe, spec.options, where=f"arm {spec.arm}")
+        options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
         batch = meta_batch(spec, image_size)
         draws = KeyedDraws(0, 0, torch.arange(spec.train.batch_size))
         for update in recipe(spec.recipe)(networks, options).updates(batch, draws):

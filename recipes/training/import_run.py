@@ -105,7 +105,7 @@ def _run_spec(released: ReleasedCheckpoint, content: str) -> RunSpec:
     encoders = tuple(ENCODERS[e] for e in str(args.get("enc_type")).split(",") if e in ENCODERS)
     return RunSpec(
         suite=SUITE,
-        arm=released.kind,
+        variant=released.kind,
         recipe=name,
         options=options,
         sit=released.sit,

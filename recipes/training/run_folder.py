@@ -72,7 +72,7 @@ class Run:
             return False
         try:
             return checkpoint.hash_of_part(self.checkpoint(step), OPTIMIZER) is not None
-        except DamagedError:  # `mend` looks closer
+        except DamagedError:  # `repair` looks closer
             return True
 
     def clock(self, step: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Run:
         """SHA-256 of the weights of a checkpoint."""
         return str(checkpoint.hash_of_part(self.checkpoint(step), WEIGHTS))
 
-    def mend(self, needed: Sequence[int]) -> list[str]:
+    def repair(self, needed: Sequence[int]) -> list[str]:
         """Set damaged checkpoints aside, so that they are made again: of the `needed` ones every one, and of those to
         resume from the newest ones, up to the first good one.
 
@@ -128,7 +128,7 @@ class Run:
             aside = self._aside(step)
             shutil.rmtree(aside, ignore_errors=True)
             self.checkpoint(step).rename(aside)
-            return self.remark(f"checkpoint {step} was set aside as {aside.name}: {_briefly(error)}")
+            return self.note(f"checkpoint {step} was set aside as {aside.name}: {_briefly(error)}")
         return None
 
     def _sound_state(self, step: int) -> str | None:
@@ -137,26 +137,27 @@ class Run:
             checkpoint.verify_part(self.checkpoint(step), OPTIMIZER)
         except DamagedError as error:
             checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
-            return self.remark(f"the optimizer state of checkpoint {step} was removed: {_briefly(error)}")
+            return self.note(f"the optimizer state of checkpoint {step} was removed: {_briefly(error)}")
         return None
 
     def _aside(self, step: int) -> Path:
         return self.checkpoint(step).with_suffix(".damaged")
 
     @property
-    def remarks_path(self) -> Path:
+    def notes_path(self) -> Path:
         """One JSON object for each thing that happened to the run and that who reads its numbers should know."""
-        return self.folder / "remarks.jsonl"
+        earlier = self.folder / "remarks.jsonl"  # as it was called before records of version 2
+        return earlier if earlier.exists() else self.folder / "notes.jsonl"
 
-    def remark(self, text: str) -> str:
+    def note(self, text: str) -> str:
         """Keep a sentence for whoever reads the run's numbers; returns it."""
-        append_row(self.remarks_path, {"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        append_row(self.notes_path, {"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         return text
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """The sentences, in order; a line cut short is passed over."""
-        rows, damaged = read_rows(self.remarks_path, text=str)
-        return [row["text"] for row in rows] + left_out(self.remarks_path, damaged)
+        rows, damaged = read_rows(self.notes_path, text=str)
+        return [row["text"] for row in rows] + left_out(self.notes_path, damaged)
 
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
         """Write a checkpoint, then let go of what older ones hold too much of.
@@ -216,7 +217,7 @@ class Run:
         """Forget what was logged after the checkpoint that we continue from, and say what was damaged."""
         rows, damaged = self.log(step)
         for told in left_out(self.log_path, damaged):
-            self.remark(told)
+            self.note(told)
         atomic.write_text(self.log_path, "".join(map(row_text, rows)))
 
     def write_incident(self, what: str, network: str, trainer: Trainer, finding: Finding, images: int) -> Path:

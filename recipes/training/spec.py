@@ -21,7 +21,7 @@ class RunSpec(Spec):
     """Everything that decides a run's weights at every step. The budget is not in it: more steps extend it."""
 
     suite: str
-    arm: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
     """Its name in tables and of its folder: a recipe, or a recipe with changed options."""
     recipe: str
     options: dict[str, JsonValue]
@@ -39,7 +39,7 @@ class RunSpec(Spec):
     @property
     def name(self) -> str:
         """A folder name that tells a person what it is and cannot clash."""
-        return f"{self.arm}-seed{self.train.seed}-{self.digest()[:8]}"
+        return f"{self.variant}-seed{self.train.seed}-{self.digest()[:8]}"
 
 
 @dataclass(frozen=True)

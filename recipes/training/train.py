@@ -25,7 +25,7 @@ from recipes.training.spec import TrainingInputs
 
 
 @dataclass
-class Training:
+class TrainingOptions:
     """What `train_run` may be told besides what to train."""
 
     execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
@@ -37,7 +37,9 @@ class Training:
     """Asked after every step; if it says a signal's number, the run is saved and `Stopped` raised."""
 
 
-def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], training: Training | None = None) -> None:
+def train_run(
+    run: Run, inputs: TrainingInputs, milestones: Sequence[int], training: TrainingOptions | None = None
+) -> None:
     """Train until the last milestone, keeping a checkpoint at each; does nothing where they exist.
 
     Args:
@@ -48,11 +50,11 @@ def train_run(run: Run, inputs: TrainingInputs, milestones: Sequence[int], train
 
     Raises:
         UserError: the run went past a milestone without keeping it, or its batch cannot be spread.
-        DamagedError: a checkpoint is not what was written; `Run.mend` sets it aside.
+        DamagedError: a checkpoint is not what was written; `Run.repair` sets it aside.
         Diverged: the watchdog stopped it; see `recipes.core.watchdog`.
         Stopped: somebody asked for it; everything is saved.
     """
-    training = training or Training()
+    training = training or TrainingOptions()
     missing = sorted(set(milestones) - set(run.steps()))
     if not missing:
         return
@@ -83,7 +85,7 @@ class _Session:
 
     run: Run
     trainer: Trainer
-    training: Training
+    training: TrainingOptions
     milestones: Sequence[int]
     missing: Sequence[int]
     images: int
@@ -156,6 +158,6 @@ class _Session:
             last = self.run.resumable()
             kept = "no checkpoint was due before" if last is None else f"the checkpoint of step {last} is good"
             told += f"). What happened is in {path}; {kept}"
-            mend = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
-            raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{mend}.")
+            remedy = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
+            raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{remedy}.")
         raise Diverged(what)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL
 from harness.metrics.evaluate import DEFAULT, evaluate
-from harness.metrics.frechet import Moments, Sums, frechet_distance
+from harness.metrics.frechet import Moments, MomentSums, frechet_distance
 from harness.metrics.manifold import Manifold, manifold, manifolds, precision_recall
 from harness.scoring import feature_shards
 from harness.scoring.files import Job
@@ -53,7 +53,7 @@ def measure(benchmark: Any, run: Callable[[], Any], rounds: int) -> Any:
 
 @pytest.fixture(scope="module")
 def moments() -> tuple[Moments, Moments]:
-    return tuple(Sums.empty(WIDTH).add(features(seed, 3000)).moments() for seed in (1, 2))
+    return tuple(MomentSums.empty(WIDTH).add(features(seed, 3000)).moments() for seed in (1, 2))
 
 
 @pytest.mark.benchmark(group="Fréchet distance of 2048 features")

@@ -74,7 +74,7 @@ def cpu_suite() -> ImagenetSuite:
             "tokenizers": {"sd-vae": TokenizerChoice(autoencoder=tokenizer, patch_size=1)},
             "encoders": {"dinov2-vit-b": eye},
             "discriminator": DiscriminatorSpec(base_width=32),
-            "arms": {name: full.arms[name].model_copy(update={"encoder_depth": 2}) for name in ARMS},
+            "variants": {name: full.variants[name].model_copy(update={"encoder_depth": 2}) for name in ARMS},
         }
     )
 
@@ -82,7 +82,7 @@ def cpu_suite() -> ImagenetSuite:
 def gpu_suite(size: str) -> ImagenetSuite:
     """The paper's suite, its three recipes at one size of SiT."""
     full = imagenet256()
-    return full.model_copy(update={"arms": {n: full.arms[n].model_copy(update={"size": size}) for n in ARMS}})
+    return full.model_copy(update={"variants": {n: full.variants[n].model_copy(update={"size": size}) for n in ARMS}})
 
 
 def with_train(spec: RunSpec, **changes: int) -> RunSpec:
@@ -145,7 +145,7 @@ def plain_loop(spec: RunSpec, device: torch.device, *, foreach: bool | None = Fa
     for network in (networks.sit, networks.vae, networks.discriminator, networks.perceptual):
         if network is not None:
             network.to(device)
-    options = recipe_options(spec.recipe, spec.options, where=spec.arm)
+    options = recipe_options(spec.recipe, spec.options, where=spec.variant)
     plain = PlainLoop(spec.recipe, networks, options, spec.train, encoders=encoders, foreach=foreach)
     count = spec.train.batch_size
     batch, draws = random_batch(spec, count, image_side(spec)).to(device), TorchDraws(count, device)
@@ -200,14 +200,14 @@ def cpu_step_bytes(step: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("how", ["core", "plain"])
-@pytest.mark.parametrize("arm", ARMS)
-def test_step_on_the_cpu(benchmark, arm, how):
-    benchmark.group = f"{arm}: step of 4 images, 128 px, SiT 384 x 4, CPU"
-    spec, cpu = cpu_suite().run_spec(arm, 0, {}), torch.device("cpu")
+@pytest.mark.parametrize("variant", ARMS)
+def test_step_on_the_cpu(benchmark, variant, how):
+    benchmark.group = f"{variant}: step of 4 images, 128 px, SiT 384 x 4, CPU"
+    spec, cpu = cpu_suite().run_spec(variant, 0, {}), torch.device("cpu")
     loop = core_loop(spec, Execution(device="cpu"), cpu) if how == "core" else plain_loop(spec, cpu)
     loop.step()  # makes the moments
     step_bytes, held = cpu_step_bytes(loop.step), loop.held_bytes()
-    benchmark.pedantic(loop.step, rounds=2 if arm == "repa_e" else 4, iterations=1)
+    benchmark.pedantic(loop.step, rounds=2 if variant == "repa_e" else 4, iterations=1)
     note(
         benchmark,
         spec,
@@ -283,12 +283,12 @@ def plain_batch(spec: RunSpec, device: torch.device, foreach: bool | None, part:
 
 @on_gpu
 @pytest.mark.parametrize("how", ["core", "plain", "plain, torch's own foreach"])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("variant", ARMS)
 @pytest.mark.parametrize("size", ["B", "XL"])
-def test_step_on_a_gpu(benchmark, cuda, size, arm, how):
+def test_step_on_a_gpu(benchmark, cuda, size, variant, how):
     """Core: bf16, compiled, 256 images a step. Plain: fp32 weights and TF32, eager, as many images as fit."""
-    benchmark.group = f"{arm}: step of SiT-{size}/2, 256 px, GPU"
-    spec = gpu_suite(size).run_spec(arm, 0, {})
+    benchmark.group = f"{variant}: step of SiT-{size}/2, 256 px, GPU"
+    spec = gpu_suite(size).run_spec(variant, 0, {})
     foreach = False if how == "plain" else None
     make = partial(core_in_parts, spec, cuda) if how == "core" else partial(plain_batch, spec, cuda, foreach)
     loop, refused = fitting(make)

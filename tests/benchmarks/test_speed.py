@@ -24,14 +24,14 @@ from recipes.training.spec import RunSpec
 DIGITS = suite("digits")
 
 
-def digits_trainer(arm: str) -> tuple[Trainer, Batch]:
+def digits_trainer(variant: str) -> tuple[Trainer, Batch]:
     """The digits suite's networks and batch size, on random data."""
-    chosen = DIGITS.arms[arm]
+    chosen = DIGITS.variants[variant]
     kind = recipe(chosen.recipe)
     optimizers = {"sit": DIGITS.sit_optimizer, "vae": DIGITS.vae_optimizer}
     spec = RunSpec(
         suite="bench",
-        arm=arm,
+        variant=variant,
         recipe=chosen.recipe,
         options=chosen.options,
         sit=DIGITS.sit.model_copy(update={"encoder_widths": (DIGITS.encoder.width,) if kind.aligned else ()}),
@@ -39,7 +39,7 @@ def digits_trainer(arm: str) -> tuple[Trainer, Batch]:
         train=TrainSpec(seed=0, batch_size=DIGITS.batch_size, optimizers=optimizers, ema=DIGITS.ema),
         inputs={},
     )
-    options = recipe_options(chosen.recipe, chosen.options, where=arm)
+    options = recipe_options(chosen.recipe, chosen.options, where=variant)
     networks: Networks = build_networks(spec)
     g, n, s = torch.Generator().manual_seed(0), DIGITS.batch_size, DIGITS.sit
     shape = (n, s.channels, s.latent_size, s.latent_size)
@@ -54,9 +54,9 @@ def digits_trainer(arm: str) -> tuple[Trainer, Batch]:
 
 
 @pytest.mark.benchmark(group="digits training step")
-@pytest.mark.parametrize("arm", ["vanilla", "repa", "repa_e"])
-def test_training_step(benchmark, arm):
-    trainer, batch = digits_trainer(arm)
+@pytest.mark.parametrize("variant", ["vanilla", "repa", "repa_e"])
+def test_training_step(benchmark, variant):
+    trainer, batch = digits_trainer(variant)
     items = torch.arange(DIGITS.batch_size)
     benchmark(lambda: trainer.train_step(batch, KeyedDraws(0, trainer.step, items)))
     assert trainer.step > 0

@@ -34,7 +34,9 @@ def scores(folder: Path) -> dict[tuple, dict]:
     for line in (folder / "records.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["kind"] in ("score", "tokenizer", "floor"):
-            key = tuple(str(row.get(k)) for k in ("kind", "arm", "seed", "step", "protocol", "generation_seed", "name"))
+            key = tuple(
+                str(row.get(k)) for k in ("kind", "variant", "seed", "step", "protocol", "generation_seed", "name")
+            )
             assert key not in out, f"measured twice: {key}"
             out[key] = {k: v for k, v in row.items() if k not in VOLATILE}
     return out
@@ -50,10 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "out", root / "cache"
 
 
-def test_run_scores_every_arm_at_every_checkpoint(finished):
+def test_run_scores_every_variant_at_every_checkpoint(finished):
     rows = [json.loads(line) for line in (finished[0] / "records.jsonl").read_text().splitlines()]
-    curve = {(r["arm"], r["step"]) for r in rows if r["kind"] == "score" and r["protocol"]["name"] == "smoke-ode4"}
-    assert curve == {(arm, step) for arm in ("vanilla", "repa", "repa_e") for step in (8, 16, 24)}
+    curve = {(r["variant"], r["step"]) for r in rows if r["kind"] == "score" and r["protocol"]["name"] == "smoke-ode4"}
+    assert curve == {(variant, step) for variant in ("vanilla", "repa", "repa_e") for step in (8, 16, 24)}
     first = next(r for r in rows if r["kind"] == "score")
     assert first["n_fake"] == 128
     assert first["schema_version"] == 1
@@ -63,7 +65,7 @@ def test_run_scores_every_arm_at_every_checkpoint(finished):
     assert first["flops"] > 0
     assert first["provenance"]["versions"]["torch"]
     after = [r for r in rows if r["kind"] == "tokenizer"]
-    assert [r["arm"] for r in after] == [None, "repa_e"]
+    assert [r["variant"] for r in after] == [None, "repa_e"]
 
 
 def test_report_is_one_page_without_network(finished):
@@ -115,13 +117,13 @@ def test_every_row_of_a_report_names_its_runs(finished):
 
 def test_every_figure_of_the_csv_is_a_record(finished):
     recorded = {
-        (row["arm"], str(row["step"]), f"{row['protocol']['name']}@2", str(row["generation_seed"])): row["metrics"]
+        (row["variant"], str(row["step"]), f"{row['protocol']['name']}@2", str(row["generation_seed"])): row["metrics"]
         for row in map(json.loads, (finished[0] / "records.jsonl").read_text().splitlines())
         if row["kind"] == "score"
     }
     with (finished[0] / "report" / "results.csv").open() as file:
         for row in csv.DictReader(file):
-            metrics = recorded[row["arm"], row["step"], row["protocol"], row["generation_seed"]]
+            metrics = recorded[row["variant"], row["step"], row["protocol"], row["generation_seed"]]
             assert float(row["fid"]) == metrics["fid"]
             assert float(row["inception_score_se"]) == metrics["inception_score_se"]
 
@@ -223,7 +225,7 @@ def test_replay_passes_on_the_recorded_folder_and_fails_on_a_changed_one(tmp_pat
         (["run", "--set", "sit.dept=3"], "Did you mean 'depth'"),
         (["run", "--set", "sit.depth"], "write it as KEY=VALUE"),
         (["run", "--set", "sit.depth=deep"], "sit.depth"),
-        (["run", "--set", "arms.repa.options.allignment=1"], "'alignment'"),
+        (["run", "--set", "variants.repa.options.allignment=1"], "'alignment'"),
         (["run", "--seeds", "one"], "Invalid value for '--seeds'"),
         (["run", "--seedz", "1"], "--seeds"),
         (["rum"], "run"),
@@ -358,7 +360,7 @@ def rows_of(folder: Path, kind: str = "score") -> list[dict]:
 
 
 def test_guidance_is_chosen_on_other_seeds_than_reported(finished, tmp_path):
-    """Both arms get the same settings, seeds and samples; what is tried never becomes a result."""
+    """Both variants get the same settings, seeds and samples; what is tried never becomes a result."""
     out, cache = tmp_path / "out", finished[1]
     shutil.copytree(finished[0], out)
     before = repa_bench("speedup", out, "--json").stdout
@@ -368,19 +370,22 @@ def test_guidance_is_chosen_on_other_seeds_than_reported(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Guidance, chosen on other seeds (smoke-sde4-n64)" in done.stdout
     rows = rows_of(out)
-    tried = {arm: [r for r in rows if r["search"] and r["arm"] == arm] for arm in ("vanilla", "repa_e")}
+    tried = {variant: [r for r in rows if r["search"] and r["variant"] == variant] for variant in ("vanilla", "repa_e")}
     cells = {
-        arm: sorted((r["protocol"]["name"], r["generation_seed"], r["n_fake"]) for r in tried[arm]) for arm in tried
+        variant: sorted((r["protocol"]["name"], r["generation_seed"], r["n_fake"]) for r in tried[variant])
+        for variant in tried
     }
     assert cells["vanilla"] == cells["repa_e"]
     assert len(cells["vanilla"]) == 5 * 2  # no guidance, and two scales in two intervals
-    for arm, searches in tried.items():
+    for variant, searches in tried.items():
         assert {r["generation_seed"] for r in searches} == {1000, 1001}
         mean = {}
         for r in searches:
             mean.setdefault(r["protocol"]["name"].split("+")[1], []).append(r["metrics"]["fid"])
         best = min(mean, key=lambda name: sum(mean[name]))
-        results = [r for r in rows if r["arm"] == arm and not r["search"] and r["protocol"]["name"].endswith(best)]
+        results = [
+            r for r in rows if r["variant"] == variant and not r["search"] and r["protocol"]["name"].endswith(best)
+        ]
         assert [(r["generation_seed"], r["n_fake"]) for r in results] == [(0, 128)]
         assert results[0]["nfe"] > 4  # guided steps cost two evaluations
     assert repa_bench("speedup", out, "--json").stdout == before
@@ -466,7 +471,9 @@ def test_a_report_in_every_format_and_checked(finished, tmp_path):
 
 def test_a_folder_compares_with_itself(finished):
     told = json.loads(repa_bench("compare", finished[0], finished[0], "--json").stdout)["pairs"]
-    assert {(p["arm"], p["step"]) for p in told} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
+    assert {(p["variant"], p["step"]) for p in told} == {
+        (a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)
+    }
     assert all(p["ratio"] == 1 and p["verdict"] is None for p in told)  # of a single seed
 
 
@@ -477,7 +484,9 @@ def test_alignment_is_measured_once_for_every_checkpoint(finished, tmp_path):
     done = repa_bench(*command, cache=cache)
     assert done.returncode == 0, done.stderr
     rows = [r for r in map(json.loads, (out / "records.jsonl").read_text().splitlines()) if r["kind"] == "alignment"]
-    assert {(r["arm"], r["step"]) for r in rows} == {(a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)}
+    assert {(r["variant"], r["step"]) for r in rows} == {
+        (a, s) for a in ("vanilla", "repa", "repa_e") for s in (8, 16, 24)
+    }
     assert all(len(r["cknna"]) == 2 and min(r["cknna"]) >= -1 and max(r["cknna"]) <= 1 for r in rows)
     assert "Alignment with the encoder after block 1 (CKNNA)" in (out / "report" / "index.html").read_text()
     assert repa_bench(*command, cache=cache).returncode == 0

@@ -44,18 +44,18 @@ def test_the_readme_says_what_the_records_say():
     """Every FID, speedup, interval and verdict of the README's table."""
     text, comparison = (ROOT / "README.md").read_text(), load([EXAMPLE])
     rows = re.findall(r"^\| (?:vanilla \(SiT\)|REPA|REPA-E|control: [^|]*) \|.*$", text, re.M)
-    assert len(rows) == len(comparison.arms) == 5
+    assert len(rows) == len(comparison.variants) == 5
     speedups = {(s.recipe, s.currency): s.estimate for s in comparison.speedups}
-    for row, arm in zip(rows, comparison.arms, strict=True):
+    for row, variant in zip(rows, comparison.variants, strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
         for cell, step in zip(cells, (500, 750, 1000), strict=False):
-            found = comparison.fid_at(arm, step)
+            found = comparison.fid_at(variant, step)
             assert found is not None
             assert cell == f"{found.mean:.2f} ± {found.sd:.2f}"
         for cell, currency in zip(cells[3:], ("iterations", "flops", "device_seconds"), strict=True):
-            if arm == "vanilla":
+            if variant == "vanilla":
                 continue
-            e = speedups[arm, currency]
+            e = speedups[variant, currency]
             value = e.point.bound_text if e.point.loglog is None else f"{e.point.loglog:.2f} ({interval(e)})"
             assert cell.replace(" (not reached)", "") == f"{value}, {e.verdict}"
 
@@ -64,7 +64,10 @@ def test_the_suites_spread_over_seeds_is_what_the_records_say():
     """Pooled over the recipes that the suite runs by default, at the last step; the slope over its last two."""
     comparison, noise = load([EXAMPLE]), NOISE["digits"]
     before, end = comparison.steps()[-2:]
-    logs = [[math.log(fid) for fid in comparison.fids(arm, end).values()] for arm in suite("digits").default_arms]
+    logs = [
+        [math.log(fid) for fid in comparison.fids(variant, end).values()]
+        for variant in suite("digits").default_variants
+    ]
     assert noise.cv == pytest.approx(math.sqrt(fmean(variance(values) for values in logs)), abs=5e-4)
     assert noise.freedom == sum(len(values) - 1 for values in logs)
     first, last = (fmean(math.log(fid) for fid in comparison.fids("vanilla", step).values()) for step in (before, end))

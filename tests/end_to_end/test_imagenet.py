@@ -45,12 +45,12 @@ class Place:
         assert "Traceback" not in done.stderr
         return done
 
-    def run(self, arm: str, out: Path | None = None) -> Path:
-        (found,) = ((out or self.out) / "runs").glob(f"{arm}-seed0-*")
+    def run(self, variant: str, out: Path | None = None) -> Path:
+        (found,) = ((out or self.out) / "runs").glob(f"{variant}-seed0-*")
         return found
 
-    def weights(self, arm: str, out: Path | None = None) -> dict[str, torch.Tensor]:
-        return load_file(self.run(arm, out) / "checkpoints" / "0000006" / "weights.safetensors")
+    def weights(self, variant: str, out: Path | None = None) -> dict[str, torch.Tensor]:
+        return load_file(self.run(variant, out) / "checkpoints" / "0000006" / "weights.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -72,12 +72,12 @@ def records(place: Place, kind: str) -> list[dict]:
 
 def test_every_recipe_trains_and_is_scored(paper):
     scored = records(paper, "score")
-    assert {(r["arm"], r["step"]) for r in scored} == {(arm, 6) for arm in RECIPES}
+    assert {(r["variant"], r["step"]) for r in scored} == {(variant, 6) for variant in RECIPES}
     for row in scored:
         assert np.isfinite([v for v in row["metrics"].values() if v is not None]).all()
         assert row["n_fake"] == 8
         assert row["device_seconds"] == pytest.approx(row["train_seconds"])
-    assert [t["arm"] for t in records(paper, "tokenizer")] == [None, "repa_e"]
+    assert [t["variant"] for t in records(paper, "tokenizer")] == [None, "repa_e"]
     logged = [json.loads(line) for line in (paper.run("repa_e") / "log.jsonl").read_text().splitlines()]
     terms = {"l1", "perceptual", "kl", "gan", "vae_align", "disc", "denoising", "sit_align", "latent_variance"}
     assert terms <= set(logged[0])
@@ -96,17 +96,17 @@ def test_two_processes_train_what_one_does(paper):
     """Same losses and gradient norms to 1e-3 and weights to 1e-5, in float32, through the whole path."""
     out = paper.root / "two"
     paper.ok("train", *SUITE, "--out", out, processes=2)
-    for arm in RECIPES:
-        ours, theirs = paper.weights(arm), paper.weights(arm, out)
+    for variant in RECIPES:
+        ours, theirs = paper.weights(variant), paper.weights(variant, out)
         assert set(ours) == set(theirs)
         for key, value in ours.items():
             off = (theirs[key].double() - value.double()).abs()
             # Adam's first steps have the size of the rate however small a gradient is: a rare one that is all rounding
             # may go another way.
-            assert (off > 1e-5 + 1e-5 * value.abs()).double().mean() < 1e-3, f"{arm} {key}"
-            assert off.max() < 1e-4, f"{arm} {key}"
+            assert (off > 1e-5 + 1e-5 * value.abs()).double().mean() < 1e-3, f"{variant} {key}"
+            assert off.max() < 1e-4, f"{variant} {key}"
         for a, b in zip(
-            *((paper.run(arm, o) / "log.jsonl").read_text().splitlines() for o in (None, out)), strict=True
+            *((paper.run(variant, o) / "log.jsonl").read_text().splitlines() for o in (None, out)), strict=True
         ):
             one, two = ({k: v for k, v in json.loads(row).items() if k not in ("seconds", "check")} for row in (a, b))
             assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
@@ -124,7 +124,7 @@ def test_two_stage_trains_on_the_exported_tokenizer(paper):
     assert "asset 'tuned-vae' is missing" in missing.stderr
     paper.ok("fetch", "tuned-vae", "--from", exported / "tuned-vae.pt", *SUITE)
     paper.ok("run", *SUITE, "--recipes", "two_stage", "--out", paper.out)
-    assert "two_stage" in {r["arm"] for r in records(paper, "score")}
+    assert "two_stage" in {r["variant"] for r in records(paper, "score")}
     own, tuned = paper.weights("repa"), paper.weights("two_stage")
     assert not torch.equal(own["sit.bn.running_var"], tuned["sit.bn.running_var"])
     statistics = paper.weights("repa_e")["ema.sit.bn.running_var"]
@@ -173,7 +173,7 @@ def test_a_runs_folder_is_scored_with_more_metrics(paper):
     told = paper.ok("score", *SUITE, *asked, "--out", paper.root / "scored")
     assert list(paper.root.glob("scored/samples/**/*.png"))
     found = json.loads(told.stdout)["smoke-sde4@2"]
-    ours = next(r for r in records(paper, "score") if r["arm"] == "repa" and r["protocol"]["name"] == "smoke-sde4")[
+    ours = next(r for r in records(paper, "score") if r["variant"] == "repa" and r["protocol"]["name"] == "smoke-sde4")[
         "metrics"
     ]
     for name in ("fid", "sfid", "precision", "recall", "inception_score"):
@@ -206,7 +206,7 @@ def test_a_terminated_run_saves_and_continues(paper):
 
 def test_plan_counts_and_names_what_is_missing(paper):
     told = json.loads(paper.ok("plan", "--suite", "imagenet256", "--devices", 8, "--seeds", 0, 1, "--json").stdout)
-    cells = {cell["arm"]: cell for cell in told["cells"]}
+    cells = {cell["variant"]: cell for cell in told["cells"]}
     assert set(cells) == set(RECIPES)
     assert cells["vanilla"]["parameters"] == {"sit": 675_111_184}
     assert cells["repa_e"]["parameters"]["vae"] == 83_653_863
@@ -252,7 +252,7 @@ def test_doctor_finds_what_is_broken(paper, tmp_path):
         (("sample", "--images", "x.png", "--run", "/nowhere"), "is not a run"),
         (("export-vae", "/nowhere", "--out", "x"), "is not a run"),
         (("import", "/nowhere", "--out", "x"), "/nowhere"),
-        (("plan", "--suite", "imagenet256", "--set", 'arms.repa.encoders=["dinov9"]'), "no encoder 'dinov9'"),
+        (("plan", "--suite", "imagenet256", "--set", 'variants.repa.encoders=["dinov9"]'), "no encoder 'dinov9'"),
     ],
 )
 def test_mistakes_are_sentences(paper, arguments, sentence):

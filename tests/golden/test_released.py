@@ -143,7 +143,7 @@ def test_repa_e_folder(tmp_path, repa_e_folder):
     # the folder is one of ours
     spec = RunSpec.parse(json.loads((run.folder / "spec.json").read_text()), where="spec.json")
     assert spec == run.spec == Run.open(run.folder).spec
-    assert (spec.suite, spec.arm, spec.recipe) == ("imported", "repa_e", "repa_e")
+    assert (spec.suite, spec.variant, spec.recipe) == ("imported", "repa_e", "repa_e")
     assert (spec.train.seed, spec.train.batch_size, spec.train.precision) == (7, 256, "fp16")
     assert (spec.options["path"], spec.options["vae_alignment"]) == ("linear", 1.5)
     assert (spec.sit.heads, spec.sit.encoder_depth, spec.sit.encoder_widths) == (HEADS, 2, (24,))
@@ -217,7 +217,7 @@ def test_repa(tmp_path):
     state = without_bn(released_sit())
     path = write_checkpoint(tmp_path / "0400000.pt", repa_arguments(), model=state, ema=state, steps=400000)
     run = import_checkpoint(path, tmp_path / "run", heads=HEADS)
-    assert (run.spec.arm, run.spec.recipe) == ("repa", "repa")
+    assert (run.spec.variant, run.spec.recipe) == ("repa", "repa")
     sit, _ = load_for_sampling(run, 400000, tokenizer(), average=True)
     assert_close(velocity(sit), golden("sit_forward")["velocity"])
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -265,7 +265,7 @@ def test_vanilla_by_the_code_of_repa(tmp_path):
     run = import_checkpoint(
         write_checkpoint(tmp_path / "x.pt", args, ema=state, steps=5), tmp_path / "run", heads=HEADS
     )
-    assert (run.spec.arm, run.spec.recipe, run.spec.sit.encoder_widths) == ("sit", "vanilla", ())
+    assert (run.spec.variant, run.spec.recipe, run.spec.sit.encoder_widths) == ("sit", "vanilla", ())
     sit, _ = load_for_sampling(run, 5, tokenizer(), average=True)
     assert_close(velocity(sit), golden("sit_forward")["velocity"])
 
@@ -290,7 +290,7 @@ def test_sit(tmp_path, learn_sigma, bare):
     args = {"path_type": "Linear", "prediction": "velocity", "global_seed": 0, "global_batch_size": 128}
     torch.save(state if bare else {"model": state, "ema": state, "args": argparse.Namespace(**args)}, path)
     run = import_checkpoint(path, tmp_path / "run", heads=HEADS, step=7000000)
-    assert (run.spec.arm, run.spec.recipe, run.spec.options["path"]) == ("sit", "vanilla", "linear")
+    assert (run.spec.variant, run.spec.recipe, run.spec.options["path"]) == ("sit", "vanilla", "linear")
     assert run.spec.train.batch_size == (256 if bare else 128)
     sit, _ = load_for_sampling(run, 7000000, tokenizer(), average=True)
     g = golden("sit_forward")

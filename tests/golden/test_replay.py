@@ -10,7 +10,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from harness.checks.replay import Comparison, Folder, relative_error, replay
+from harness.checks.replay import Folder, Replayed, relative_error, replay
 from recipes.core.errors import UserError
 from recipes.core.loop import subset
 
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_nan_fails():
-    assert not Comparison("x", float("nan"), 1.0).passed
+    assert not Replayed("x", float("nan"), 1.0).passed
     assert relative_error(torch.zeros(2), torch.zeros(3)) == float("inf")
 
 

@@ -44,15 +44,20 @@ def wide_suite() -> ImagenetSuite:
     smoke = imagenet_smoke()
     eyes = {n: eye.model_copy(update={"input_size": 112, "grid": 8}) for n, eye in smoke.encoders.items()}
     tokenizers = {name: choice.model_copy(update={"patch_size": 1}) for name, choice in smoke.tokenizers.items()}
-    arms = {name: arm.model_copy(update={"encoder_depth": 6}) for name, arm in smoke.arms.items()}
+    variants = {name: variant.model_copy(update={"encoder_depth": 6}) for name, variant in smoke.variants.items()}
     sizes = {"XL": Size(hidden=512, depth=8, heads=8)}
-    return smoke.model_copy(update={"sizes": sizes, "tokenizers": tokenizers, "encoders": eyes, "arms": arms})
+    return smoke.model_copy(update={"sizes": sizes, "tokenizers": tokenizers, "encoders": eyes, "variants": variants})
 
 
 def make_spec(
-    arm: str, precision: Precision, *, suite: ImagenetSuite | None = None, images: int = IMAGES, **options: float | str
+    variant: str,
+    precision: Precision,
+    *,
+    suite: ImagenetSuite | None = None,
+    images: int = IMAGES,
+    **options: float | str,
 ) -> RunSpec:
-    spec = (suite or tiny_suite()).run_spec(arm, 0, {})
+    spec = (suite or tiny_suite()).run_spec(variant, 0, {})
     train = spec.train.model_copy(update={"precision": precision, "batch_size": images})
     return spec.model_copy(update={"train": train, "options": spec.options | options})
 
@@ -144,13 +149,13 @@ def repeatable() -> Iterator[None]:
         torch.backends.cudnn.deterministic = before
 
 
-def check_16_bits_are_close_to_float32(arm: str, device: str, precision: Precision) -> None:
-    spec = make_spec(arm, precision)
+def check_16_bits_are_close_to_float32(variant: str, device: str, precision: Precision) -> None:
+    spec = make_spec(variant, precision)
     batch = make_batch(spec, device)
     trainer = make_trainer(spec, device)
     set_scale(trainer, MODEST)
     logs = step(trainer, batch)
-    wanted = step(make_trainer(make_spec(arm, "fp32"), device), batch)
+    wanted = step(make_trainer(make_spec(variant, "fp32"), device), batch)
     losses = {name: value for name, value in wanted.items() if not name.startswith("grad_norm")}
     assert_losses_close({name: logs[name] for name in losses}, losses, rtol=0.03, atol=0.01)
     norms = {name: value for name, value in wanted.items() if name.startswith("grad_norm")}
@@ -176,10 +181,10 @@ def parameters_of(trainer: Trainer) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in (trained | averaged).items()}
 
 
-def check_an_overflow_is_skipped(arm: str, device: str) -> None:
+def check_an_overflow_is_skipped(variant: str, device: str) -> None:
     """A good step, one that overflows, a good one: two effective steps of three batches."""
     # In float32 the discriminator's gradient would survive the scale.
-    spec = make_spec(arm, "fp16", **({"loss_precision": "autocast"} if arm == "repa_e" else {}))
+    spec = make_spec(variant, "fp16", **({"loss_precision": "autocast"} if variant == "repa_e" else {}))
     trainer, batch = make_trainer(spec, device), make_batch(spec, device)
     start = parameters_of(trainer)
     set_scale(trainer, MODEST)
@@ -209,8 +214,8 @@ def check_an_overflow_is_skipped(arm: str, device: str) -> None:
         assert counts == {2}
 
 
-def check_checkpointing(arm: str, device: str, *, rtol: float) -> None:
-    spec = make_spec(arm, "fp32")
+def check_checkpointing(variant: str, device: str, *, rtol: float) -> None:
+    spec = make_spec(variant, "fp32")
     batch = make_batch(spec, device)
     with repeatable():
         wanted = losses_and_gradients(make_trainer(spec, device), batch)
@@ -219,9 +224,9 @@ def check_checkpointing(arm: str, device: str, *, rtol: float) -> None:
     assert_gradients_close(got[1], wanted[1], rtol=rtol)
 
 
-def check_accumulation(arm: str, device: str, *, rtol: float) -> None:
+def check_accumulation(variant: str, device: str, *, rtol: float) -> None:
     """Without the discriminator, whose batch norm sees a part (`RunSpec.train.norm_batch` says so)."""
-    spec = make_spec(arm, "fp32", **({"gan": 0.0} if arm == "repa_e" else {}))
+    spec = make_spec(variant, "fp32", **({"gan": 0.0} if variant == "repa_e" else {}))
     batch = make_batch(spec, device)
     with repeatable():
         wanted = losses_and_gradients(make_trainer(spec, device), batch)
@@ -232,8 +237,8 @@ def check_accumulation(arm: str, device: str, *, rtol: float) -> None:
     assert_gradients_close(got[1], wanted[1], rtol=rtol)
 
 
-def check_channels_last(arm: str, device: str, *, rtol: float) -> None:
-    spec = make_spec(arm, "fp32")
+def check_channels_last(variant: str, device: str, *, rtol: float) -> None:
+    spec = make_spec(variant, "fp32")
     batch, found = make_batch(spec, device), []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         trainer = make_trainer(spec, device)

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:::torch"),  # the compiler's advice
-    pytest.mark.parametrize("arm", sorted(RECIPES)),
+    pytest.mark.parametrize("variant", sorted(RECIPES)),
 ]
 
 
@@ -27,28 +27,28 @@ def _fresh():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_16_bits_are_close_to_float32(arm, precision):
-    checks.check_16_bits_are_close_to_float32(arm, "cuda", precision)
+def test_16_bits_are_close_to_float32(variant, precision):
+    checks.check_16_bits_are_close_to_float32(variant, "cuda", precision)
 
 
-def test_an_overflow_is_skipped(arm):
-    checks.check_an_overflow_is_skipped(arm, "cuda")
+def test_an_overflow_is_skipped(variant):
+    checks.check_an_overflow_is_skipped(variant, "cuda")
 
 
-def test_checkpointing_changes_nothing(arm):
-    checks.check_checkpointing(arm, "cuda", rtol=1e-5)
+def test_checkpointing_changes_nothing(variant):
+    checks.check_checkpointing(variant, "cuda", rtol=1e-5)
 
 
-def test_parts_add_up(arm):
-    checks.check_accumulation(arm, "cuda", rtol=1e-3)
+def test_parts_add_up(variant):
+    checks.check_accumulation(variant, "cuda", rtol=1e-3)
 
 
-def test_channels_last_changes_nothing(arm):
-    checks.check_channels_last(arm, "cuda", rtol=5e-3)
+def test_channels_last_changes_nothing(variant):
+    checks.check_channels_last(variant, "cuda", rtol=5e-3)
 
 
-def test_compiled_equals_eager(arm):
-    spec = checks.make_spec(arm, "bf16")
+def test_compiled_equals_eager(variant):
+    spec = checks.make_spec(variant, "bf16")
     batch = checks.make_batch(spec, "cuda")
     wanted_logs, wanted = checks.losses_and_gradients(checks.make_trainer(spec, "cuda"), batch)
     logs, gradients = checks.losses_and_gradients(checks.make_trainer(spec, "cuda", compile=True), batch)
@@ -60,8 +60,8 @@ def test_compiled_equals_eager(arm):
     checks.assert_gradients_close(gradients, wanted, rtol=0.15)
 
 
-def test_checkpointing_saves_memory(arm):
-    spec = checks.make_spec(arm, "fp32", suite=checks.wide_suite(), images=32)
+def test_checkpointing_saves_memory(variant):
+    spec = checks.make_spec(variant, "fp32", suite=checks.wide_suite(), images=32)
     batch, peaks = checks.make_batch(spec, "cuda"), {}
     for checkpointing in (False, True):
         trainer = checks.make_trainer(spec, "cuda", checkpointing=checkpointing)
@@ -80,8 +80,8 @@ def test_checkpointing_saves_memory(arm):
 @pytest.mark.parametrize("part", [None, checks.IMAGES // 2], ids=["whole", "in parts"])
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_never_waits_for_the_device(arm, precision, compile, part):
-    spec = checks.make_spec(arm, precision)
+def test_a_step_never_waits_for_the_device(variant, precision, compile, part):
+    spec = checks.make_spec(variant, precision)
     trainer = checks.make_trainer(spec, "cuda", compile=compile, part=part)
     batch = checks.make_batch(spec, "cuda")
     for _ in range(4):  # kernels are chosen and compiled, moments and loss scales made
@@ -96,9 +96,9 @@ def test_a_step_never_waits_for_the_device(arm, precision, compile, part):
     assert trainer.position == 5
 
 
-def test_the_sync_check_would_notice(arm):
+def test_the_sync_check_would_notice(variant):
     """Reading one logged scalar is what the check above forbids."""
-    spec = checks.make_spec(arm, "bf16")
+    spec = checks.make_spec(variant, "bf16")
     logs = checks.step(checks.make_trainer(spec, "cuda"), checks.make_batch(spec, "cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -18,7 +18,7 @@ from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
 from recipes.core.losses import discriminator_loss
 from recipes.core.precision import matrix_products
-from recipes.models.autoencoder import Posterior, to_unit
+from recipes.models.autoencoder import Posterior, to_signed
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator, initialize
 from recipes.models.perceptual import Perceptual
 from recipes.repa_e import RepaE
@@ -128,7 +128,7 @@ def test_the_discriminator_trains_in_float32_beside_16_bits():
     assert [dtype for _, dtype in seen] == [torch.float32] * 3  # the generator's term, real, fake
     fake = seen[2][0]
     assert torch.equal(fake, fake.bfloat16().float())  # the tokenizer did run in 16 bits
-    images = to_unit(batch.images, next(recipe.vae.parameters()))
+    images = to_signed(batch.images, next(recipe.vae.parameters()))
     assert torch.equal(update.loss, discriminator_loss(alone(images), alone(fake)))
 
 
@@ -163,10 +163,10 @@ def test_a_float32_run_is_the_same_to_the_bit():
 
 def test_digests_of_runs_without_these_losses_are_what_they_were():
     assert "loss_precision" not in RepaE.Options(perceptual=0.0, gan=0.0).model_dump()
-    assert all("loss_precision" not in arm.options for arm in digits().arms.values())
+    assert all("loss_precision" not in variant.options for variant in digits().variants.values())
     suite = imagenet256()
-    assert suite.arms["repa_e"].options["loss_precision"] == "fp32"
-    assert suite.arms["repa_e_no_gan"].options["loss_precision"] == "fp32"
+    assert suite.variants["repa_e"].options["loss_precision"] == "fp32"
+    assert suite.variants["repa_e_no_gan"].options["loss_precision"] == "fp32"
     assert suite.run_spec("repa_e", 0, {}).options["loss_precision"] == "fp32"
     with pytest.raises(ValidationError):
         RepaE.Options(loss_precision="bf16")

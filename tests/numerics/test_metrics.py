@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metrics.frechet import Moments, Sums, frechet, frechet_distance
+from harness.metrics.frechet import Moments, MomentSums, frechet, frechet_distance
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kid
 from harness.metrics.latents import effective_rank
@@ -120,11 +120,11 @@ def test_sums_do_not_depend_on_the_batches(cuts, seed, shift):
     x = cloud(seed, 300, shift=shift).float()
     edges = [0, *sorted(cuts), 300]
     parts = [x[a:b] for a, b in itertools.pairwise(edges)]
-    added, merged, expected = Sums.empty(DIM), Sums.empty(DIM), Moments.of(x)
+    added, merged, expected = MomentSums.empty(DIM), MomentSums.empty(DIM), Moments.of(x)
     for part in parts:
         assert added.add(part) is added
-        merged = merged + Sums.empty(DIM).add(part)
-    for sums in (added, merged, Sums.from_tensors(merged.tensors())):
+        merged = merged + MomentSums.empty(DIM).add(part)
+    for sums in (added, merged, MomentSums.from_tensors(merged.tensors())):
         found = sums.moments()
         assert found.count == sums.n == 300
         close(found.mean, expected.mean)
@@ -134,7 +134,7 @@ def test_sums_do_not_depend_on_the_batches(cuts, seed, shift):
 def test_sums_lose_no_digits_to_a_far_mean():
     x = cloud(0, 1000)
     far = (x * 2**20).round() / 2**20 + 2.0**20
-    sums = Sums.empty(DIM)
+    sums = MomentSums.empty(DIM)
     for part in far.split(7):
         sums.add(part)
     exact = Moments.of(far - 2.0**20).covariance
@@ -142,18 +142,18 @@ def test_sums_lose_no_digits_to_a_far_mean():
 
 
 def test_sums_leave_their_parts_alone():
-    a, b = Sums.empty(DIM).add(cloud(0, 9)), Sums.empty(DIM).add(cloud(1, 8))
+    a, b = MomentSums.empty(DIM).add(cloud(0, 9)), MomentSums.empty(DIM).add(cloud(1, 8))
     before, mean = a.scatter.clone(), b.mean.clone()
     whole = a.merge(b)
     whole.add(cloud(2, 5))
-    (Sums.empty(DIM) + a).add(cloud(2, 5))
+    (MomentSums.empty(DIM) + a).add(cloud(2, 5))
     assert (a.n, b.n, whole.n) == (9, 8, 22)
     assert torch.equal(a.scatter, before)
     assert torch.equal(b.mean, mean)
 
 
 def test_sums_refuse_what_is_no_number_and_name_the_row():
-    sums, x = Sums.empty(DIM).add(cloud(0, 10)), cloud(1, 10)
+    sums, x = MomentSums.empty(DIM).add(cloud(0, 10)), cloud(1, 10)
     before = sums.mean.clone()
     for value in (float("nan"), float("inf")):
         x[4, 2] = value
@@ -164,15 +164,15 @@ def test_sums_refuse_what_is_no_number_and_name_the_row():
     with pytest.raises(ValueError, match="shape"):
         sums.add(x[:, :3])
     with pytest.raises(ValueError, match="two samples"):
-        Sums.empty(DIM).add(cloud(0, 1)).moments()
+        MomentSums.empty(DIM).add(cloud(0, 1)).moments()
     with pytest.raises(ValueError, match="dimensions"):
-        sums.merge(Sums.empty(3))
+        sums.merge(MomentSums.empty(3))
     with pytest.raises(ValueError, match="lack"):
-        Sums.from_tensors({"n": torch.tensor(3)})
+        MomentSums.from_tensors({"n": torch.tensor(3)})
     with pytest.raises(ValueError, match="float64"):
-        Sums.from_tensors(sums.tensors() | {"mean": sums.mean.float()})
+        MomentSums.from_tensors(sums.tensors() | {"mean": sums.mean.float()})
     with pytest.raises(ValueError, match="count"):
-        Sums.from_tensors(sums.tensors() | {"n": torch.tensor(-1)})
+        MomentSums.from_tensors(sums.tensors() | {"n": torch.tensor(-1)})
 
 
 def test_inception_score_equals_torch_fidelity():

@@ -23,7 +23,7 @@ from harness.checks import adm_evaluator, crosscheck
 from harness.cli.commands_score import _tell
 from harness.features import inception
 from harness.features import inception as features_inception
-from harness.features.base import CLEAN, FEATURES, LOGITS, SPATIAL, Several
+from harness.features.base import CLEAN, FEATURES, LOGITS, SPATIAL, FeatureNetworks
 from harness.features.inception import CleanInception
 from harness.metrics import adm_reference, evaluate
 from harness.metrics.floor import frechet_floor
@@ -35,9 +35,9 @@ from harness.scoring import feature_shards, files
 from harness.scoring.array_files import NpzImages
 from harness.scoring.image_files import write_npz
 from harness.scoring.image_sets import FolderImages, batches, open_samples
-from harness.scoring.paired_images import Beside, Paired, Reconstructed, on_unit_images
+from harness.scoring.paired_images import Beside, Paired, Reconstructed, on_uint8_images
 from recipes.core.errors import UserError
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.released.autoencoder import save_autoencoder
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_the_network_without_its_resize(network):
 
 
 def test_clean_fid_is_another_number_in_the_same_pass(place, network, found):
-    both = Several(network, {CLEAN: CleanInception(network)})
+    both = FeatureNetworks(network, {CLEAN: CleanInception(network)})
     again = score(place, both, ("fid", "clean_fid"))
     assert again["fid"] == pytest.approx(found["fid"], rel=1e-9)
     assert abs(again["clean_fid"] / again["fid"] - 1) > 1e-3
@@ -305,7 +305,7 @@ def test_an_adm_reference_has_both(place, toy, tmp_path):
     again = score(place, Toy(), ("fid", "precision", "recall"), reference=both)
     assert again["fid"] == pytest.approx(toy["fid"], rel=1e-9)
     assert again["n_real"] is None
-    told = score(place, Several(Toy(), {CLEAN: Toy()}), ("fid", "clean_fid"), reference=both)
+    told = score(place, FeatureNetworks(Toy(), {CLEAN: Toy()}), ("fid", "clean_fid"), reference=both)
     assert told["fid"] == pytest.approx(toy["fid"], rel=1e-9)
     assert told["clean_fid"] != pytest.approx(told["fid"], rel=1e-3)  # against 10 images, not 24
     assert any("clean_fid is against the 10 images in adm.npz" in warning for warning in told["warnings"])
@@ -414,13 +414,13 @@ def test_a_tokenizer_is_measured_by_what_it_reconstructs(place, tmp_path):
     torch.manual_seed(0)
     tokenizer = Autoencoder(TOKENIZER).eval()
     originals = NpzImages(place / "real.npz")
-    mean_squares = on_unit_images(lambda a, b: MeanSquares()(a, b).expand(len(a)), CPU)
+    mean_squares = on_uint8_images(lambda a, b: MeanSquares()(a, b).expand(len(a)), CPU)
     job = make_job(place, Toy(), files.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
     told = files.score_tokenizer(place / "real.npz", tokenizer, "t", job)
     assert {"rfid", "psnr", "ssim", "lpips"} <= set(told)
     assert not {"fid", "fid_floor"} & set(told)
     with torch.no_grad():
-        images = to_unit(originals.read(0, 24), next(tokenizer.parameters()))
+        images = to_signed(originals.read(0, 24), next(tokenizer.parameters()))
         rebuilt = ((tokenizer.decode(tokenizer.encode(images).mean).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
     write_npz(tmp_path / "rebuilt.npz", iter([rebuilt]), 24)
     by_hand = score(place, Toy(), ("fid", "psnr", "ssim"), samples=tmp_path / "rebuilt.npz")

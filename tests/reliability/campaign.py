@@ -43,11 +43,11 @@ def state_of(out: Path) -> dict[str, Any]:
     for line in (out / "records.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["kind"] == "stage":
-            assert not row["remarks"], row["remarks"]
+            assert not row["notes"], row["notes"]
             continue
         key = "record " + " ".join(
             str(row.get(k) if k != "protocol" else row.get("protocol", {}).get("name"))
-            for k in ("kind", "name", "arm", "seed", "step", "protocol", "generation_seed")
+            for k in ("kind", "name", "variant", "seed", "step", "protocol", "generation_seed")
         )
         assert key not in state, f"measured twice: {key}"
         state[key] = {k: v for k, v in row.items() if k not in VOLATILE}

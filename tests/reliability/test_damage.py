@@ -128,7 +128,7 @@ def test_a_bad_picture_is_left_out_and_said(kind, tmp_path):
     assert pictures.url("samples/a.png", 3) is None
     outside = kind in ("link", "linked folder", "pipe", "folder")
     told = "no file below the records' folder" if outside else "no whole PNG"
-    assert pictures.remarks == [f"samples/a.png was left out: it is {told}"]
+    assert pictures.notes == [f"samples/a.png was left out: it is {told}"]
 
 
 def test_a_good_picture_is_shown_wherever_its_folder_lies(tmp_path):
@@ -143,7 +143,7 @@ def test_a_good_picture_is_shown_wherever_its_folder_lies(tmp_path):
         with Image.open(path) as stored, Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as seen:
             assert np.array_equal(np.asarray(seen), np.asarray(stored)[:30])
     assert pictures.url("samples/c.png") is None  # not there: records may travel without pictures
-    assert pictures.remarks == []
+    assert pictures.notes == []
 
 
 def test_a_report_is_made_of_what_is_whole(tmp_path):

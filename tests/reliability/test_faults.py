@@ -43,7 +43,7 @@ def repa_bench(*arguments: object, **options) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished run of one arm: (results, cache)."""
+    """A finished run of one variant: (results, cache)."""
     root = tmp_path_factory.mktemp("small")
     done = run(root / "out", root / "cache")
     assert done.returncode == 0, done.stderr
@@ -103,15 +103,15 @@ def test_the_newest_good_checkpoint_is_used(small, tmp_path, damage, name, lost)
         for found in (rows, before)
     )
     assert again == first
-    told = [r for r in rows if r["kind"] == "stage" and r["stage"] == "remark"]
+    told = [r for r in rows if r["kind"] == "stage" and r["stage"] == "note"]
     if name == "optimizer.safetensors":  # the weights were good, and nobody trained on
         assert not told
         return
     assert len(told) == 1
-    assert "checkpoint 24 was set aside as 0000024.damaged" in told[0]["remarks"][0]
-    anew = [r for r in rows if r["kind"] == "score" and r["step"] == 24 and r["remarks"]]
+    assert "checkpoint 24 was set aside as 0000024.damaged" in told[0]["notes"][0]
+    anew = [r for r in rows if r["kind"] == "score" and r["step"] == 24 and r["notes"]]
     assert len(anew) == len(gone)
-    assert all("set aside" in r["remarks"][0] for r in anew)
+    assert all("set aside" in r["notes"][0] for r in anew)
     assert "set aside as 0000024.damaged" in (out / "report" / "index.html").read_text()
     assert (last.parent / "0000024.damaged").is_dir()
 
@@ -141,14 +141,14 @@ def test_a_swapped_and_a_foreign_checkpoint_are_seen(small, tmp_path):
     shutil.copytree(opened.checkpoint(8), opened.checkpoint(16))  # another step's
     with pytest.raises(DamagedError, match="holds the checkpoint of step 8"):
         opened.weights(16)
-    spec = opened.spec.model_copy(update={"arm": "other"})
+    spec = opened.spec.model_copy(update={"variant": "other"})
     with pytest.raises(DamagedError, match="a checkpoint of another run"):
         Run(spec, run_folder).weights(8)
     one, two = (opened.checkpoint(step) / "weights.safetensors" for step in (8, 24))
     shutil.copy(two, one)  # one file of it
     with pytest.raises(DamagedError, match="SHA-256 is not the manifest's"):
         opened.weights(8)
-    assert [told.split(":")[0] for told in opened.mend([8, 16, 24])] == [
+    assert [told.split(":")[0] for told in opened.repair([8, 16, 24])] == [
         "checkpoint 8 was set aside as 0000008.damaged",
         "checkpoint 16 was set aside as 0000016.damaged",
     ]
@@ -180,7 +180,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     assert not shards.has(first, "k")
     shards.save(first, {"f": torch.zeros(len(first), 2)}, {"key": "another"})
     assert not shards.has(first, "k")
-    assert len(shards.mended) == 3
+    assert len(shards.repaired) == 3
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_a_changed_record_is_seen_and_measured_again(tmp_path, old, new):
     with pytest.raises(DamagedError, match=r"records\.jsonl, line 2 is damaged"):
         file.all()
     file.append(record("four"))  # a bad line costs no other measurement
-    assert file.mend() == [f"{file.path}, line 2 was damaged and is now in {DAMAGED_FILE}"]
+    assert file.repair() == [f"{file.path}, line 2 was damaged and is now in {DAMAGED_FILE}"]
     assert [r.name for r in file.all()] == ["one", "three", "four"]
     assert (tmp_path / DAMAGED_FILE).read_text() == lines[1]
-    assert file.mend() == []
+    assert file.repair() == []
     file.append(record("two", 2.5))
     assert [r.name for r in file.all()][-1] == "two"
 
@@ -216,7 +216,7 @@ def _append_many(folder: str, first: int) -> None:
     file = RecordFile(Path(folder))
     for k in range(first, first + 20):
         file.append(record(f"{k}"))
-        file.mend()
+        file.repair()
 
 
 def test_several_processes_append_to_one_file(tmp_path):
@@ -491,7 +491,7 @@ def test_what_was_left_out_stands_in_the_records_and_the_report(small, tmp_path,
     ) == 0  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     told = "updates that were not finite and left out: sit 2, vae 1"
-    assert {tuple(r["remarks"]) for r in rows if r["kind"] == "score"} == {(told,)}
+    assert {tuple(r["notes"]) for r in rows if r["kind"] == "score"} == {(told,)}
     assert told in (tmp_path / "report" / "index.html").read_text()
     assert (tmp_path / "report" / "report.md").read_text().count(told) == 1
 
@@ -513,7 +513,7 @@ def test_odd_samples_stand_in_the_records_and_the_report(small, tmp_path, monkey
     for row in (row for row in rows if row["kind"] == "score"):
         n, place = row["n_fake"], f"at step 2 under {row['protocol']['name']}@2, "
         flat = f"{place}{n} of the {n} samples are of one colour, such as black."
-        assert {flat, f"{place}{n - 1} of the {n} samples are copies of others; 1 differ."} <= set(row["remarks"])
+        assert {flat, f"{place}{n - 1} of the {n} samples are copies of others; 1 differ."} <= set(row["notes"])
     assert flat in (tmp_path / "report" / "report.md").read_text()
     capsys.readouterr()
     (run_folder,) = (tmp_path / "runs").iterdir()
@@ -565,13 +565,13 @@ def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):
 
 
 def test_damaged_odds_and_ends_stop_neither_run_nor_report(small, tmp_path):
-    """An empty picture, a torn remark and a log with a bad line: of a finished run, and of one that is extended."""
+    """An empty picture, a torn note and a log with a bad line: of a finished run, and of one that is extended."""
     out = tmp_path / "out"
     shutil.copytree(small[0], out)
     folder = next(out.glob("runs/vanilla-*"))
     for grid in out.glob("samples/*/*.png"):
         grid.write_bytes(b"")
-    (folder / "remarks.jsonl").write_text('{"text": "torn{"text": "after"}\n')
+    (folder / "notes.jsonl").write_text('{"text": "torn{"text": "after"}\n')
     (folder / "log.jsonl").write_bytes(b"\xff\n" + (folder / "log.jsonl").read_bytes())
     arguments = ["run", "--suite", "smoke", "--recipes", "vanilla", "--out", out, "--cache", small[1]]
     assert _main(*arguments) == 0
@@ -579,6 +579,6 @@ def test_damaged_odds_and_ends_stop_neither_run_nor_report(small, tmp_path):
     assert "was left out: it is no whole PNG" in (out / "report" / "index.html").read_text()
     assert _main(*arguments, "--steps", 32) == 0
     rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
-    remarks = next(r["remarks"] for r in rows if r["kind"] == "score" and r["step"] == 32)
-    assert "1 line of log.jsonl was damaged and is left out" in remarks
-    assert "1 line of remarks.jsonl was damaged and is left out" in remarks
+    notes = next(r["notes"] for r in rows if r["kind"] == "score" and r["step"] == 32)
+    assert "1 line of log.jsonl was damaged and is left out" in notes
+    assert "1 line of notes.jsonl was damaged and is left out" in notes

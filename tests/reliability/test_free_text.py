@@ -26,11 +26,11 @@ from reports.table import plain
 
 
 def written(path, **fields: str):
-    """Scores with other texts; labels end with the arm's name, which tells them apart."""
+    """Scores with other texts; labels end with the variant's name, which tells them apart."""
     path.mkdir(exist_ok=True)
     records: list[ScoreRecord] = []
     for r in whole(2):
-        texts = {name: f"{text} {r.arm}" if name == "label" else text for name, text in fields.items()}
+        texts = {name: f"{text} {r.variant}" if name == "label" else text for name, text in fields.items()}
         records.append(r.model_copy(update=texts))
     (path / FILE).write_text("".join(r.model_dump_json() + "\n" for r in records))
     return path
@@ -131,7 +131,7 @@ def test_no_terminal_obeys_a_name(text, tmp_path, monkeypatch, capsys):
         return captured.out + captured.err
 
     shown = text.encode("utf-8", "replace").decode()
-    folder = written(tmp_path / "runs", label=shown, remarks=[shown])
+    folder = written(tmp_path / "runs", label=shown, notes=[shown])
     table = tmp_path / "curves.csv"
     table.write_text(f"recipe,step,fid\na,1,9\n{shown}b,1,'8\n", newline="")
     said = run("speedup", folder) + run("runs", folder) + run("speedup", "--curves", table, "--baseline", text)
@@ -148,4 +148,4 @@ def test_what_is_visible():
 
 def test_a_record_names_no_run_outside_its_folder(tmp_path):
     with pytest.raises(UserError, match=r"names a run '\.\./\.\./x-seed0-vanilla0', which is no folder's name"):
-        entries(written(tmp_path, arm="../../x"))
+        entries(written(tmp_path, variant="../../x"))

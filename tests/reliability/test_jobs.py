@@ -82,8 +82,12 @@ def two(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_two_at_a_time_give_what_one_gives(one, two):
     assert results_of(two) == results_of(one[0])
-    stages = Counter((r["stage"], r["arm"], r["seed"]) for r in rows_of(two) if r["kind"] == "stage" and r["arm"])
-    assert stages == {(stage, arm, seed): 1 for stage in ("pace", "train", "score") for arm in ARMS for seed in SEEDS}
+    stages = Counter(
+        (r["stage"], r["variant"], r["seed"]) for r in rows_of(two) if r["kind"] == "stage" and r["variant"]
+    )
+    assert stages == {
+        (stage, variant, seed): 1 for stage in ("pace", "train", "score") for variant in ARMS for seed in SEEDS
+    }
     assert {r["provenance"]["threads"] for out in (one[0], two) for r in rows_of(out) if r["kind"] == "score"} == {1}
 
 
@@ -93,7 +97,7 @@ def test_the_time_of_a_step_is_quiet_where_the_machine_is_shared(one, two):
         assert {r["step_seconds_from"] for r in scores} == {source}
         for r in scores:
             assert 0 < r["step_seconds"] * r["step"] < 3 * r["train_seconds"]
-    quiet = {(r["arm"], r["seed"]): r["step_seconds"] for r in rows_of(two) if r["kind"] == "score"}
+    quiet = {(r["variant"], r["seed"]): r["step_seconds"] for r in rows_of(two) if r["kind"] == "score"}
     assert len(set(quiet.values())) == len(ARMS) * len(SEEDS)
     assert quiet["repa_e", 3] > quiet["vanilla", 3]
 

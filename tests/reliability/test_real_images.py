@@ -361,7 +361,7 @@ def test_arrays_without_a_picture(shape, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mend"), [("bool", r"astype\(np.uint8\) \* 255"), ("complex64", "no pixels"), ("U3", "no pixels")]
+    ("kind", "remedy"), [("bool", r"astype\(np.uint8\) \* 255"), ("complex64", "no pixels"), ("U3", "no pixels")]
 )
 def test_arrays_of_other_kinds_are_told_their_own_mend(kind, mend, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), kind))
@@ -654,9 +654,9 @@ def test_numbered_classes_are_in_the_order_of_numbers(tmp_path):
     source = open_source(str(tmp_path / "tree"))
     assert source.synsets == tuple(map(str, range(12)))
     assert [int(name.split("/")[0]) for name in source.names] == source.labels
-    assert source.remarks == ()
+    assert source.notes == ()
     shutil.rmtree(tmp_path / "tree" / "3")
-    assert "the classes are numbered 0, 1, 2, 4...; their labels are" in open_source(str(tmp_path / "tree")).remarks[0]
+    assert "the classes are numbered 0, 1, 2, 4...; their labels are" in open_source(str(tmp_path / "tree")).notes[0]
 
 
 def test_a_flat_folder_is_one_class(tmp_path):

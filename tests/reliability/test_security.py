@@ -225,7 +225,7 @@ def hostile(tmp_path: Path) -> Path:
             if isinstance(row.get(key), str):
                 row[key] = f"{row[key]} {SCRIPT}"
         if row["kind"] == "score":
-            row["remarks"] = [SCRIPT]
+            row["notes"] = [SCRIPT]
             row["protocol"]["name"] += SCRIPT
         row["provenance"] |= {"processor": SCRIPT, "system": SCRIPT, "device": SCRIPT}
         row["provenance"]["versions"][SCRIPT] = SCRIPT
@@ -278,9 +278,9 @@ def test_a_picture_named_by_a_record_stays_in_its_folder(hostile):
 def test_a_run_named_like_a_path_is_refused(tmp_path):
     spec = suite("smoke").run_spec("vanilla", 0, {})
     for name in ("../../evil", "a/b", "", "a" * 300, "a\nb"):
-        data = json.loads(spec.model_dump_json()) | {"arm": name}
+        data = json.loads(spec.model_dump_json()) | {"variant": name}
         (tmp_path / "spec.json").write_text(json.dumps(data))
-        with pytest.raises(UserError, match="arm"):
+        with pytest.raises(UserError, match="variant"):
             Run.open(tmp_path)
 
 

@@ -187,7 +187,7 @@ def test_shards_of_a_killed_run_go_whatever_a_protocol_is_called(tmp_path):
 
     from harness.pipeline import score
 
-    run = SimpleNamespace(folder=tmp_path / "runs" / "arm-seed0-12345678")
+    run = SimpleNamespace(folder=tmp_path / "runs" / "variant-seed0-12345678")
     names = ["0000008-sit-cfg1.5[0,0.7]-g0", "0000008-a*-g0", "0000008-a?b-g0"]
     others = ["0000008-sit-cfg1.50-g0", "0000008-a*-g01", "0000008-axb-g0"]
     for name in names + others:
@@ -211,7 +211,7 @@ def test_without_locks_records_are_written_and_a_folder_is_held(number, tmp_path
     file.append(record("one"))
     file.append(record("two"))
     assert [r.name for r in file.all()] == ["one", "two"]
-    assert file.mend() == []
+    assert file.repair() == []
     shards = Shards(tmp_path / "shards", 3)
     with shards.alone():
         shards.clear()
@@ -273,7 +273,7 @@ IN_PLACE = {
     "records.jsonl": lambda folder: RecordFile(folder).append(record("one")),
     ".records.jsonl.lock": lambda folder: RecordFile(folder).append(record("one")),
     "log.jsonl": lambda folder: append_row(folder / "log.jsonl", {"step": 1}),
-    DAMAGED_FILE: lambda folder: ((folder / "records.jsonl").write_text("damaged\n"), RecordFile(folder).mend()),
+    DAMAGED_FILE: lambda folder: ((folder / "records.jsonl").write_text("damaged\n"), RecordFile(folder).repair()),
 }
 
 

@@ -29,11 +29,11 @@ DIGESTS = {name: make().identity() for name, make in SUITES.items()}
 
 
 def score(
-    arm: str, seed: int, step: int, fid: float, *, suite: str = "digits", protocol: str = "digits-ode25"
+    variant: str, seed: int, step: int, fid: float, *, suite: str = "digits", protocol: str = "digits-ode25"
 ) -> ScoreRecord:
     return ScoreRecord(
-        **COMMON, suite=suite, suite_digest=DIGESTS[suite], arm=arm, label=arm, about="", recipe=arm, seed=seed,
-        run=f"{arm}{seed}", weights_hash="w", step=step, images=step * 64, flops=step * 10,
+        **COMMON, suite=suite, suite_digest=DIGESTS[suite], variant=variant, label=variant, about="",
+        recipe=variant, seed=seed, run=f"{variant}{seed}", weights_hash="w", step=step, images=step * 64, flops=step * 10,
         train_seconds=step, device_seconds=step,
         protocol=find_protocol(protocol), protocol_digest=protocol, generation_seed=0,
         metrics=Metrics(fid=fid, inception_score=1, precision=1, recall=1, accuracy=None),
@@ -42,11 +42,11 @@ def score(
 
 
 def tokenizer(
-    arm: str | None, seed: int | None, rfid: float, variance: float, rank: float, *, step: int = 1000, **more: str
+    variant: str | None, seed: int | None, rfid: float, variance: float, rank: float, *, step: int = 1000, **more: str
 ) -> TokenizerRecord:
     return TokenizerRecord(
-        **COMMON, suite="digits", suite_digest=DIGESTS["digits"], arm=arm, seed=seed, run=arm, step=step, rfid=rfid,
-        psnr=1, latent_variance=variance, effective_rank=rank, n=1, grid="x", **more,
+        **COMMON, suite="digits", suite_digest=DIGESTS["digits"], variant=variant, seed=seed,
+        run=variant, step=step, rfid=rfid, psnr=1, latent_variance=variance, effective_rank=rank, n=1, grid="x", **more,
     )  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def comparison(*records: ScoreRecord | TokenizerRecord) -> Comparison:
 
 def curves(finals: dict[str, float], seeds: int, end: int = 1000, **more: str) -> list[ScoreRecord]:
     return [
-        score(arm, seed, step, fid * end / step * (1 + 0.005 * seed), **more)
-        for arm, fid in finals.items()
+        score(variant, seed, step, fid * end / step * (1 + 0.005 * seed), **more)
+        for variant, fid in finals.items()
         for seed in range(seeds)
         for step in (end // 4, end // 2, end)
     ]
@@ -77,13 +77,13 @@ def test_no_accepted_verdict_has_changed():
 
 
 def test_the_ledger_names_what_there_is():
-    arms = set(imagenet256().arms) | {"naive_e2e"}
+    variants = set(imagenet256().variants) | {"naive_e2e"}
     for claim in ledger():
         assert claim.needs.protocol in PROTOCOLS, claim.id
         assert claim.needs.suite in SUITES, claim.id
         rule = claim.rule.model_dump()
         named = {rule.get("recipe"), rule.get("baseline"), *rule.get("recipes", ())} - {None}
-        assert named <= arms, claim.id
+        assert named <= variants, claim.id
 
 
 def test_headline_numbers_come_from_published_rows():
@@ -238,7 +238,7 @@ def test_a_collapse_needs_seeds_and_steps_of_both(seeds, step, end, variance):
     assert (found["reconstruction-kept"] == "inconclusive") == (seeds == 1 or step == 400)
 
 
-def test_before_is_the_tokenizer_that_the_arm_began_from():
+def test_before_is_the_tokenizer_that_the_variant_began_from():
     runs = curves({"repa": 4.0, "repa_e": 3.0}, 3)
     before = [
         tokenizer(None, None, 0.25, 1.0, 15.0, name="sd-vae"),

@@ -22,20 +22,23 @@ STEPS = (250, 500, 750, 1000)
 
 
 def run_of(
-    arm: str, seed: int, fid: float, *, end: int = 1000, seconds: dict[int, float] | None = None, **more: object
+    variant: str, seed: int, fid: float, *, end: int = 1000, seconds: dict[int, float] | None = None, **more: object
 ):
     """Scores of one run, FID as budget^-1; `seconds` of a stretch of 250 steps where it is not 10."""
     clock, out = 0.0, []
     for step in STEPS:
         clock += (seconds or {}).get(step, 10.0)
         fields = {"train_seconds": clock, "device_seconds": clock, **more}
-        out.append(score(arm, seed, step, fid * 1000 / step * (1 + 0.01 * seed)).model_copy(update=fields))
+        out.append(score(variant, seed, step, fid * 1000 / step * (1 + 0.01 * seed)).model_copy(update=fields))
     return [r for r in out if r.step <= end]
 
 
 def whole(seeds: int = 3, **more: object) -> list[ScoreRecord]:
     return [
-        r for arm, fid in (("vanilla", 8.0), ("repa", 5.0)) for s in range(seeds) for r in run_of(arm, s, fid, **more)
+        r
+        for variant, fid in (("vanilla", 8.0), ("repa", 5.0))
+        for s in range(seeds)
+        for r in run_of(variant, s, fid, **more)
     ]
 
 
@@ -54,14 +57,14 @@ def test_one_disturbed_stretch_moves_no_number_and_is_said():
     """A segment of 20.4 s among neighbours of 10, as the demo had one."""
     usual, notes = device_seconds(whole())
     assert notes == ()
-    disturbed = [r for r in whole() if (r.arm, r.seed) != ("repa", 1)] + run_of("repa", 1, 5.0, seconds={750: 20.4})
+    disturbed = [r for r in whole() if (r.variant, r.seed) != ("repa", 1)] + run_of("repa", 1, 5.0, seconds={750: 20.4})
     found, notes = device_seconds(disturbed)
     assert found == usual
     assert notes == ("repa, seed 1: steps 500 to 750 took 2.0 times the median step; the median counts",)
 
 
 def test_a_pace_that_was_measured_apart_counts_instead_of_the_clock():
-    records = [r.model_copy(update={"step_seconds": 0.1 if r.arm == "repa" else 0.05}) for r in whole()]
+    records = [r.model_copy(update={"step_seconds": 0.1 if r.variant == "repa" else 0.05}) for r in whole()]
     records = [r.model_copy(update={"device_seconds": 2 * r.train_seconds}) for r in records]  # two devices
     usual, _ = device_seconds(whole())
     found, _ = device_seconds(records)
@@ -72,7 +75,7 @@ def test_a_pace_that_was_measured_apart_counts_instead_of_the_clock():
 def test_a_run_that_was_slow_from_beginning_to_end_is_said():
     """No stretch of its own tells, its other seeds do: three times as long in a quiet stretch that was none."""
     paces = {("repa", 1): 0.15}
-    records = [r.model_copy(update={"step_seconds": paces.get((r.arm, r.seed), 0.05)}) for r in whole()]
+    records = [r.model_copy(update={"step_seconds": paces.get((r.variant, r.seed), 0.05)}) for r in whole()]
     _, notes = device_seconds(records)
     assert "repa, seed 1: a step took 3.0 times the median of its seeds: had it the machine to itself?" in notes
     _, notes = device_seconds([r for r in records if r.seed < 2])
@@ -83,8 +86,8 @@ def test_a_recipe_that_was_only_sampled_with_guidance_takes_nothing_away(tmp_pat
     """After `score` of the others and `guidance` of it: no row, and that is said."""
     guided = whole()[0].protocol.guided(1.5)
     only = {"protocol": guided, "protocol_digest": "guided"}
-    kept = [r for r in whole() if r.arm != "repa"] + run_of("third", 0, 6.0) + run_of("third", 1, 6.0)
-    records = kept + [r.model_copy(update=only) for r in whole() if r.arm == "repa" and r.step == 1000]
+    kept = [r for r in whole() if r.variant != "repa"] + run_of("third", 0, 6.0) + run_of("third", 1, 6.0)
+    records = kept + [r.model_copy(update=only) for r in whole() if r.variant == "repa" and r.step == 1000]
     found = load([write(tmp_path, records)])
     assert {s.recipe for s in found.speedups} == {"third"}
     assert any(note.startswith("repa: it has no score under") for note in found.speedups.notes)
@@ -94,7 +97,7 @@ def test_a_recipe_that_was_only_sampled_with_guidance_takes_nothing_away(tmp_pat
 
 
 def test_a_short_seed_is_left_out_of_the_report_too(tmp_path):
-    short = [r for r in whole() if (r.arm, r.seed) != ("vanilla", 2)] + run_of("vanilla", 2, 8.0, end=500)
+    short = [r for r in whole() if (r.variant, r.seed) != ("vanilla", 2)] + run_of("vanilla", 2, 8.0, end=500)
     found = load([write(tmp_path, short)])
     assert found.speedups.target == pytest.approx(8.0 * (1.01) ** 0.5)
     assert any("vanilla: seed 2 ends at step 500, before 1,000" in note for note in found.speedups.notes)
@@ -120,9 +123,9 @@ def test_nobodys_run_of_other_steps_takes_the_report_away(tmp_path, monkeypatch,
 def test_a_selection_of_records(tmp_path):
     write(tmp_path, [*whole(), *run_of("repa_e", 0, 4.0)])
     found = load([tmp_path], Selection(("repa",), (0, 1), 500))
-    assert list(found.arms) == ["vanilla", "repa"]  # the baseline stays
+    assert list(found.variants) == ["vanilla", "repa"]  # the baseline stays
     assert (found.seeds("repa"), found.steps()) == ([0, 1], [250, 500])
-    assert list(load([tmp_path], Selection(("repa_e",)), baseline="repa").arms) == ["repa", "repa_e"]
+    assert list(load([tmp_path], Selection(("repa_e",)), baseline="repa").variants) == ["repa", "repa_e"]
     with pytest.raises(UserError, match=r"--recipes: there is no recipe 'reap'\. Did you mean 'repa'"):
         load([tmp_path], Selection(("reap",)))
     with pytest.raises(UserError, match="leave no checkpoint of the baseline 'repa_e'"):

@@ -13,7 +13,7 @@ from harness.assets import catalogue, networks
 from harness.assets.cache import Store
 from harness.assets.networks import load_network, network_name
 from harness.features import dinov2
-from harness.features.base import CLEAN, DINOV2, FEATURES, Several, outputs_of
+from harness.features.base import CLEAN, DINOV2, FEATURES, FeatureNetworks, outputs_of
 from harness.suites.imagenet256 import imagenet_smoke
 from recipes.core.errors import UserError
 from recipes.models.encoder import DINOV2 as SIZES
@@ -113,7 +113,7 @@ def test_networks_come_from_the_catalogue_or_a_file(tiny, tmp_path):
     others = networks.extra_networks(["features", DINOV2], Toy(), store, CPU)
     assert set(others) == {DINOV2}
     images = torch.from_numpy(pictures(0, 5)).permute(0, 3, 1, 2).contiguous()
-    seen = outputs_of(images.split(2), Several(Toy(), others))
+    seen = outputs_of(images.split(2), FeatureNetworks(Toy(), others))
     assert seen[DINOV2].shape == (5, 32)
     torch.testing.assert_close(seen["logits"], Toy()(images)["logits"])
     with pytest.raises(UserError, match="clean_fid is of Inception"):

@@ -23,10 +23,12 @@ def test_no_two_curves_look_alike():
 
 
 def test_a_figure_of_many_recipes_has_a_look_for_each():
-    arms = ["vanilla", *(f"r{k}" for k in range(13))]
-    figure = fid_figure(comparison(*(r for k, arm in enumerate(arms) for r in run_of(arm, 0, 5.0 + k))), ["iterations"])
+    variants = ["vanilla", *(f"r{k}" for k in range(13))]
+    figure = fid_figure(
+        comparison(*(r for k, variant in enumerate(variants) for r in run_of(variant, 0, 5.0 + k))), ["iterations"]
+    )
     lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
     looks = [(line.get_color(), line.get_marker()) for line in lines]
-    assert [line.get_label() for line in lines] == arms
-    assert len(set(looks)) == len(arms)
+    assert [line.get_label() for line in lines] == variants
+    assert len(set(looks)) == len(variants)
     plt.close(figure)

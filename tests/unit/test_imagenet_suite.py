@@ -22,8 +22,8 @@ from recipes.training.build import build_networks
 PAPER = imagenet256()
 
 
-@pytest.mark.parametrize("name", sorted(PAPER.arms))
-def test_every_arm_is_a_run(name):
+@pytest.mark.parametrize("name", sorted(PAPER.variants))
+def test_every_variant_is_a_run(name):
     """Its networks build at their real size, tokens meet the encoder's, and every trained network has an optimizer."""
     spec = PAPER.run_spec(name, 0, {})
     assert spec.sit.tokens == 256
@@ -37,23 +37,23 @@ def test_every_arm_is_a_run(name):
     assert set(PAPER.needs(name)) <= set(catalogue.CATALOGUE)
 
 
-def test_arms_are_different_runs():
-    digests = {PAPER.run_spec(name, 0, {}).digest() for name in PAPER.arms}
-    assert len(digests) == len(PAPER.arms)  # each has its own name
+def test_variant_are_different_runs():
+    digests = {PAPER.run_spec(name, 0, {}).digest() for name in PAPER.variants}
+    assert len(digests) == len(PAPER.variants)  # each has its own name
     one, two = ({"sd-vae": h, "images": "i"} for h in ("a", "b"))
     assert PAPER.run_spec("repa", 0, one).digest() != PAPER.run_spec("repa", 0, two).digest()
 
 
 @pytest.mark.parametrize(
-    ("arm", "option", "value"),
+    ("variant", "option", "value"),
     [
         ("repa_e_no_stop_gradient", "vae_diffusion", 1.0),
         ("repa_e_no_batch_norm", "batch_norm", False),
         ("repa_e_no_gan", "gan", 0.0),
     ],
 )
-def test_an_ablation_changes_one_thing(arm, option, value):
-    changed, base = PAPER.arms[arm].options, PAPER.arms["repa_e"].options
+def test_an_ablation_changes_one_thing(variant, option, value):
+    changed, base = PAPER.variants[variant].options, PAPER.variants["repa_e"].options
     assert {k: v for k, v in changed.items() if v != base[k]} == {option: value}
 
 
@@ -95,11 +95,11 @@ def test_stand_ins_lie_apart(tmp_path):
     assert assets_of(PAPER, store) is store
 
 
-def test_an_unknown_name_in_an_arm_is_a_sentence():
-    with pytest.raises(UserError, match=r"arm repa: there is no tokenizer 'sdvae'\. Did you mean 'sd-vae'\?"):
-        suite("imagenet256", {"arms.repa.tokenizer": "sdvae"}).run_spec("repa", 0, {})
+def test_an_unknown_name_in_an_variant_is_a_sentence():
+    with pytest.raises(UserError, match=r"variant repa: there is no tokenizer 'sdvae'\. Did you mean 'sd-vae'\?"):
+        suite("imagenet256", {"variants.repa.tokenizer": "sdvae"}).run_spec("repa", 0, {})
     with pytest.raises(UserError, match="there is no size 'XXL'"):
-        suite("imagenet256", {"arms.repa.size": "XXL"}).run_spec("repa", 0, {})
+        suite("imagenet256", {"variants.repa.size": "XXL"}).run_spec("repa", 0, {})
 
 
 def test_addresses_are_https_and_licences_are_told():

@@ -16,7 +16,7 @@ from recipes.data.images import open_images
 from recipes.data.latents import (
     FileLatents,
     LatentStore,
-    Sums,
+    LatentSums,
     disk_estimate,
     finish_latents,
     latent_statistics,
@@ -76,7 +76,7 @@ def test_statistics(images, tmp_path, dtype):
 
 def test_sums_merge():
     moments = np.random.default_rng(0).normal(size=(600, 2, 3, 2, 2)).astype(np.float16)
-    whole, parts = Sums.of(moments), Sums.of(moments[:100]) + Sums.of(moments[100:])
+    whole, parts = LatentSums.of(moments), LatentSums.of(moments[:100]) + LatentSums.of(moments[100:])
     assert torch.allclose(torch.stack(whole.statistics()), torch.stack(parts.statistics()), atol=1e-12)
 
 

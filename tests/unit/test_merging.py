@@ -41,7 +41,7 @@ def with_tokenizer(found: CurveSummary) -> float | None:
 
 def test_two_specifications_of_one_seed_are_refused_by_name(tmp_path):
     """As after a tokenizer was made again: in one folder, and in two."""
-    again = times([r for r in whole(2) if r.arm == "repa" and r.seed == 1], 1.001, run="remade00", weights_hash="v")
+    again = times([r for r in whole(2) if r.variant == "repa" and r.seed == 1], 1.001, run="remade00", weights_hash="v")
     one = write(tmp_path / "one", [*whole(2), *again])
     two = [write(tmp_path / "a", whole(2)), write(tmp_path / "b c", again)]
     for folders, place in (([one], "one"), (two, "'.*b c'")):
@@ -91,7 +91,9 @@ def test_folders_that_contradict_each_other(factor, tmp_path):
 
 def test_suites_do_not_mix(tmp_path):
     smoke = [
-        r.model_copy(update={"suite": "smoke", "protocol": r.protocol.model_copy(update={"name": "other"}), "arm": "x"})
+        r.model_copy(
+            update={"suite": "smoke", "protocol": r.protocol.model_copy(update={"name": "other"}), "variant": "x"}
+        )
         for r in times(whole(1), 1.0, protocol_digest="other")
     ]
     with pytest.raises(UserError, match=r"of several suites, digits \(.*\) and smoke"):
@@ -132,7 +134,7 @@ def test_tokenizers_of_one_name_that_differ_stand_side_by_side_and_are_said(tmp_
 def test_alignment_of_two_trainings_is_one_value(tmp_path):
     def aligned(value: float) -> AlignmentRecord:
         return AlignmentRecord(
-            **COMMON, arm="repa", label="REPA", seed=0, run="repa0", step=1000, cknna=[value], aligned_depth=1,
+            **COMMON, variant="repa", label="REPA", seed=0, run="repa0", step=1000, cknna=[value], aligned_depth=1,
             time=0.5, count=8,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from builders import SIT, TOKENIZER, compvis_state, make_sit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_unit
+from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_signed
 from recipes.models.sit import SIZES, SiT, SiTSpec, TokenLinear, initialize, sincos_position_embedding
 from recipes.released.autoencoder import (
     autoencoder_from_compvis,
@@ -144,7 +144,7 @@ def test_time_matters_in_low_precision():
 
 def test_autoencoder_shapes(generator):
     vae = Autoencoder(TOKENIZER)
-    images = to_unit(torch.randint(0, 256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8), torch.empty(0))
+    images = to_signed(torch.randint(0, 256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8), torch.empty(0))
     assert images.min() >= -1
     assert images.max() <= 1
     posterior = vae.encode(images)

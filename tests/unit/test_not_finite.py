@@ -17,7 +17,7 @@ from harness.assets.cache import Store
 from harness.metrics.statistics import Measured
 from harness.pipeline import alignment, tokenizers
 from harness.pipeline import session as pipeline_session
-from harness.preparation.base import Judge
+from harness.preparation.base import Evaluator
 from harness.preparation.imagenet import Preparation
 from harness.records.file import RecordFile
 from harness.records.provenance import provenance
@@ -28,7 +28,7 @@ from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.data.images import open_images
 from recipes.data.latents import open_latents, write_latents
-from recipes.models.autoencoder import Autoencoder, to_unit
+from recipes.models.autoencoder import Autoencoder, to_signed
 
 IMAGES = torch.from_numpy(pictures(0, 24, 16)).permute(0, 3, 1, 2).contiguous()
 
@@ -75,11 +75,11 @@ def suite_of(tmp_path: Path) -> tuple[pipeline_session.Session, SimpleNamespace]
         folder=tmp_path,
         records=records,
         common=lambda: common,
-        remark=lambda text, arm, seed: told.append(text),
+        note=lambda text, variant, seed: told.append(text),
         told=told,
     )
-    judge = Judge(Toy(), Measured([Toy()(IMAGES)]), IMAGES, IMAGES)
-    return session, SimpleNamespace(require_judge=lambda: judge)
+    judge = Evaluator(Toy(), Measured([Toy()(IMAGES)]), IMAGES, IMAGES)
+    return session, SimpleNamespace(require_evaluator=lambda: judge)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -94,7 +94,7 @@ def test_a_suite_records_nothing_of_it(name, tmp_path):
 def test_the_image_is_named_wherever_it_stands():
     vae = tokenizer()
     good = encoded(vae, IMAGES, 0)
-    assert torch.equal(good, vae.encode(to_unit(IMAGES, good)).mean)
+    assert torch.equal(good, vae.encode(to_signed(IMAGES, good)).mean)
     assert decoded(vae, good, 0).dtype == torch.uint8
     good[5, 0, 0, 0] = float("inf")
     with pytest.raises(UserError, match="reconstruction 105 is not a number"):
@@ -122,8 +122,8 @@ def test_an_ordinary_one_has_no_remark(tmp_path):
 
 def test_alignment_refuses_it_and_a_run_that_has_diverged(monkeypatch):
     session = SimpleNamespace(suite=SimpleNamespace(chunk=10), world=World())
-    prepared = SimpleNamespace(tokenizer=lambda arm: None)
-    spec = SimpleNamespace(arm="repa", name="repa-seed0", recipe="repa", options={})
+    prepared = SimpleNamespace(tokenizer=lambda variant: None)
+    spec = SimpleNamespace(variant="repa", name="repa-seed0", recipe="repa", options={})
     run = SimpleNamespace(spec=spec)
     lost = make_sit()
     torch.nn.init.constant_(lost.blocks[1].attn.proj.weight, float("nan"))
@@ -143,7 +143,7 @@ def test_cached_latents_and_their_statistics_refuse_it(tmp_path):
     vae = tokenizer("encoder.conv_in", float("nan"))
 
     def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = vae.encode(to_unit(pixels, next(vae.parameters())))
+        posterior = vae.encode(to_signed(pixels, next(vae.parameters())))
         return posterior.mean, posterior.std
 
     with pytest.raises(UserError, match=r"The latent of .* is not finite .*check the tokenizer's weights"):
@@ -151,7 +151,7 @@ def test_cached_latents_and_their_statistics_refuse_it(tmp_path):
     assert list((tmp_path / "latents").glob("*.json")) == []  # no shard is finished
     preparation = SimpleNamespace(
         images=images,
-        around=SimpleNamespace(
+        context=SimpleNamespace(
             execution=SimpleNamespace(threads=1),
             reporter=SimpleNamespace(stage=lambda *_: nullcontext(lambda done: None)),
         ),

@@ -58,7 +58,7 @@ def test_what_takes_commas_takes_spaces(line, text):
         ("guidance --generation-seeds 1 2", "--generation-seeds 1 --generation-seeds 2"),
         ("guidance --scales -0.5 1", "--scales -0.5 --scales 1"),
         ("run --set sit.depth=6 sit.heads=2", "--set sit.depth=6 --set sit.heads=2"),
-        ("run --set default_arms=[1,2]", "--set default_arms=[1,2]"),
+        ("run --set default_variants=[1,2]", "--set default_variants=[1,2]"),
         ("doctor --metrics --images 20", "--metrics --images 20"),
         ("speedup --recipes SiT-XL/2 REPA-XL/2", "--recipes SiT-XL/2 --recipes REPA-XL/2"),
         ("run -- --seeds 1 2", "-- --seeds 1 2"),

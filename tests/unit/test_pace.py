@@ -84,15 +84,15 @@ def test_the_quiet_stretch_comes_before_the_log(tmp_path):
     rows = [json.dumps({"step": step, "seconds": s}) for step, s in zip(steps, seconds, strict=True)]
     run.log_path.write_text("\n".join([*rows, rows[0][:5]]))
     assert pace_of(run, 75).step_seconds == pytest.approx(0.1)
-    assert pace_of(run, 75).remarks == []
+    assert pace_of(run, 75).notes == []
     assert pace_of(run, 100).source == "median of the log"
-    assert pace_of(run, 100).remarks == ["steps 75 to 100 took 9.0 times the median step"]
+    assert pace_of(run, 100).notes == ["steps 75 to 100 took 9.0 times the median step"]
     (tmp_path / FILE).write_text('{"step_se')  # damaged: as if it had not been measured
     assert quiet(run) is None
     (tmp_path / FILE).write_text('{"step_seconds": 0.08, "steps": 25}\n')
     assert pace_of(run, 100).step_seconds == 0.08
     assert pace_of(run, 100).source == "quiet stretch"
-    assert pace_of(run, 100).remarks == []
+    assert pace_of(run, 100).notes == []
 
 
 def test_a_first_stretch_that_is_most_of_the_run_counts():

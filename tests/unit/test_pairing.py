@@ -28,7 +28,7 @@ def test_pairs_cancel_what_seeds_share(tmp_path):
     """Seeds differ by 2 % and the change is 1 %: unpaired it would be lost."""
     a, b = folder(tmp_path / "a", 1.0, 3), folder(tmp_path / "b", 0.99, 3)
     found = compare_folders(a, b)
-    assert [(p.arm, p.step, p.seeds) for p in found] == [("repa", 100, 3), ("repa", 200, 3)]
+    assert [(p.variant, p.step, p.seeds) for p in found] == [("repa", 100, 3), ("repa", 200, 3)]
     for p in found:
         assert p.ratio == pytest.approx(0.99)
         assert p.interval == pytest.approx((0.99, 0.99))

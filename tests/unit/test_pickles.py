@@ -247,10 +247,10 @@ def test_what_is_refused_names_a_line_that_mends_it(tmp_path):
         load_state(path)
     line = str(error.value).split("make one: ")[1].replace("python", sys.executable, 1)
     subprocess.run(["sh", "-c", line], check=True)
-    mended = load_state(tmp_path / "a b-tensors.pt")
-    assert torch.equal(mended["ema"]["x"], torch.arange(3.0))
-    assert (mended["args"], mended["steps"]) == ({"lr": 0.1}, 7)
-    assert mended["net"].keys() == {"weight", "bias"}
+    repaired = load_state(tmp_path / "a b-tensors.pt")
+    assert torch.equal(repaired["ema"]["x"], torch.arange(3.0))
+    assert (repaired["args"], repaired["steps"]) == ({"lr": 0.1}, 7)
+    assert repaired["net"].keys() == {"weight", "bias"}
     odd = tmp_path / "$(touch x).pt"
     torch.save({"odd": fractions.Fraction(1, 3)}, odd)
     with pytest.raises(UserError) as error:

@@ -8,7 +8,7 @@ from gpu import precision_checks as checks
 
 from recipes.registry import RECIPES
 
-pytestmark = pytest.mark.parametrize("arm", sorted(RECIPES))
+pytestmark = pytest.mark.parametrize("variant", sorted(RECIPES))
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +21,21 @@ def _one_thread():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_16_bits_are_close_to_float32(arm, precision):
-    checks.check_16_bits_are_close_to_float32(arm, "cpu", precision)
+def test_16_bits_are_close_to_float32(variant, precision):
+    checks.check_16_bits_are_close_to_float32(variant, "cpu", precision)
 
 
-def test_an_overflow_is_skipped(arm):
-    checks.check_an_overflow_is_skipped(arm, "cpu")
+def test_an_overflow_is_skipped(variant):
+    checks.check_an_overflow_is_skipped(variant, "cpu")
 
 
-def test_checkpointing_changes_nothing(arm):
-    checks.check_checkpointing(arm, "cpu", rtol=1e-5)
+def test_checkpointing_changes_nothing(variant):
+    checks.check_checkpointing(variant, "cpu", rtol=1e-5)
 
 
-def test_parts_add_up(arm):
-    checks.check_accumulation(arm, "cpu", rtol=1e-4)
+def test_parts_add_up(variant):
+    checks.check_accumulation(variant, "cpu", rtol=1e-4)
 
 
-def test_channels_last_changes_nothing(arm):
-    checks.check_channels_last(arm, "cpu", rtol=2e-3)
+def test_channels_last_changes_nothing(variant):
+    checks.check_channels_last(variant, "cpu", rtol=2e-3)

@@ -1,4 +1,4 @@
-"""Logs and remarks: one damaged line stops nothing, and is said."""
+"""Logs and notes: one damaged line stops nothing, and is said."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from test_run import make_inputs, make_spec
 from harness.pipeline.pace import pace_of, quiet
 from recipes.core.rows import append_row, read_rows, row_text
 from recipes.training.run_folder import Run
-from recipes.training.train import Training, train_run
+from recipes.training.train import TrainingOptions, train_run
 
 
 def _torn(lines: list[bytes]) -> bytes:
@@ -47,25 +47,25 @@ def test_a_damaged_line_of_a_log_costs_that_line(kind, tmp_path):
     kept = [1, 4] if kind == "torn" else [1, 3, 4]
     pace = pace_of(run, 4)
     assert pace.step_seconds == pytest.approx(0.1)
-    assert pace.remarks == ["1 line of log.jsonl was damaged and is left out"]
+    assert pace.notes == ["1 line of log.jsonl was damaged and is left out"]
     run.trim_log(4)
     assert [row["step"] for row in read_rows(run.log_path)[0]] == kept
-    assert run.remarks() == pace.remarks
-    assert pace_of(run, 4).remarks == []
+    assert run.notes() == pace.notes
+    assert pace_of(run, 4).notes == []
 
 
 @pytest.mark.parametrize("kind", [k for k in LINES if k != "step in words"])
 def test_a_damaged_remark_costs_that_remark(kind, tmp_path):
     run = Run(make_spec("vanilla"), tmp_path)
     for number in "1234":
-        run.remark(f"remark {number}")
-    lines = run.remarks_path.read_bytes().splitlines(keepends=True)
-    run.remarks_path.write_bytes(LINES[kind](lines))
-    told = run.remarks()
-    kept = ["remark 1", "remark 4"] if kind == "torn" else ["remark 1", "remark 3", "remark 4"]
-    assert told == [*kept, "1 line of remarks.jsonl was damaged and is left out"]
-    run.remark("after")
-    assert run.remarks() == [*kept, "after", told[-1]]
+        run.note(f"note {number}")
+    lines = run.notes_path.read_bytes().splitlines(keepends=True)
+    run.notes_path.write_bytes(LINES[kind](lines))
+    told = run.notes()
+    kept = ["note 1", "note 4"] if kind == "torn" else ["note 1", "note 3", "note 4"]
+    assert told == [*kept, "1 line of notes.jsonl was damaged and is left out"]
+    run.note("after")
+    assert run.notes() == [*kept, "after", told[-1]]
 
 
 def test_a_line_cut_short_by_a_kill_is_passed_over_and_ended(tmp_path):
@@ -95,12 +95,12 @@ def test_a_damaged_pace_is_measured_again(value, tmp_path):
 
 def test_a_run_whose_log_and_remarks_are_damaged_goes_on(tmp_path):
     run, inputs = Run(make_spec("vanilla"), tmp_path), make_inputs()
-    train_run(run, inputs, [2], Training(log_every=1))
+    train_run(run, inputs, [2], TrainingOptions(log_every=1))
     run.log_path.write_bytes(b"\xff" + run.log_path.read_bytes() + b'{"step": 3, "sec')
-    run.remarks_path.write_bytes(b'{"text": "torn{"text": "x"}\n')
-    train_run(run, inputs, [2, 4], Training(log_every=1))
+    run.notes_path.write_bytes(b'{"text": "torn{"text": "x"}\n')
+    train_run(run, inputs, [2, 4], TrainingOptions(log_every=1))
     assert [row["step"] for row in read_rows(run.log_path)[0]] == [2, 3, 4]
-    assert run.remarks() == [
+    assert run.notes() == [
         "1 line of log.jsonl was damaged and is left out",
-        "1 line of remarks.jsonl was damaged and is left out",
+        "1 line of notes.jsonl was damaged and is left out",
     ]

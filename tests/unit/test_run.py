@@ -17,16 +17,16 @@ from recipes.training.build import build_trainer, layout
 from recipes.training.flops import flops_per_step
 from recipes.training.run_folder import Run, load_for_sampling
 from recipes.training.spec import RunSpec, TrainingInputs
-from recipes.training.train import Training, train_run
+from recipes.training.train import TrainingOptions, train_run
 
-EVERY = Training(log_every=1)
+EVERY = TrainingOptions(log_every=1)
 OFF = {"gan": 0.0, "perceptual": 0.0, "train_pos_embed": False}
 
 
 def make_spec(recipe: str = "repa_e", **sit) -> RunSpec:
     return RunSpec(
         suite="test",
-        arm=recipe,
+        variant=recipe,
         recipe=recipe,
         options=OFF if recipe == "repa_e" else {},
         sit=SIT.model_copy(update=sit),
@@ -126,7 +126,7 @@ def saved(run: Run) -> dict[int, bool]:
 
 def test_old_checkpoints_let_go(tmp_path):
     run = Run(make_spec("vanilla"), tmp_path)
-    train_run(run, make_inputs(), [4, 9], Training(Execution(device="cpu", save_every=2, keep=2)))
+    train_run(run, make_inputs(), [4, 9], TrainingOptions(Execution(device="cpu", save_every=2, keep=2)))
     assert saved(run) == {4: False, 8: True, 9: True}
 
 
@@ -136,7 +136,7 @@ def test_a_signal_saves_and_the_same_call_continues(tmp_path):
     train_run(whole, inputs, [6], EVERY)
     seen: list[int] = []
     with pytest.raises(Stopped, match="saved at step 3"):
-        train_run(parts, inputs, [6], Training(log_every=1, on_step=seen.append, stop=lambda: len(seen) == 2))
+        train_run(parts, inputs, [6], TrainingOptions(log_every=1, on_step=seen.append, stop=lambda: len(seen) == 2))
     assert saved(parts) == {3: True}
     train_run(parts, inputs, [6], EVERY)
     assert whole.weights_hash(6) == parts.weights_hash(6)

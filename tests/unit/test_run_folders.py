@@ -17,10 +17,10 @@ from recipes.core.errors import UserError
 
 
 def results(path):
-    for arm in ("vanilla", "repa"):
+    for variant in ("vanilla", "repa"):
         for seed in (0, 1):
             for step in (100, 200):
-                RecordFile(path).append(score(arm, seed, step, 8.0 * 100 / step))
+                RecordFile(path).append(score(variant, seed, step, 8.0 * 100 / step))
     samples = path / "samples" / "repa-seed1-repa1"
     samples.mkdir(parents=True)
     (samples / "x.png").write_text("picture")
@@ -30,7 +30,9 @@ def results(path):
 def test_a_folder_lists_its_runs(tmp_path):
     found = entries(results(tmp_path))
     assert [(e.name, e.seed, e.step, e.scored) for e in found] == [
-        (f"{arm}-seed{seed}-{arm}{seed}", seed, 200, (100, 200)) for arm in ("repa", "vanilla") for seed in (0, 1)
+        (f"{variant}-seed{seed}-{variant}{seed}", seed, 200, (100, 200))
+        for variant in ("repa", "vanilla")
+        for seed in (0, 1)
     ]
     with pytest.raises(UserError, match="holds no runs"):
         entries(tmp_path / "nowhere")
@@ -46,7 +48,7 @@ def test_a_run_goes_to_the_trash_with_all_that_is_its_own(tmp_path):
         "vanilla-seed1-vanilla1",
     ]
     assert load([tmp_path]).seeds("repa") == [0]
-    assert {(r.arm, r.seed) for r in read(trash / FILE)} == {("repa", 1)}
+    assert {(r.variant, r.seed) for r in read(trash / FILE)} == {("repa", 1)}
     assert (trash / "samples" / "repa-seed1-repa1" / "x.png").read_text() == "picture"
     after = [*(tmp_path / FILE).read_text().splitlines(), *(trash / FILE).read_text().splitlines()]
     assert set(after) == before  # byte for byte, and none twice
@@ -78,7 +80,7 @@ def test_a_run_takes_no_other_run_along(tmp_path):
         (tmp_path / "reconstructions" / f"{name}-0000100.png").write_text("picture")
     results(tmp_path)
     listed = {e.name: e for e in entries(tmp_path)}
-    assert "spec.json cannot be read" in listed["imported"].remarks[0]
+    assert "spec.json cannot be read" in listed["imported"].notes[0]
     for name in names:
         trash = remove(tmp_path, name)
         kept = [other for other in names if (tmp_path / "runs" / other).exists()]
@@ -135,7 +137,7 @@ def test_what_was_only_prepared_is_put_aside(tmp_path):
     made = score("vanilla", 0, 100, 8.0)
     facts = {"suite": made.suite, "notice": made.notice, "provenance": made.provenance}
     cost = {"seconds": 1.0, "peak_memory_bytes": 1}
-    prepared = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="prepare data", arm=None, seed=None)
+    prepared = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="prepare data", variant=None, seed=None)
     RecordFile(tmp_path).append(prepared)
     assert set_aside(tmp_path, "a" * 64) == []
     (told,) = set_aside(tmp_path, "b" * 64)
@@ -143,7 +145,7 @@ def test_what_was_only_prepared_is_put_aside(tmp_path):
     assert list(read(tmp_path / FILE)) == []
     (trash,) = (tmp_path / "trash").iterdir()
     assert list(read(trash / FILE)) == [prepared]
-    trained = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="train", arm="vanilla", seed=0)
+    trained = StageRecord(**facts, **cost, suite_digest="a" * 64, stage="train", variant="vanilla", seed=0)
     for record in (trained, made):  # what a run cost or gave stays, and the next suite is refused
         folder = tmp_path / record.kind
         RecordFile(folder).append(prepared)

@@ -67,7 +67,7 @@ def test_unknown_names_have_suggestions():
     with pytest.raises(UserError, match="Did you mean 'repa_e'"):
         recipe("repa-e")
     with pytest.raises(UserError, match="Did you mean 'vae_alignment'"):
-        recipe_options("repa_e", {"vae_alignement": 1.0}, where="arm")
+        recipe_options("repa_e", {"vae_alignement": 1.0}, where="variant")
 
 
 def test_a_recipe_outside_the_tree_is_found_by_its_entry_point(monkeypatch):
@@ -82,7 +82,7 @@ def test_a_recipe_outside_the_tree_is_found_by_its_entry_point(monkeypatch):
 
 def test_released_defaults():
     """The defaults of the recipes are the paper's."""
-    options = recipe_options("repa_e", {}, where="arm").model_dump()
+    options = recipe_options("repa_e", {}, where="variant").model_dump()
     expected = {"alignment": 0.5, "vae_alignment": 1.5, "kl": 1e-6, "gan": 0.1, "l1": 1.0, "perceptual": 1.0}
     assert {name: options[name] for name in expected} == expected
     assert options["label_dropout"] == 0.1

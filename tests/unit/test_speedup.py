@@ -90,7 +90,7 @@ falling = st.lists(st.floats(0.3, 0.95), min_size=3, max_size=7)
 
 
 @given(a=falling, b=falling, share=st.floats(0.05, 0.95))
-def test_exchanged_arms_invert_the_ratio(a, b, share):
+def test_exchanged_variant_invert_the_ratio(a, b, share):
     """At a target that both come down through."""
 
     def curve(steps: list[float]) -> list[tuple[float, float]]:

@@ -21,7 +21,7 @@ from recipes.data.loader import order
 from recipes.registry import RECIPES
 from recipes.repa_e import RepaE
 from recipes.training.run_folder import Run
-from recipes.training.train import Training, train_run
+from recipes.training.train import TrainingOptions, train_run
 from recipes.vanilla import Vanilla
 
 
@@ -116,7 +116,9 @@ def run_poisoned(tmp_path, monkeypatch, positions, on_nan="stop", milestones=(2,
     monkeypatch.setitem(RECIPES, "vanilla", poison(Vanilla, positions))
     run = Run(make_spec("vanilla"), tmp_path)
     try:
-        train_run(run, make_inputs(), milestones, Training(Execution(device="cpu", on_nan=on_nan), log_every=log_every))
+        train_run(
+            run, make_inputs(), milestones, TrainingOptions(Execution(device="cpu", on_nan=on_nan), log_every=log_every)
+        )
     finally:
         monkeypatch.setitem(RECIPES, "vanilla", Vanilla)
     return run
