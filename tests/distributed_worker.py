@@ -27,7 +27,7 @@ def train(name: str, here: World, part: int | None, dtype: torch.dtype) -> tuple
     for network in (networks.sit, networks.vae, networks.discriminator):
         network.to(dtype)
     recipe = RECIPES[name](networks, RECIPES[name].Options())
-    trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=BATCH), world=here, part=part)
+    trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=BATCH), world=here, micro_batch=part)
     logs = []
     for step in range(STEPS):
         rows = torch.arange(BATCH)[trainer.rows]

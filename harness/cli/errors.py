@@ -31,7 +31,7 @@ def of_the_machine(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or any(w in str(error).lower() for w in words):
         return (
             f"out of memory ({(str(error).strip().splitlines() or ['MemoryError'])[0][:160]}). Free some, or use a "
-            "larger machine. Training: lower --part (images at once; the rest is accumulated) or add --checkpointing; "
-            "the batch and the results stay the same. What was saved before is as it was."
+            "larger machine. Training: lower --micro-batch (images at once; the rest is accumulated) or add "
+            "--checkpointing; the batch and the results stay the same. What was saved before is as it was."
         )
     return None

@@ -112,9 +112,11 @@ class Chosen(Place):
 class Laid(Chosen):
     """How training is laid out on the machine. None of these changes what is trained."""
 
-    part: Annotated[
+    micro_batch: Annotated[
         int | None,
-        typer.Option("--part", min=1, help="Images a process runs at once; the rest is accumulated. Default: all."),
+        typer.Option(
+            "--micro-batch", min=1, help="Images a process runs at once; the rest is accumulated. Default: all."
+        ),
     ] = None
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile. Default: on GPUs.")] = (
         None

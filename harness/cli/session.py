@@ -46,7 +46,7 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
         if isinstance(place, Laid):
             execution = Execution(
                 device=here.device.type,
-                part=place.part,
+                micro_batch=place.micro_batch,
                 compile=here.device.type == "cuda" if place.compile is None else place.compile,
                 checkpointing=place.checkpointing,
                 threads=place.threads,

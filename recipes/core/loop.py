@@ -1,8 +1,9 @@
 """The only training loop. A recipe says what to update; the core does the updating.
 
 REPA-E steps three optimizers in one iteration, so a recipe does not return a loss: it yields one `Update` for each
-optimizer step and is resumed after that step has happened. An effective batch may come in parts (gradient
-accumulation): then the recipe runs once for each part, all of them in lockstep, and every optimizer still steps once.
+optimizer step and is resumed after that step has happened. An effective batch may come in micro-batches
+(gradient accumulation): then the recipe runs once for each, all of them in lockstep, and every optimizer still steps
+once.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Update:
     network: str
     """Which network the gradients are for; only its optimizer steps."""
     loss: Tensor
-    """A mean over the images of the part."""
+    """A mean over the images of the micro-batch."""
     logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, means over the images of the part; they stay on the device until somebody reads them."""
+    """Detached scalars, means over the images of the micro-batch; they stay on the device until somebody reads them."""
 
 
 class Recipe(Protocol):
@@ -113,14 +114,14 @@ class Trainer:
         spec: TrainSpec,
         *,
         world: World | None = None,
-        part: int | None = None,
+        micro_batch: int | None = None,
         complete: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         """Args:
         recipe: its networks, already on the device.
         spec: seed, global batch, optimizers, EMA, precision.
         world: the processes that share the batch; alone by default.
-        part: images that a process runs through the networks at once; its whole share by default.
+        micro_batch: images that a process runs through the networks at once; its whole share by default.
         complete: adds to a batch what is computed and not stored (a frozen encoder's tokens). Runs without gradients.
         """
         self.recipe = recipe
@@ -128,7 +129,7 @@ class Trainer:
         self.device = next(next(iter(recipe.networks.values())).parameters()).device
         self.world = world or World(device=self.device)
         self.rows = self.world.rows(spec.batch_size)
-        self.part = part or (self.rows.stop - self.rows.start)
+        self.micro_batch = micro_batch or (self.rows.stop - self.rows.start)
         self._complete = complete
         self.optimizers = {
             name: make_optimizer(network, spec.optimizers[name]) for name, network in recipe.networks.items()
@@ -178,10 +179,10 @@ class Trainer:
         """
         sound = [buffer.clone() for buffer in self._buffers]
         with matrix_products(self.spec.precision):
-            parts = [self.recipe.updates(b, d) for b, d in self._parts(batch, draws)]
+            running = [self.recipe.updates(b, d) for b, d in self._micro_batches(batch, draws)]
             logs: dict[str, Tensor] = {}
             happened: dict[str, Tensor] = {}
-            while (network := self._backward(parts, logs)) is not None:
+            while (network := self._backward(running, logs)) is not None:
                 logs[f"grad_norm_{network}"] = self._apply(network, happened)
         with torch.no_grad():
             for buffer, before in zip(self._buffers, sound, strict=True):  # batch norms move in the forward pass
@@ -196,26 +197,26 @@ class Trainer:
         self.position += 1
         return logs
 
-    def _parts(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws]]:
-        for rows in torch.arange(len(batch), device=batch.labels.device).split(self.part):
+    def _micro_batches(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws]]:
+        for rows in torch.arange(len(batch), device=batch.labels.device).split(self.micro_batch):
             whole = len(rows) == len(batch)
-            part = batch if whole else batch.take(rows)
+            micro_batch = batch if whole else batch.take(rows)
             with torch.no_grad(), autocast(self.spec.precision, self.device):
-                part = self._complete(part)
-            yield part, draws if whole else draws.take(rows)
+                micro_batch = self._complete(micro_batch)
+            yield micro_batch, draws if whole else draws.take(rows)
 
-    def _backward(self, parts: Sequence[Iterator[Update]], logs: dict[str, Tensor]) -> str | None:
-        """Let every part run to its next update and add up the gradients; the name of what they are for."""
+    def _backward(self, running: Sequence[Iterator[Update]], logs: dict[str, Tensor]) -> str | None:
+        """Let every micro-batch run to its next update and add up the gradients; the name of what they are for."""
         updates: list[Mapping[str, Tensor]] = []
         network = None
-        for number, part in enumerate(parts, start=1):
+        for number, one in enumerate(running, start=1):
             with autocast(self.spec.precision, self.device):
-                update = next(part, None)
+                update = next(one, None)
             if update is None:
                 return None
             network = update.network
-            with self._reducers[network].during_backward(last=number == len(parts)):
-                self.scalers[network].scale(update.loss / len(parts)).backward()
+            with self._reducers[network].during_backward(last=number == len(running)):
+                self.scalers[network].scale(update.loss / len(running)).backward()
             updates.append(update.logs)
         for name in updates[0]:
             logs[name] = updates[0][name] if len(updates) == 1 else torch.stack([u[name] for u in updates]).mean()

@@ -136,7 +136,7 @@ class Execution(Spec):
     """How a run is laid out on a machine. Not part of a run's digest: it may change from one start to the next."""
 
     device: str = "auto"
-    part: int | None = None
+    micro_batch: int | None = None
     """At most so many images of a process go through the networks at once; the rest is accumulated."""
     compile: bool = False
     checkpointing: bool = False

@@ -73,7 +73,7 @@ def build_trainer(
         recipe(spec.recipe)(networks, options),
         spec.train,
         world=world,
-        part=layout(spec, execution, world).part,
+        micro_batch=layout(spec, execution, world).micro_batch,
         complete=complete,
     )
     if execution.compile:
@@ -109,23 +109,23 @@ class Layout:
 
     batch_size: int
     processes: int
-    part: int
+    micro_batch: int
     device: str
 
     @property
     def accumulation(self) -> int:
-        """Parts that a process runs one after the other."""
-        return self.batch_size // (self.processes * self.part)
+        """Micro-batches that a process runs one after the other."""
+        return self.batch_size // (self.processes * self.micro_batch)
 
     def __str__(self) -> str:
         """As in ``256 = 8 GPUs x 32 x 1``."""
         unit = "GPU" if self.device == "cuda" else "process"
         units = unit if self.processes == 1 else {"GPU": "GPUs", "process": "processes"}[unit]
-        return f"{self.batch_size} = {self.processes} {units} x {self.part} x {self.accumulation}"
+        return f"{self.batch_size} = {self.processes} {units} x {self.micro_batch} x {self.accumulation}"
 
 
 def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
-    """Spread the global batch over processes and parts.
+    """Spread the global batch over processes and micro-batches.
 
     Raises:
         UserError: it does not divide, or accumulation would change what a batch norm sees without saying so.
@@ -136,15 +136,15 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
             f"the global batch of {total} does not divide by {world.size} processes; start a number that divides it."
         )
     local = total // world.size
-    most = min(local, execution.part or local)
-    part = next(n for n in range(most, 0, -1) if local % n == 0)
-    found = Layout(total, world.size, part, world.device.type)
-    pooled = part * world.size
+    most = min(local, execution.micro_batch or local)
+    micro_batch = next(n for n in range(most, 0, -1) if local % n == 0)
+    found = Layout(total, world.size, micro_batch, world.device.type)
+    pooled = micro_batch * world.size
     if getattr(recipe_options(spec.recipe, spec.options, where=spec.variant), "gan", 0) and pooled != (
         spec.train.norm_batch or total
     ):
         raise UserError(
-            f"with --part {part} the discriminator's batch norm would pool {pooled} images and not "
+            f"with --micro-batch {micro_batch} the discriminator's batch norm would pool {pooled} images and not "
             f"{spec.train.norm_batch or total}, which is another training; use more GPUs or --checkpointing, or accept "
             f"it with --set norm_batch={pooled} (results go to a folder of their own)."
         )

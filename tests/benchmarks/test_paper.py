@@ -133,7 +133,7 @@ def core_loop(spec: RunSpec, execution: Execution, device: torch.device) -> Loop
         images=count,
         modules=[*trainer.recipe.networks.values(), *trainer.averages.values(), *frozen],
         optimizers=list(trainer.optimizers.values()),
-        settings={"precision": spec.train.precision, "part": trainer.part, "compiled": execution.compile},
+        settings={"precision": spec.train.precision, "micro_batch": trainer.micro_batch, "compiled": execution.compile},
     )
 
 
@@ -274,7 +274,7 @@ def core_in_parts(spec: RunSpec, device: torch.device, part: int) -> Loop:
     """The paper's batch; in parts, the discriminator's batch norm pools over one of them."""
     if "discriminator" in spec.train.optimizers and part != spec.train.batch_size:
         spec = with_train(spec, norm_batch=part)
-    return core_loop(spec, Execution(device="cuda", part=part, compile=True), device)
+    return core_loop(spec, Execution(device="cuda", micro_batch=part, compile=True), device)
 
 
 def plain_batch(spec: RunSpec, device: torch.device, foreach: bool | None, part: int) -> Loop:

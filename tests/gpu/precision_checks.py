@@ -72,7 +72,7 @@ def make_trainer(spec: RunSpec, device: str, **execution: Any) -> Trainer:
         inputs = random_inputs(spec)
     if perceptual is not None:
         inputs = replace(inputs, perceptual=perceptual)
-    part = execution.get("part")
+    part = execution.get("micro_batch")
     if part is not None:
         spec = spec.model_copy(update={"train": spec.train.model_copy(update={"norm_batch": part})})
     chosen = choose_device(device)
@@ -230,9 +230,9 @@ def check_accumulation(variant: str, device: str, *, rtol: float) -> None:
     batch = make_batch(spec, device)
     with repeatable():
         wanted = losses_and_gradients(make_trainer(spec, device), batch)
-        parted = make_trainer(spec, device, part=IMAGES // 2)
+        parted = make_trainer(spec, device, micro_batch=IMAGES // 2)
         got = losses_and_gradients(parted, batch)
-    assert parted.part == IMAGES // 2
+    assert parted.micro_batch == IMAGES // 2
     assert_losses_close(got[0], wanted[0], rtol=rtol, atol=rtol)
     assert_gradients_close(got[1], wanted[1], rtol=rtol)
 

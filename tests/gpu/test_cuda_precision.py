@@ -82,7 +82,7 @@ def test_checkpointing_saves_memory(variant):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_never_waits_for_the_device(variant, precision, compile, part):
     spec = checks.make_spec(variant, precision)
-    trainer = checks.make_trainer(spec, "cuda", compile=compile, part=part)
+    trainer = checks.make_trainer(spec, "cuda", compile=compile, micro_batch=part)
     batch = checks.make_batch(spec, "cuda")
     for _ in range(4):  # kernels are chosen and compiled, moments and loss scales made
         checks.step(trainer, batch)

@@ -53,8 +53,8 @@ def test_the_first_gradient_of_pooled_statistics_is_another():
 
 @pytest.mark.parametrize(("processes", "part", "accumulation"), [(8, 4, 8), (1, 32, 8), (2, 16, 8)])
 def test_the_releases_32_images_can_be_had(processes, part, accumulation):
-    """``--part 4 --set norm_batch=32`` on 8 GPUs, and so on."""
+    """``--micro-batch 4 --set norm_batch=32`` on 8 GPUs, and so on."""
     suite = imagenet256().model_copy(update={"norm_batch": 32})
     world = World(size=processes, device=torch.device("cuda"))
-    found = layout(suite.run_spec("repa_e", 0, {}), Execution(part=part), world)
-    assert (found.part, found.accumulation) == (part, accumulation)
+    found = layout(suite.run_spec("repa_e", 0, {}), Execution(micro_batch=part), world)
+    assert (found.micro_batch, found.accumulation) == (part, accumulation)

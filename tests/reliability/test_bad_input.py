@@ -57,7 +57,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", *SMOKE, "--seeds", "99999999999999999999999"], "--seeds"),
     (["run", *SMOKE, "--device", "tpu"], "--device"),
     (["run", *SMOKE, "--device", "cuda"], "--device"),
-    (["run", *SMOKE, "--part", "0"], "--part"),
+    (["run", *SMOKE, "--micro-batch", "0"], "--micro-batch"),
     (["run", *SMOKE, "--threads", "0"], "--threads"),
     (["run", *SMOKE, "--save-every", "0"], "--save-every"),
     (["run", *SMOKE, "--keep", "0"], "--keep"),

@@ -432,7 +432,7 @@ def test_out_of_memory_names_the_mend(error, monkeypatch, capsys):
     assert _main("run", "--suite", "smoke", "--out", "/nowhere/never") == 2
     told = capsys.readouterr().err
     assert "out of memory" in told
-    assert "--part" in told
+    assert "--micro-batch" in told
     assert "--checkpointing" in told
 
 

@@ -33,8 +33,8 @@ def score(
 ) -> ScoreRecord:
     return ScoreRecord(
         **COMMON, suite=suite, suite_digest=DIGESTS[suite], variant=variant, label=variant, about="",
-        recipe=variant, seed=seed, run=f"{variant}{seed}", weights_hash="w", step=step, images=step * 64, flops=step * 10,
-        train_seconds=step, device_seconds=step,
+        recipe=variant, seed=seed, run=f"{variant}{seed}", weights_hash="w", step=step,
+        images=step * 64, flops=step * 10, train_seconds=step, device_seconds=step,
         protocol=find_protocol(protocol), protocol_digest=protocol, generation_seed=0,
         metrics=Metrics(fid=fid, inception_score=1, precision=1, recall=1, accuracy=None),
         n_fake=1, n_real=1, nfe=1, sample_seconds=1, assets={}, grid="x",

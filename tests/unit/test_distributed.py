@@ -68,7 +68,7 @@ def test_accumulation_changes_nothing(name, part):
             network.double()
         options = {"gan": 0.0} if name == "repa_e" else {}
         recipe = RECIPES[name](networks, RECIPES[name].Options(**options))
-        trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=8), part=part)
+        trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=8), micro_batch=part)
         items = torch.arange(8)
         batches = [make_batch(8, seed=s, dtype=torch.float64) for s in range(3)]
         return trainer, [trainer.train_step(b, KeyedDraws(3, s, items)) for s, b in enumerate(batches)]

@@ -154,7 +154,7 @@ def test_layout_is_told(batch, processes, most, text):
     spec = make_spec("vanilla")
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_size": batch})})
     world = World(size=processes, device=torch.device("cuda"))
-    assert str(layout(spec, Execution(part=most), world)) == text
+    assert str(layout(spec, Execution(micro_batch=most), world)) == text
 
 
 def test_layouts_that_would_change_the_training_are_refused():
@@ -163,10 +163,10 @@ def test_layouts_that_would_change_the_training_are_refused():
         layout(spec, Execution(), World(size=3))
     joint = make_spec("repa_e").model_copy(update={"options": {}})
     with pytest.raises(UserError, match=r"pool 2 images and not 4.*--set norm_batch=2"):
-        layout(joint, Execution(part=2), World())
+        layout(joint, Execution(micro_batch=2), World())
     accepted = joint.model_copy(update={"train": joint.train.model_copy(update={"norm_batch": 2})})
-    assert layout(accepted, Execution(part=2), World()).accumulation == 2
-    assert layout(joint, Execution(), World(size=2)).part == 2  # all processes pool
+    assert layout(accepted, Execution(micro_batch=2), World()).accumulation == 2
+    assert layout(joint, Execution(), World(size=2)).micro_batch == 2  # all processes pool
 
 
 def test_tokens_are_computed_where_they_are_not_stored(tmp_path):
