@@ -36,6 +36,25 @@ class Networks:
         return network
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a recipe with its options is given besides the SiT. Whatever is not needed is neither loaded nor built."""
+
+    features: bool = False
+    """An encoder's patch tokens, and projectors to them."""
+    tokenizer: bool = False
+    """To train it: the recipe then sees images instead of cached latents."""
+    discriminator: bool = False
+    """To train it."""
+    perceptual: bool = False
+    """LPIPS, frozen."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The networks that have an optimizer."""
+        return ("sit", *["vae"] * self.tokenizer, *["discriminator"] * self.discriminator)
+
+
 class Objective(Spec):
     """The options of every recipe: the path and how it is sampled."""
 

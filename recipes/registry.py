@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from recipes.base import Objective
+from recipes.base import Needs, Networks, Objective
 from recipes.core.errors import UserError, nearest
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
@@ -21,7 +22,24 @@ def recipe_names() -> list[str]:
     return [*RECIPES, *(point.name for point in entry_points(group=ENTRY_POINTS))]
 
 
-def recipe(name: str) -> type[Vanilla]:
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's class and its options, parsed once."""
+
+    kind: type[Vanilla]
+    options: Objective
+
+    @property
+    def needs(self) -> Needs:
+        """What it is given besides the SiT."""
+        return self.kind.needs(self.options)
+
+    def on(self, networks: Networks) -> Vanilla:
+        """The recipe at work on networks."""
+        return self.kind(networks, self.options)
+
+
+def recipe_class(name: str) -> type[Vanilla]:
     """The recipe class of that name.
 
     Raises:
@@ -38,14 +56,14 @@ def recipe(name: str) -> type[Vanilla]:
     raise UserError(f"there is no recipe '{name}'.{nearest(name, recipe_names())}")
 
 
-def recipe_options(name: str, options: Mapping[str, Any], *, where: str) -> Objective:
-    """A recipe's options, its defaults filled in.
+def find_recipe(name: str, options: Mapping[str, Any], *, where: str) -> Recipe:
+    """A recipe with its options, defaults filled in.
 
     Raises:
-        UserError: an option that the recipe does not have, with the nearest one.
+        UserError: no such recipe, or an option that it does not have, with the nearest one; `where` is named.
     """
-    kind = recipe(name).Options
+    kind = recipe_class(name)
     for key in options:
-        if key not in kind.model_fields:
-            raise UserError(f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.model_fields)}")
-    return kind.parse(options, where=where)
+        if key not in kind.Options.model_fields:
+            raise UserError(f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.Options.model_fields)}")
+    return Recipe(kind, kind.Options.parse(options, where=where))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
-from recipes.base import Networks, Objective
+from recipes.base import Needs, Networks, Objective
 from recipes.core.batch import Batch
 from recipes.core.losses import alignment_loss
 from recipes.models.sit import SiTOutput
@@ -23,11 +22,15 @@ class Repa(Vanilla):
         alignment: float = 0.5
         """Coefficient of the alignment loss in the SiT's step."""
 
-    aligned: ClassVar[bool] = True
     options: Options
 
     def __init__(self, networks: Networks, options: Options) -> None:
         super().__init__(networks, options)
+
+    @classmethod
+    def needs(cls, options: Objective) -> Needs:
+        """Features to align with."""
+        return Needs(features=True)
 
     def extra_loss(self, out: SiTOutput, batch: Batch) -> tuple[Tensor | None, Mapping[str, Tensor]]:
         """The weighted alignment loss."""

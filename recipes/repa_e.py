@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
-from recipes.base import Networks, diffuse
+from recipes.base import Needs, Networks, Objective, diffuse
 from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.frozen import frozen
@@ -61,7 +61,6 @@ class RepaE(Repa):
                 del dumped["loss_precision"]
             return dumped
 
-    trains_tokenizer: ClassVar[bool] = True
     options: Options
 
     def __init__(self, networks: Networks, options: Options) -> None:
@@ -73,6 +72,13 @@ class RepaE(Repa):
         if self.discriminator is not None:
             self.networks["discriminator"] = self.discriminator
         self.sit.pos_embed.requires_grad_(options.train_pos_embed)
+
+    @classmethod
+    def needs(cls, options: Objective) -> Needs:
+        """Everything; a network whose term has no weight is left out."""
+        assert isinstance(options, cls.Options)
+        gan, perceptual = bool(options.gan), bool(options.perceptual)
+        return Needs(features=True, tokenizer=True, discriminator=gan, perceptual=perceptual)
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Step the tokenizer, the discriminator and the SiT."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from recipes.base import Networks, Objective, cached_latents, diffuse, drop_labels
+from recipes.base import Needs, Networks, Objective, cached_latents, diffuse, drop_labels
 from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.loop import Update
@@ -19,15 +19,17 @@ class Vanilla:
     """One update of the SiT for each batch."""
 
     Options: ClassVar[type[Objective]] = Objective
-    aligned: ClassVar[bool] = False
-    """Whether the SiT needs projectors."""
-    trains_tokenizer: ClassVar[bool] = False
     averaged = ("sit",)
 
     def __init__(self, networks: Networks, options: Objective) -> None:
         self.sit: SiT = networks.sit
         self.networks: dict[str, nn.Module] = {"sit": networks.sit}
         self.options = options
+
+    @classmethod
+    def needs(cls, options: Objective) -> Needs:
+        """What it is given besides the SiT: here nothing."""
+        return Needs()
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Step the SiT."""

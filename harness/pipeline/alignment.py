@@ -18,7 +18,6 @@ from recipes.core.errors import UserError
 from recipes.core.finite import finite
 from recipes.core.interpolant import interpolate
 from recipes.models.sit import SiT
-from recipes.registry import recipe, recipe_options
 from recipes.training.run_folder import Run, load_for_sampling
 
 #: Training images that are looked at, the noise level, and the k of CKNNA that REPA (arXiv 2410.06940) uses.
@@ -32,7 +31,7 @@ def aligned_variant(session: Session, variants: Sequence[str]) -> str:
         UserError: there is none among them.
     """
     for variant in variants:
-        if recipe(session.suite.variants[variant].recipe).aligned:
+        if session.suite.run_spec(variant, 0, {}).method.needs.features:
             return variant
     raise UserError("--recipes: none of them has an encoder to compare with; name repa or repa_e too.")
 
@@ -67,7 +66,7 @@ def block_features(sit: SiT, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
 def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, images: Tensor) -> list[Tensor]:
     device = session.world.device
     sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.variant), average=True, device=device)
-    path = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.variant).path
+    path = run.spec.method.options.path
     parts: list[list[Tensor]] = []
     for indices in torch.arange(len(images)).split(session.suite.chunk):
         latents = sit.normalize(encoded(tokenizer, images[indices], int(indices[0])))

@@ -8,13 +8,12 @@ from harness.records.schema import ScoreRecord
 from harness.sampling.protocol import Protocol
 from harness.scoring.sample_set import Evaluation
 from harness.suites.base import draws_of
-from recipes.registry import recipe
 from recipes.training.run_folder import Run
 
 
 def tokenizer_key(session: Session, prepared: Prepared, run: Run) -> tuple[object, ...] | None:
     """Of the record of the tokenizer that a run ends with, if it trains one."""
-    if not recipe(run.spec.recipe).trains_tokenizer:
+    if not run.spec.method.needs.tokenizer:
         return None
     named = prepared.tokenizer_of(run.spec.variant) or "from scratch"
     return ("tokenizer", named, run.spec.digest(), session.budget.milestones()[-1])

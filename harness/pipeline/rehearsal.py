@@ -31,7 +31,6 @@ from harness.suites.base import Budget, draws_of
 from harness.suites.digits import DigitsSuite
 from recipes.core.distributed import World
 from recipes.core.spec import Execution
-from recipes.registry import recipe
 
 #: Training steps of each network that the preparation trains, in a rehearsal.
 STEPS = 12
@@ -124,7 +123,7 @@ def whole(
     runs = {
         (variant, seed): budget.steps * step
         + scoring(suite, budget, costs, first=seed == 0)
-        + costs.examination * recipe(suite.variants[variant].recipe).trains_tokenizer
+        + costs.examination * suite.run_spec(variant, 0, {}).method.needs.tokenizer
         for variant, step in steps.items()
         for seed in range(seeds)
     }

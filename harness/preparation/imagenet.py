@@ -33,7 +33,6 @@ from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.discriminator import PatchDiscriminator
 from recipes.models.encoder import load_encoder
 from recipes.models.perceptual import load_perceptual
-from recipes.registry import recipe, recipe_options
 from recipes.released.autoencoder import LatentStatistics, load_autoencoder, load_discriminator
 from recipes.training.spec import TrainingInputs
 
@@ -258,24 +257,22 @@ class Preparation:
 
     def _inputs(self, variant: str) -> TrainingInputs:
         chosen = self.suite.variant(variant)
-        kind = recipe(chosen.recipe)
-        options = recipe_options(chosen.recipe, chosen.options, where=f"variant {variant}")
-        name = chosen.tokenizer
+        name, needs = chosen.tokenizer, self.suite.method(variant).needs
         channels = self.suite.tokenizers[name].autoencoder.latent_channels
         scratch = LatentStatistics(torch.zeros(channels), torch.ones(channels))
         statistics = scratch if chosen.from_scratch else self.statistics[name]
         return TrainingInputs(
             data=StoredData(
                 labels=self.images.labels,
-                images=self.images if kind.aligned or kind.trains_tokenizer else None,
-                latents=None if kind.trains_tokenizer else self.latents[name],
+                images=self.images if needs.features or needs.tokenizer else None,
+                latents=None if needs.tokenizer else self.latents[name],
                 threads=self.context.execution.threads,
             ),
             tokenizer=None if chosen.from_scratch else self.tokenizers[name],
             latent_mean=statistics.mean,
             latent_std=statistics.std,
-            encoders=tuple(self.encoders[e] for e in chosen.encoders) if kind.aligned else (),
-            perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
+            encoders=tuple(self.encoders[e] for e in chosen.encoders) if needs.features else (),
+            perceptual=self.perceptual if needs.perceptual else None,
             discriminator=None if chosen.from_scratch else self.discriminators.get(name),
         )
 

@@ -20,7 +20,6 @@ from harness.scoring.image_files import GRID_COLUMNS, GRID_ROWS, save_grid
 from recipes.core.distributed import World
 from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
-from recipes.registry import recipe_options
 from recipes.training.run_folder import Run, load_for_sampling
 
 #: The class that each sample was asked for: an output like a network's.
@@ -55,8 +54,7 @@ class Evaluation:
         """The checkpoint, ready to draw from with the weights that the protocol names."""
         run, average = self.run, self.protocol.weights == "ema"
         sit, tokenizer = load_for_sampling(run, self.step, self.tokenizer, average=average, device=device)
-        options = recipe_options(run.spec.recipe, run.spec.options, where=run.spec.variant)
-        return Sampler(sit, tokenizer, options.path)
+        return Sampler(sit, tokenizer, run.spec.method.options.path)
 
 
 def draw(

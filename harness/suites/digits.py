@@ -22,10 +22,11 @@ from harness.suites.digits_specs import (
     TokenEncoderSpec,
     TokenizerSpec,
 )
+from recipes.core.errors import UserError
 from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SiTSpec
-from recipes.registry import recipe, recipe_options
+from recipes.registry import find_recipe
 from recipes.training.spec import RunSpec
 
 
@@ -101,18 +102,18 @@ class DigitsSuite(Spec):
     def run_spec(self, variant: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
         chosen = self.variants[variant]
-        kind = recipe(chosen.recipe)
-        options = recipe_options(chosen.recipe, chosen.options, where=f"variant {variant}")
-        optimizers = {"sit": self.sit_optimizer}
-        if kind.trains_tokenizer:
-            optimizers["vae"] = self.vae_optimizer
-        widths = (self.encoder.width,) if kind.aligned else ()
-        used = ["data", "tokenizer", *(["tokens"] if kind.aligned else [])]
+        method = find_recipe(chosen.recipe, chosen.options, where=f"variant {variant}")
+        if method.needs.discriminator or method.needs.perceptual:
+            raise UserError(f"variant {variant}: suite {self.name} has no GAN and no LPIPS; set both to 0.")
+        known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer}
+        optimizers = {name: known[name] for name in method.needs.trained}
+        widths = (self.encoder.width,) if method.needs.features else ()
+        used = ["data", "tokenizer", *(["tokens"] if method.needs.features else [])]
         return RunSpec(
             suite=self.name,
             variant=variant,
             recipe=chosen.recipe,
-            options=options.model_dump(mode="json"),
+            options=method.options.model_dump(mode="json"),
             sit=self.sit.model_copy(update={"encoder_widths": widths}),
             tokenizer=self.tokenizer.autoencoder,
             train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
@@ -155,7 +156,7 @@ def digits_variants(tokenizer: TokenizerSpec) -> dict[str, Variant]:
 
 def _variant(name: str, label: str, about: str, **options: Any) -> Variant:
     """A variant with every option written out, so that each can be overridden by its key."""
-    full = recipe_options(name, options, where=label).model_dump(mode="json")
+    full = find_recipe(name, options, where=label).options.model_dump(mode="json")
     return Variant(recipe=name, label=label, about=about, options=full)
 
 

@@ -26,7 +26,7 @@ from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS, EncoderSpec
 from recipes.models.perceptual import InputRange
 from recipes.models.sit import SIZES, SiTSpec
-from recipes.registry import recipe, recipe_options
+from recipes.registry import Recipe, find_recipe
 from recipes.released import autoencoder as released_autoencoder
 from recipes.training.spec import RunSpec
 
@@ -144,11 +144,16 @@ class ImagenetSuite(Spec):
                     raise UserError(f"variant {name}: there is no {kind} '{found}'.{nearest(found, known)}")
         return variant
 
+    def method(self, name: str) -> Recipe:
+        """The recipe of a variant, and its typed options."""
+        variant = self.variant(name)
+        return find_recipe(variant.recipe, variant.options, where=f"variant {name}")
+
     def sit_spec(self, name: str) -> SiTSpec:
         """The SiT of a variant."""
         variant, size = self.variant(name), self.sizes[self.variant(name).size]
         tokenizer = self.tokenizers[variant.tokenizer]
-        aligned = recipe(variant.recipe).aligned
+        aligned = self.method(name).needs.features
         return SiTSpec(
             latent_size=self.side // tokenizer.autoencoder.factor,
             channels=tokenizer.autoencoder.latent_channels,
@@ -165,17 +170,12 @@ class ImagenetSuite(Spec):
     def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
         variant = self.variant(name)
-        kind = recipe(variant.recipe)
-        options = recipe_options(variant.recipe, variant.options, where=f"variant {name}")
-        optimizers = {"sit": self.sit_optimizer}
-        if kind.trains_tokenizer:
-            optimizers["vae"] = self.vae_optimizer
-            if getattr(options, "gan", 0):
-                optimizers["discriminator"] = self.discriminator_optimizer
+        method = self.method(name)
+        known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer, "discriminator": self.discriminator_optimizer}
         train = TrainSpec(
             seed=seed,
             batch_size=self.batch_size,
-            optimizers=optimizers,
+            optimizers={network: known[network] for network in method.needs.trained},
             ema=self.ema,
             precision=self.precision,
             norm_batch=self.norm_batch,
@@ -184,12 +184,12 @@ class ImagenetSuite(Spec):
             suite=self.name,
             variant=name,
             recipe=variant.recipe,
-            options=options.model_dump(mode="json"),
+            options=method.options.model_dump(mode="json"),
             sit=self.sit_spec(name),
             tokenizer=self.tokenizers[variant.tokenizer].autoencoder,
             discriminator=self.discriminator,
-            encoders=tuple(self.encoders[e] for e in variant.encoders) if kind.aligned else (),
-            perceptual=self.perceptual if getattr(options, "perceptual", 0) else None,
+            encoders=tuple(self.encoders[e] for e in variant.encoders) if method.needs.features else (),
+            perceptual=self.perceptual if method.needs.perceptual else None,
             train=train,
             inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
         )
@@ -197,13 +197,12 @@ class ImagenetSuite(Spec):
     def needs(self, name: str) -> list[str]:
         """The assets of the catalogue that training a variant reads."""
         variant = self.variant(name)
-        kind = recipe(variant.recipe)
-        options = recipe_options(variant.recipe, variant.options, where=f"variant {name}")
+        needs = self.method(name).needs
         return [
             "images",
             *([] if variant.from_scratch else [variant.tokenizer]),
-            *(variant.encoders if kind.aligned else ()),
-            *(["vgg16"] if getattr(options, "perceptual", 0) else []),
+            *(variant.encoders if needs.features else ()),
+            *(["vgg16"] if needs.perceptual else []),
         ]
 
     def scored_by(self) -> list[str]:
@@ -217,7 +216,7 @@ class ImagenetSuite(Spec):
 
     def caches_latents(self, name: str) -> bool:
         """Whether a variant trains on cached posteriors of a frozen tokenizer."""
-        return not recipe(self.variant(name).recipe).trains_tokenizer
+        return not self.method(name).needs.tokenizer
 
 
 def imagenet256() -> ImagenetSuite:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from harness.suites.base import Variant
 from recipes.core.spec import Depth
-from recipes.registry import recipe_options
+from recipes.registry import find_recipe
 
 
 class PaperVariant(Variant):
@@ -27,7 +27,7 @@ class PaperVariant(Variant):
 def _variant(name: str, label: str, about: str, source: str = "", **changes: Any) -> PaperVariant:
     """A variant with every option written out, so that each can be overridden by its key."""
     options: dict[str, JsonValue] = changes.pop("options", {})
-    full = recipe_options(name, options, where=label).model_dump(mode="json")
+    full = find_recipe(name, options, where=label).options.model_dump(mode="json")
     return PaperVariant(recipe=name, label=label, about=about, source=source, options=full, **changes)
 
 

@@ -18,7 +18,6 @@ from recipes.core.spec import Execution
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder
-from recipes.registry import recipe, recipe_options
 from recipes.training.spec import RunSpec, TrainingInputs
 
 
@@ -30,11 +29,10 @@ def build_networks(
     perceptual: nn.Module | None = None,
 ) -> Networks:
     """Freshly initialised networks; those that are given are copied in."""
-    kind = recipe(spec.recipe)
-    options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
+    needs = spec.method.needs
     sit = transformer.SiT(spec.sit)
     transformer.initialize(sit, spec.train.seed)
-    if not kind.trains_tokenizer:
+    if not needs.tokenizer:
         return Networks(sit=sit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(spec.train.seed, "init", "tokenizer"))
@@ -42,7 +40,7 @@ def build_networks(
     if tokenizer is not None:
         vae.load_state_dict(tokenizer.state_dict())
     adversary = None
-    if getattr(options, "gan", 0):
+    if needs.discriminator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(spec.train.seed, "init", "discriminator"))
             adversary = gan.PatchDiscriminator(spec.discriminator)
@@ -62,7 +60,6 @@ def build_trainer(
     networks.sit.checkpointing = execution.checkpointing
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
     _arrange(networks, world.device)
-    options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
 
     def complete(batch: Batch) -> Batch:
         if batch.features or not encoders:
@@ -70,7 +67,7 @@ def build_trainer(
         return replace(batch, features=tuple(encoder(batch.images) for encoder in encoders))
 
     trainer = Trainer(
-        recipe(spec.recipe)(networks, options),
+        spec.method.on(networks),
         spec.train,
         world=world,
         micro_batch=layout(spec, execution, world).micro_batch,
@@ -140,9 +137,7 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
     micro_batch = next(n for n in range(most, 0, -1) if local % n == 0)
     found = Layout(total, world.size, micro_batch, world.device.type)
     pooled = micro_batch * world.size
-    if getattr(recipe_options(spec.recipe, spec.options, where=spec.variant), "gan", 0) and pooled != (
-        spec.train.norm_batch or total
-    ):
+    if spec.method.needs.discriminator and pooled != (spec.train.norm_batch or total):
         raise UserError(
             f"with --micro-batch {micro_batch} the discriminator's batch norm would pool {pooled} images and not "
             f"{spec.train.norm_batch or total}, which is another training; use more GPUs or --checkpointing, or accept "

@@ -11,7 +11,6 @@ from recipes.core.batch import Batch
 from recipes.core.draws import KeyedDraws
 from recipes.models.encoder import Encoder
 from recipes.models.perceptual import Perceptual
-from recipes.registry import recipe, recipe_options
 from recipes.training.build import build_networks
 from recipes.training.spec import RunSpec
 
@@ -34,10 +33,9 @@ def _flops_of(spec_json: str, image_size: int) -> int:
     spec = RunSpec.model_validate_json(spec_json)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         networks = build_networks(spec, perceptual=Perceptual(input_range=spec.perceptual) if spec.perceptual else None)
-        options = recipe_options(spec.recipe, spec.options, where=f"variant {spec.variant}")
         batch = meta_batch(spec, image_size)
         draws = KeyedDraws(0, 0, torch.arange(spec.train.batch_size))
-        for update in recipe(spec.recipe)(networks, options).updates(batch, draws):
+        for update in spec.method.on(networks).updates(batch, draws):
             update.loss.backward()
     return int(counter.get_total_flops())
 

@@ -17,7 +17,7 @@ from recipes.core.weights import content_of
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS
-from recipes.registry import recipe, recipe_options
+from recipes.registry import find_recipe, recipe_class
 from recipes.released.arguments import number, path_of, whole
 from recipes.released.autoencoder import TOKENIZERS
 from recipes.released.sit import Given, Kind, ReleasedCheckpoint, read_checkpoint
@@ -97,7 +97,7 @@ def _weights(released: ReleasedCheckpoint) -> dict[str, Tensor]:
 def _run_spec(released: ReleasedCheckpoint, content: str) -> RunSpec:
     args, name = released.args, RECIPES[released.kind]
     given = _options(released)
-    options = recipe_options(name, given, where=f"{released.path}: arguments").model_dump(mode="json")
+    options = find_recipe(name, given, where=f"{released.path}: arguments").options.model_dump(mode="json")
     networks = {"sit": "learning_rate"}
     if released.kind == "repa_e":
         networks |= {"vae": "vae_learning_rate", "discriminator": "disc_learning_rate"}
@@ -131,7 +131,7 @@ def _options(released: ReleasedCheckpoint) -> dict[str, JsonValue]:
         named["label_dropout"] = 1 - (1 - rate) ** 2  # dropped in the loop, and again in the network
     if not released.sit.null_class:
         named["label_dropout"] = 0.0
-    known = recipe(RECIPES[released.kind]).Options.model_fields
+    known = recipe_class(RECIPES[released.kind]).Options.model_fields
     path: dict[str, JsonValue] = {"path": path_of(args)}
     return path | {name: value for name, value in named.items() if name in known}
 

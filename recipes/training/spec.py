@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field, JsonValue
@@ -15,6 +16,7 @@ from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.encoder import EncoderSpec
 from recipes.models.perceptual import InputRange
+from recipes.registry import Recipe, find_recipe
 
 
 class RunSpec(Spec):
@@ -35,6 +37,15 @@ class RunSpec(Spec):
     train: TrainSpec
     inputs: dict[str, str]
     """Content hash of every asset that the run trains on."""
+
+    @cached_property
+    def method(self) -> Recipe:
+        """Its recipe and typed options.
+
+        Raises:
+            UserError: there is no such recipe or option.
+        """
+        return find_recipe(self.recipe, self.options, where=f"variant {self.variant}")
 
     @property
     def name(self) -> str:

@@ -30,7 +30,6 @@ from recipes.data.loader import StoredData
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.sit import SiT
-from recipes.registry import recipe_options
 from recipes.training.build import build_networks, build_trainer
 from recipes.training.flops import flops_per_step
 from recipes.training.spec import RunSpec, TrainingInputs
@@ -145,7 +144,7 @@ def plain_loop(spec: RunSpec, device: torch.device, *, foreach: bool | None = Fa
     for network in (networks.sit, networks.vae, networks.discriminator, networks.perceptual):
         if network is not None:
             network.to(device)
-    options = recipe_options(spec.recipe, spec.options, where=spec.variant)
+    options = spec.method.options
     plain = PlainLoop(spec.recipe, networks, options, spec.train, encoders=encoders, foreach=foreach)
     count = spec.train.batch_size
     batch, draws = random_batch(spec, count, image_side(spec)).to(device), TorchDraws(count, device)

@@ -17,7 +17,7 @@ from recipes.core.ema import ema_update, pairs_of
 from recipes.core.loop import Trainer
 from recipes.core.losses import alignment_loss
 from recipes.core.spec import TrainSpec
-from recipes.registry import recipe, recipe_options
+from recipes.registry import find_recipe
 from recipes.training.build import build_networks
 from recipes.training.spec import RunSpec
 
@@ -27,19 +27,18 @@ DIGITS = suite("digits")
 def digits_trainer(variant: str) -> tuple[Trainer, Batch]:
     """The digits suite's networks and batch size, on random data."""
     chosen = DIGITS.variants[variant]
-    kind = recipe(chosen.recipe)
+    method = find_recipe(chosen.recipe, chosen.options, where="benchmark")
     optimizers = {"sit": DIGITS.sit_optimizer, "vae": DIGITS.vae_optimizer}
     spec = RunSpec(
         suite="bench",
         variant=variant,
         recipe=chosen.recipe,
         options=chosen.options,
-        sit=DIGITS.sit.model_copy(update={"encoder_widths": (DIGITS.encoder.width,) if kind.aligned else ()}),
+        sit=DIGITS.sit.model_copy(update={"encoder_widths": (DIGITS.encoder.width,) if method.needs.features else ()}),
         tokenizer=DIGITS.tokenizer.autoencoder,
         train=TrainSpec(seed=0, batch_size=DIGITS.batch_size, optimizers=optimizers, ema=DIGITS.ema),
         inputs={},
     )
-    options = recipe_options(chosen.recipe, chosen.options, where=variant)
     networks: Networks = build_networks(spec)
     g, n, s = torch.Generator().manual_seed(0), DIGITS.batch_size, DIGITS.sit
     shape = (n, s.channels, s.latent_size, s.latent_size)
@@ -50,7 +49,7 @@ def digits_trainer(variant: str) -> tuple[Trainer, Batch]:
         mean=torch.randn(shape, generator=g),
         std=torch.rand(shape, generator=g),
     )
-    return Trainer(kind(networks, options), spec.train), batch
+    return Trainer(method.on(networks), spec.train), batch
 
 
 @pytest.mark.benchmark(group="digits training step")

@@ -16,7 +16,6 @@ from harness.preparation.base import assets_of
 from harness.suites import suite
 from harness.suites.imagenet256 import imagenet256, imagenet_smoke
 from recipes.core.errors import UserError
-from recipes.registry import recipe, recipe_options
 from recipes.training.build import build_networks
 
 PAPER = imagenet256()
@@ -32,7 +31,7 @@ def test_every_variant_is_a_run(name):
     assert spec.sit.encoder_depth < spec.sit.depth
     with torch.device("meta"):
         networks = build_networks(spec, perceptual=torch.nn.Identity())
-    trained = recipe(spec.recipe)(networks, recipe_options(spec.recipe, spec.options, where=name))
+    trained = spec.method.on(networks)
     assert set(trained.networks) == set(spec.train.optimizers)
     assert set(PAPER.needs(name)) <= set(catalogue.CATALOGUE)
 

@@ -29,6 +29,7 @@ from recipes.core.errors import UserError
 from recipes.data.images import open_images
 from recipes.data.latents import open_latents, write_latents
 from recipes.models.autoencoder import Autoencoder, to_signed
+from recipes.registry import find_recipe
 
 IMAGES = torch.from_numpy(pictures(0, 24, 16)).permute(0, 3, 1, 2).contiguous()
 
@@ -123,7 +124,7 @@ def test_an_ordinary_one_has_no_remark(tmp_path):
 def test_alignment_refuses_it_and_a_run_that_has_diverged(monkeypatch):
     session = SimpleNamespace(suite=SimpleNamespace(chunk=10), world=World())
     prepared = SimpleNamespace(tokenizer=lambda variant: None)
-    spec = SimpleNamespace(variant="repa", name="repa-seed0", recipe="repa", options={})
+    spec = SimpleNamespace(variant="repa", name="repa-seed0", method=find_recipe("repa", {}, where="test"))
     run = SimpleNamespace(spec=spec)
     lost = make_sit()
     torch.nn.init.constant_(lost.blocks[1].attn.proj.weight, float("nan"))

@@ -10,7 +10,7 @@ from harness.suites import suite
 from recipes import registry
 from recipes.core.errors import UserError
 from recipes.core.spec import OptimizerSpec, Spec, digest_of
-from recipes.registry import recipe, recipe_options
+from recipes.registry import find_recipe, recipe_class
 from recipes.repa import Repa
 
 
@@ -65,24 +65,24 @@ def test_unknown_names_have_suggestions():
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         suite("digit")
     with pytest.raises(UserError, match="Did you mean 'repa_e'"):
-        recipe("repa-e")
+        recipe_class("repa-e")
     with pytest.raises(UserError, match="Did you mean 'vae_alignment'"):
-        recipe_options("repa_e", {"vae_alignement": 1.0}, where="variant")
+        find_recipe("repa_e", {"vae_alignement": 1.0}, where="variant")
 
 
 def test_a_recipe_outside_the_tree_is_found_by_its_entry_point(monkeypatch):
     mine = EntryPoint(name="mine", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
     clash = EntryPoint(name="repa", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
     monkeypatch.setattr(registry, "entry_points", lambda group: [mine, clash])
-    assert recipe("mine") is Repa
+    assert recipe_class("mine") is Repa
     assert "mine" in registry.recipe_names()
     with pytest.raises(UserError, match="two installed recipes are named 'repa'"):
-        recipe("repa")
+        recipe_class("repa")
 
 
 def test_released_defaults():
     """The defaults of the recipes are the paper's."""
-    options = recipe_options("repa_e", {}, where="variant").model_dump()
+    options = find_recipe("repa_e", {}, where="variant").options.model_dump()
     expected = {"alignment": 0.5, "vae_alignment": 1.5, "kl": 1e-6, "gan": 0.1, "l1": 1.0, "perceptual": 1.0}
     assert {name: options[name] for name in expected} == expected
     assert options["label_dropout"] == 0.1
