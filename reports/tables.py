@@ -130,14 +130,14 @@ def metrics_table(comparison: Comparison) -> Table:
 def guidance_table(comparison: Comparison) -> Table:
     """What every variant's sweep chose, and what that gives under seeds that the choice never saw."""
     choices = comparison.guidance()
-    bases = list(dict.fromkeys(choice.chosen.name.split("+")[0] for choice in choices))
+    bases = list(dict.fromkeys(choice.chosen.base_name for choice in choices))
     rows = []
     for choice in choices:
         p = choice.chosen
         setting = f"{p.guidance_scale:g} in [{p.guidance_low:g}, {p.guidance_high:g}]"
         rows.append(
             (
-                choice.label if len(bases) == 1 else f"{choice.label}, {p.name.split('+')[0]}",
+                choice.label if len(bases) == 1 else f"{choice.label}, {p.base_name}",
                 f"{len(choice.tried)} × {len(choice.best.values)} × {p.samples:,}",
                 (setting + " (largest tried)" * choice.at_the_edge) if p.guidance_scale > 1 else "none",
                 number(choice.best),

@@ -212,10 +212,8 @@ def sample(
             evaluation = checkpoints.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
         else:
             seed = session.suite.default_seeds[0] if seed is None else seed
-            run, start = checkpoints.open_trained(session, variants_of(session.suite, [recipe or ""])[0], seed)
-            evaluation = sample_set.Evaluation(
-                run, checkpoints.checkpoint_of(run, step), protocol, generation_seed, start
-            )
+            variant = variants_of(session.suite, [recipe or ""])[0]
+            evaluation = checkpoints.open_trained(session, variant, seed, step, protocol, generation_seed)
         for note in checkpoints.notes_of(evaluation):
             session.reporter.note(note, "yellow")
         shards = Shards(images.with_name(f".{images.stem}-{evaluation.key[:12]}-{count}.shards"), count)

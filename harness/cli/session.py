@@ -110,7 +110,7 @@ def jobs_of(session: Session, jobs: int | None) -> int:
         small = "a suite whose runs have one thread each (digits, smoke), on the CPU and without torchrun"
         refuse_idle({"--jobs": jobs is not None}, small)
         return 1
-    return min(session.suite.default_jobs, cores()) if jobs is None else jobs
+    return min(session.suite.jobs, cores()) if jobs is None else jobs
 
 
 def work_of(session: Session, jobs: int | None, runs: int) -> Work:

@@ -10,7 +10,6 @@ from harness.preparation.base import Prepared
 from harness.sampling.protocol import Protocol
 from harness.scoring.sample_set import Evaluation
 from recipes.core.errors import UserError
-from recipes.models.autoencoder import Autoencoder
 from recipes.training.run_folder import Run, import_notes
 
 
@@ -20,11 +19,13 @@ def open_run(session: Session, prepared: Prepared, variant: str, seed: int) -> R
     return Run(spec, session.folder / "runs" / spec.name)
 
 
-def open_trained(session: Session, variant: str, seed: int) -> tuple[Run, Autoencoder | None]:
-    """A trained run of the suite, and the tokenizer that it started from.
+def open_trained(
+    session: Session, variant: str, seed: int, step: int | None, protocol: Protocol, generation_seed: int = 0
+) -> Evaluation:
+    """A checkpoint of a run of the suite.
 
     Raises:
-        UserError: it has no checkpoint.
+        UserError: there is none.
     """
     prepared = prepare(session, [variant])
     run = open_run(session, prepared, variant, seed)
@@ -32,7 +33,7 @@ def open_trained(session: Session, variant: str, seed: int) -> tuple[Run, Autoen
         raise UserError(
             f"{run.folder} has no checkpoint; train it: repa-bench train --recipes {variant} --seeds {seed}."
         )
-    return run, prepared.tokenizer(variant)
+    return prepared.evaluation(run, checkpoint_of(run, step), protocol, generation_seed)
 
 
 def open_imported(

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from harness.pipeline import evaluations, score
+from harness.pipeline import score
 from harness.pipeline.session import Session
 from harness.preparation.base import Prepared
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Evaluation
 from recipes.core.errors import UserError
 from recipes.training.run_folder import Run
 
@@ -73,20 +72,17 @@ class Sweep:
 
 def sweep_variant(session: Session, prepared: Prepared, runs: Sequence[Run], sweep: Sweep, step: int) -> None:
     """Try every setting on every run of a variant, choose one for all of them, and score it."""
-    settings, variant = sweep.settings(), runs[0].spec.variant
-    tokenizer = prepared.tokenizer(variant)
-    label = session.suite.variants[variant].label
+    settings, label = sweep.settings(), session.suite.variants[runs[0].spec.variant].label
     for run in runs:
-        evaluations = [Evaluation(run, step, p, seed, tokenizer) for p in settings for seed in sweep.seeds]
-        title = f"try guidance, {label}, seed {run.spec.train.seed}"
-        score.score_evaluations(session, prepared, evaluations, title, search=True)
+        tried = [prepared.evaluation(run, step, p, seed, search=True) for p in settings for seed in sweep.seeds]
+        score.score_evaluations(session, prepared, tried, f"try guidance, {label}, seed {run.spec.train.seed}")
     session.world.barrier()
     chosen = sweep.result(best_setting(session, prepared, runs, sweep, step))
     for run in runs:
         # Beside the result under guidance, the one without, from the same seeds.
         protocols = dict.fromkeys((sweep.result(settings[0]), chosen))
-        evaluations = [Evaluation(run, step, p, seed, tokenizer) for p in protocols for seed in sweep.reported]
-        score.score_evaluations(session, prepared, evaluations, f"score guidance, {label}, seed {run.spec.train.seed}")
+        results = [prepared.evaluation(run, step, p, seed) for p in protocols for seed in sweep.reported]
+        score.score_evaluations(session, prepared, results, f"score guidance, {label}, seed {run.spec.train.seed}")
 
 
 def best_setting(session: Session, prepared: Prepared, runs: Sequence[Run], sweep: Sweep, step: int) -> Protocol:
@@ -95,7 +91,7 @@ def best_setting(session: Session, prepared: Prepared, runs: Sequence[Run], swee
 
     def fid(setting: Protocol) -> float:
         keys = [
-            evaluations.score_key(Evaluation(run, step, setting, seed), prepared, search=True)
+            prepared.evaluation(run, step, setting, seed, search=True).record_key
             for run in runs
             for seed in sweep.seeds
         ]

@@ -26,7 +26,6 @@ from harness.preparation.base import PreparationContext
 from harness.preparation.prepare import prepare
 from harness.runtime.progress import Reporter
 from harness.sampling.protocol import Protocol
-from harness.scoring.sample_set import Evaluation
 from harness.suites.base import Budget, draws_of
 from harness.suites.digits import DigitsSuite
 from recipes.core.distributed import World
@@ -90,7 +89,7 @@ def rehearse(suite: DigitsSuite, execution: Execution, report: Callable[[Path], 
         run = train.train(session, prepared, variant, 0)
         sample = {}
         for protocol in dict.fromkeys((small.curve_protocol, *small.final_protocols)):
-            one = [Evaluation(run, 1, protocol, 0, prepared.tokenizer(variant))]
+            one = [prepared.evaluation(run, 1, protocol)]
             seconds = _timed(partial(score.score_evaluations, session, prepared, one, "score"))
             sample[protocol.name] = seconds / protocol.samples
         judged = min(tokenizers.RECONSTRUCTED, suite.data.reference)

@@ -6,7 +6,7 @@ import glob
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,7 @@ from harness.features.pixels import FLAT, HASH, of_a_set
 from harness.metrics.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.metrics.statistics import Measured
 from harness.pipeline.checkpoints import notes_of, open_imported
-from harness.pipeline.evaluations import (
-    evaluations_of,
-    protocol_assets,
-    protocol_digest,
-    score_key,
-    title_of,
-    tokenizer_key,
-)
+from harness.pipeline.evaluations import evaluations_of, title_of, tokenizer_key
 from harness.pipeline.pace import pace_of
 from harness.pipeline.session import Session, prepare, threads_of
 from harness.pipeline.tokenizers import measure_tokenizer
@@ -57,19 +50,17 @@ def score(session: Session, prepared: Prepared, run: Run) -> None:
             session.records.append(measure_tokenizer(session, prepared, named, tokenizer, run, last))
 
 
-def score_evaluations(
-    session: Session, prepared: Prepared, evaluations: Sequence[Evaluation], label: str, *, search: bool = False
-) -> None:
-    """Draw, judge and record those evaluations of a run that have no record yet; `search` marks settings tried out."""
+def score_evaluations(session: Session, prepared: Prepared, evaluations: Sequence[Evaluation], label: str) -> None:
+    """Draw, judge and record those evaluations of a run that have no record yet."""
     session.world.barrier()  # nobody writes a record while the others look which are missing
     done = session.records.keys()
     session.world.barrier()
-    missing = [evaluation for evaluation in evaluations if score_key(evaluation, prepared, search) not in done]
+    missing = [e for e in evaluations if e.record_key not in done]
     if session.world.main:
-        _clear_leftovers(session, [evaluation for evaluation in evaluations if evaluation not in missing])
+        _clear_leftovers(session, [e for e in evaluations if e.record_key in done])
     if not missing:
         return
-    run, finished = missing[0].run, 0
+    run, search, finished = missing[0].run, missing[0].search, 0
     flops = flops_per_step(run.spec, session.suite.image_size)
     with (
         held(run.folder, on=session.world.main),
@@ -81,7 +72,7 @@ def score_evaluations(
             on_sample = _offset(on_step, finished)
             outcome = draw_and_score(session, prepared, evaluation, on_sample, keep=session.keep_samples and not search)
             if outcome.metrics is not None:
-                session.records.append(_score_record(session, prepared, evaluation, flops, outcome, search))
+                session.records.append(_score_record(session, prepared, evaluation, flops, outcome))
                 outcome.shards.clear()
             finished += evaluation.protocol.samples
 
@@ -153,7 +144,7 @@ def draw_and_score(
         session.note(told, evaluation.run.spec.variant, evaluation.run.spec.train.seed)
     if drawn is None:
         return Outcome(None, evaluation.protocol.samples, seconds, grid, kept, shards)
-    found = _metrics(drawn, evaluator, evaluation.protocol, session.suite.knows_labels, world.device)
+    found = _metrics(drawn, evaluator, evaluation.protocol, world.device)
     rules = _rules(evaluation.protocol)
     extra = evaluate(more, real=evaluator.reference, fake=drawn, rules=rules, device=world.device)
     if kept is not None:
@@ -164,7 +155,7 @@ def draw_and_score(
 
 
 def _score_record(
-    session: Session, prepared: Prepared, evaluation: Evaluation, flops: int, outcome: Outcome, search: bool
+    session: Session, prepared: Prepared, evaluation: Evaluation, flops: int, outcome: Outcome
 ) -> ScoreRecord:
     """Of a judged evaluation; `flops` is the cost of one training step."""
     assert outcome.metrics is not None
@@ -196,15 +187,15 @@ def _score_record(
         step_seconds=pace.step_seconds,
         step_seconds_from=pace.source,
         protocol=evaluation.protocol,
-        protocol_digest=protocol_digest(evaluation.protocol, prepared),
+        protocol_digest=evaluation.protocol_digest,
         generation_seed=evaluation.generation_seed,
-        search=search,
+        search=evaluation.search,
         metrics=outcome.metrics,
         n_fake=outcome.count,
         n_real=prepared.require_evaluator().reference.count or 0,
         nfe=evaluation.protocol.nfe,
         sample_seconds=outcome.seconds,
-        assets=protocol_assets(prepared),
+        assets=dict(evaluation.assets),
         grid=str(outcome.grid.relative_to(session.folder)),
         samples=None if outcome.kept is None else str(outcome.kept.relative_to(session.folder)),
     )
@@ -218,7 +209,7 @@ def score_imported(
     protocols: Sequence[Protocol],
     more: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluator a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
+    """Score a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
 
     Args:
         session: with the suite whose metric and reference judge it.
@@ -235,8 +226,9 @@ def score_imported(
         raise UserError(
             f"--metrics {pairwise[0]} compares images with their originals, and samples of a run have none."
         )
-    evaluations = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
+    opened = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
+    evaluations = [replace(evaluation, assets=prepared.evaluator_assets) for evaluation in opened]
     evaluator = prepared.require_evaluator()
     out: dict[str, Any] = {"run": str(folder), "recipe": evaluations[0].run.spec.recipe, "step": evaluations[0].step}
     out["warnings"] = notes_of(evaluations[0])
@@ -257,8 +249,8 @@ def score_imported(
             **outcome.more,
             "n_fake": outcome.count,
             "n_real": evaluator.reference.count or 0,
-            "protocol_digest": protocol_digest(evaluation.protocol, prepared),
-            "assets": protocol_assets(prepared),
+            "protocol_digest": evaluation.protocol_digest,
+            "assets": dict(evaluation.assets),
             "warnings": outcome.dubious + outcome.few,
             **({"samples": str(outcome.kept)} if outcome.kept else {}),
         }
@@ -273,15 +265,13 @@ def _recorded(fake: Measured) -> list[str]:
     return [name for name in RECORDED if fake.has(METRICS[name].output)]
 
 
-def _metrics(
-    fake: Measured, evaluator: Evaluator, protocol: Protocol, knows_labels: bool, device: torch.device
-) -> Metrics:
+def _metrics(fake: Measured, evaluator: Evaluator, protocol: Protocol, device: torch.device) -> Metrics:
     if fake.rows != protocol.samples:
         raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
     rules = _rules(protocol)
     found = evaluate(_recorded(fake), real=evaluator.reference, fake=fake, rules=rules, device=device)
     accuracy = None
-    if knows_labels:
+    if evaluator.knows_labels:
         guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)
         accuracy = (guessed == torch.as_tensor(fake.points(LABELS))).double().mean().item()
     return Metrics(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.pipeline.checkpoints import open_run
-from harness.pipeline.evaluations import evaluations_of, score_key, title_of, tokenizer_key
+from harness.pipeline.evaluations import evaluations_of, title_of, tokenizer_key
 from harness.pipeline.session import Session, threads_of
 from harness.preparation.base import Prepared
 from harness.runtime.locks import held
@@ -40,8 +40,7 @@ def needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
     milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
     found = [step for step in milestones if step not in kept]
     if prepared.evaluator is not None:
-        evaluations = evaluations_of(session, prepared, run)
-        found += [evaluation.step for evaluation in evaluations if score_key(evaluation, prepared, False) not in done]
+        found += [e.step for e in evaluations_of(session, prepared, run) if e.record_key not in done]
         if tokenizer_key(session, prepared, run) not in (None, *done):
             found.append(milestones[-1])
     return sorted(set(found))

@@ -13,12 +13,15 @@ from harness.assets.networks import extra_networks
 from harness.features.base import FEATURES, FeatureNetwork, FeatureNetworks, outputs_of
 from harness.metrics.statistics import Measured
 from harness.runtime.progress import Reporter
+from harness.sampling.protocol import Protocol
 from harness.scoring.paired_images import Distance
+from harness.scoring.sample_set import Evaluation
 from harness.suites.base import Suite
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.core.spec import Execution
 from recipes.models.autoencoder import Autoencoder
+from recipes.training.run_folder import Run
 from recipes.training.spec import TrainingInputs
 
 #: Reference images that an extra network looks at, at once.
@@ -37,6 +40,8 @@ class Evaluator:
     """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
     lpips: Distance | None = None
     """Of uint8 images, where its network is on this machine."""
+    knows_labels: bool = False
+    """Whether the feature network's logits are the suite's classes."""
 
     def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Evaluator:
         """The same with the networks that these outputs are from, and what they say of the reference images.
@@ -76,6 +81,18 @@ class Prepared:
         name = self.tokenizer_of(variant)
         return None if name is None else self.tokenizers[name]
 
+    def evaluation(
+        self, run: Run, step: int, protocol: Protocol, generation_seed: int = 0, *, search: bool = False
+    ) -> Evaluation:
+        """A checkpoint under a protocol and a generation seed, with what draws and judges it."""
+        tokenizer = self.tokenizer(run.spec.variant)
+        return Evaluation(run, step, protocol, generation_seed, tokenizer, assets=self.evaluator_assets, search=search)
+
+    @property
+    def evaluator_assets(self) -> dict[str, str]:
+        """Content hash of the feature network and of the reference."""
+        return {name: self.hashes[name] for name in ("features", "reference") if name in self.hashes}
+
     def require_evaluator(self) -> Evaluator:
         """What samples are judged by.
 
@@ -104,4 +121,4 @@ class PreparationContext:
 
 def assets_of(suite: Suite, store: Store) -> Store:
     """The part of a cache that is a suite's; stand-ins never lie beside real files."""
-    return Store(store.root / suite.name) if suite.stand_ins else store
+    return Store(store.root / suite.cache_folder) if suite.cache_folder else store

@@ -65,6 +65,7 @@ class DigitsPreparation:
             reference=self._measured(reference, network),
             reference_images=reference.images,
             training_images=train.images,
+            knows_labels=True,
         )
         return Prepared(
             inputs=lambda variant: inputs,

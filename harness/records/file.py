@@ -45,8 +45,8 @@ def parse(line: str, where: str) -> AnyRecord:
         sound = False
     if not sound:
         raise DamagedError(
-            f"{where} is damaged: it is not what was written. Run the same command again, which measures it anew, or "
-            "remove the line."
+            f"{where} is damaged: it is not what was written",
+            "Run the same command again, which measures it anew, or remove the line.",
         )
     try:
         return ADAPTER.validate_json(json.dumps(migrated(fields)))

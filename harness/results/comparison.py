@@ -197,7 +197,7 @@ class Comparison:
         """The sweeps of every variant, by the base protocol; see `harness.guidance`."""
         groups: dict[tuple[str, str], list[ScoreRecord]] = {}
         for r in self.searches:
-            groups.setdefault((r.variant, r.protocol.name.split("+")[0]), []).append(r)
+            groups.setdefault((r.variant, r.protocol.base_name), []).append(r)
         order = list(self.variants)
         return [
             self._choice(variant, self.variants[variant], found)
@@ -279,7 +279,7 @@ class Comparison:
                 continue
             budgets = {currency: self.budget(r, currency) for currency in CURRENCIES}
             if pretraining:  # unknown where the tokenizer was found in the cache
-                budgets["device_seconds" + WITH_TOKENIZER] = budgets["device_seconds"] + pretraining
+                budgets[WITH_TOKENIZER["device_seconds"]] = budgets["device_seconds"] + pretraining
             out.append(
                 Observation(r.variant, r.seed, r.generation_seed, r.step, r.metrics.fid, budgets, self.training(r))
             )

@@ -197,7 +197,7 @@ def _observation(table: _Table, line: int, row: Mapping[str, str]) -> Observatio
     budgets = {currency: numbers[name] for name, currency in BUDGETS.items() if name in numbers}
     for column, name in PRETRAINING.items():
         if column in numbers:
-            budgets[BUDGETS[name] + WITH_TOKENIZER] = numbers[name] + numbers[column]
+            budgets[WITH_TOKENIZER[BUDGETS[name]]] = numbers[name] + numbers[column]
     if not (recipe := unicodedata.normalize("NFC", row["recipe"])):
         raise table.wrong("recipe is empty.", line)
     seed, generation_seed = (_seed(table, line, name, row[name]) if name in row else 0 for name in SEEDS)

@@ -28,7 +28,9 @@ TITLES = {
     "device_seconds": "device-seconds",
 }
 
-WITH_TOKENIZER = "+tokenizer"
+#: What each is called, and its column, where pre-training of the tokenizer is counted.
+WITH_TOKENIZER = {currency: f"{currency}+tokenizer" for currency in CURRENCIES}
+_PLAIN = {counted: currency for currency, counted in WITH_TOKENIZER.items()}
 
 #: So much above its lowest, a baseline's last FID is an odd target.
 RISES = 1.05
@@ -39,8 +41,7 @@ EPOCH = 1_281_167
 
 def title(currency: str) -> str:
     """Of a currency, with or without tokenizer pre-training."""
-    plain = currency.removesuffix(WITH_TOKENIZER)
-    return TITLES[plain] + (", tokenizer counted" if plain != currency else "")
+    return TITLES[_PLAIN.get(currency, currency)] + (", tokenizer counted" if currency in _PLAIN else "")
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def currencies(observations: Iterable[Observation]) -> list[str]:
     """Those that every observation has, in order."""
     have = [set(o.budgets) for o in observations]
     shared = set.intersection(*have) if have else set()
-    return [c + end for end in ("", WITH_TOKENIZER) for c in CURRENCIES if c + end in shared]
+    return [currency for currency in (*CURRENCIES, *WITH_TOKENIZER.values()) if currency in shared]
 
 
 def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Panel:
@@ -202,7 +203,7 @@ def _one_curve(steps: dict[int, list[Observation]], currency: str) -> list[Point
             raise UserError(
                 f"{group[0].recipe}, seed {group[0].seed}: {title(currency)} do not grow from step {points[-2].step:,} "
                 f"({points[-2].budget:g}) to step {step:,} ({points[-1].budget:g}): a clock that began anew? "
-                f"Column '{currency.removesuffix(WITH_TOKENIZER)}' says what training has cost from its beginning on."
+                f"Column '{_PLAIN.get(currency, currency)}' says what training has cost from its beginning on."
             )
     return points
 

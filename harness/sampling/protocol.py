@@ -92,13 +92,27 @@ class Protocol(Spec):
 
     def guided(self, scale: float, low: float = 0.0, high: float = 1.0) -> Protocol:
         """The same under other guidance, and named so."""
-        name = f"{self.name}+cfg{scale:g}[{low:g},{high:g}]" if scale > 1 else f"{self.name}+nocfg"
-        changes = {"name": name, "guidance_scale": scale, "guidance_low": low, "guidance_high": high}
+        changes = {
+            "name": self.name + _guided_suffix(scale, low, high),
+            "guidance_scale": scale,
+            "guidance_low": low,
+            "guidance_high": high,
+        }
         return Protocol(**(dict(self) | changes))
+
+    @property
+    def base_name(self) -> str:
+        """Its name without what `guided` added."""
+        scale, low, high = self.guidance_scale, self.guidance_low, self.guidance_high
+        return self.name.removesuffix(_guided_suffix(scale, low, high))
 
     def digest_with(self, assets: dict[str, str]) -> str:
         """Digest of the protocol together with the content hashes of its feature network and reference."""
         return digest_of({"protocol": self.model_dump(mode="json"), "assets": assets})
+
+
+def _guided_suffix(scale: float, low: float, high: float) -> str:
+    return f"+cfg{scale:g}[{low:g},{high:g}]" if scale > 1 else "+nocfg"
 
 
 def _released(

@@ -71,7 +71,7 @@ class Shards:
             self._verify(indices, key)
         except DamagedError as error:
             shutil.rmtree(place)
-            self.repaired.append(f"a damaged shard was removed and made again: {str(error).split(' Remove')[0]}")
+            self.repaired.append(f"a damaged shard was removed and made again: {error.what}")
             return False
         return True
 
@@ -82,7 +82,7 @@ class Shards:
             None,
             meta.get("key"),
         ):
-            raise DamagedError(f"{place} holds another set's images. Remove it and run again.")
+            raise DamagedError(f"{place} holds another set's images")
         for name in (PART, IMAGES, GRID):
             if name == PART or checkpoint.hash_of_part(place, name):
                 checkpoint.verify_part(place, name)

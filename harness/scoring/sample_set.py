@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.features.base import FeatureNetwork, Outputs
 from harness.features.pixels import rows_about
 from harness.metrics.statistics import Measured
+from harness.records.schema import ScoreRecord
 from harness.sampling.protocol import Protocol
 from harness.sampling.sampler import Sampler, sample_labels
 from harness.scoring.feature_shards import GRID, IMAGES, Shards
@@ -38,6 +39,10 @@ class Evaluation:
     """That the run was trained on, where it holds none of its own."""
     tokenizer_content: str = ""
     """Its hash, where the run's specification does not name it."""
+    assets: Mapping[str, str] = field(default_factory=dict)
+    """Content hash of the evaluator's feature network and reference; empty where samples are only drawn."""
+    search: bool = False
+    """Tried to choose a setting by: no result."""
 
     @property
     def name(self) -> str:
@@ -49,6 +54,17 @@ class Evaluation:
         """Digest of the weights, the protocol and the seed, so that nothing stale is ever taken for this set."""
         weights = self.run.weights_hash(self.step)
         return digest_of([weights, self.tokenizer_content, self.protocol.digest(), self.generation_seed])
+
+    @property
+    def protocol_digest(self) -> str:
+        """Of the protocol and of what judges by it."""
+        return self.protocol.digest_with(dict(self.assets))
+
+    @property
+    def record_key(self) -> tuple[object, ...]:
+        """Of the record that it gets."""
+        run = self.run.spec.digest()
+        return ScoreRecord.key_of(run, self.step, self.protocol_digest, self.generation_seed, self.search)
 
     def sampler(self, device: torch.device) -> Sampler:
         """The checkpoint, ready to draw from with the weights that the protocol names."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Annotated, ClassVar
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
-from harness.sampling.protocol import Protocol as EvaluationProtocol
-from recipes.core.spec import Count, Spec
+from harness.sampling.protocol import Protocol
+from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spec, digest_of
+from recipes.registry import Recipe, find_recipe
 from recipes.training.spec import RunSpec
 
 
@@ -34,121 +35,91 @@ class Budget(Spec):
         return sorted({*range(self.score_every, self.steps + 1, self.score_every), self.steps})
 
 
-class Suite(Protocol):
-    """What is trained on what, and how it is judged."""
+class Suite(Spec):
+    """What is trained on what, and how it is judged: everything that can change a number, and the budget."""
 
-    @property
-    def name(self) -> str:
-        """Its name on the command line."""
-        ...
+    threads: ClassVar[int | None] = None
+    """Threads that train and score a run on the CPU, whatever the machine has; None: as many as PyTorch takes."""
+    finals_once: ClassVar[bool] = False
+    """Whether only the grid's first seed is drawn under the final protocols: a proxy's time is for seeds."""
+    reads_data: ClassVar[bool] = True
+    """Whether it wants ``--data``, and does not make its own."""
 
-    @property
-    def notice(self) -> str:
-        """What its numbers are not."""
-        ...
-
-    @property
-    def variants(self) -> Mapping[str, Variant]:
-        """Every configuration that it can run."""
-        ...
-
-    @property
-    def default_variants(self) -> tuple[str, ...]:
-        """Those that run unless others are asked for."""
-        ...
-
-    @property
-    def default_seeds(self) -> tuple[int, ...]:
-        """Training seeds that run unless others are asked for."""
-        ...
-
-    @property
-    def default_jobs(self) -> int:
-        """Runs that are worked on at a time, at most, unless told otherwise."""
-        ...
-
-    @property
-    def threads(self) -> int | None:
-        """Threads that train and score a run on the CPU, whatever the machine has; None: as many as PyTorch takes."""
-        ...
-
-    @property
-    def finals_once(self) -> bool:
-        """Whether only the grid's first seed is drawn under the final protocols: a proxy's time is for seeds."""
-        ...
-
-    @property
-    def budget(self) -> Budget:
-        """How long, unless told otherwise."""
-        ...
-
-    @property
-    def curve_protocol(self) -> EvaluationProtocol:
-        """For every checkpoint."""
-        ...
-
-    @property
-    def final_protocols(self) -> tuple[EvaluationProtocol, ...]:
-        """For the last checkpoint, besides."""
-        ...
-
-    @property
-    def max_rfid(self) -> float:
-        """Gate for the tokenizer's own rFID."""
-        ...
-
-    @property
-    def stand_ins(self) -> bool:
-        """Whether tiny networks with random weights stand for the published ones, in a cache of their own."""
-        ...
+    name: str
+    """On the command line."""
+    notice: str
+    """What its numbers are not."""
+    batch_size: Count
+    sit_optimizer: OptimizerSpec
+    vae_optimizer: OptimizerSpec
+    ema: EMASpec
+    variants: Mapping[str, Variant]
+    """Every configuration that it can run."""
+    default_variants: tuple[str, ...]
+    """Those that run unless others are asked for."""
+    default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """Training seeds that run unless others are asked for."""
+    curve_protocol: Protocol
+    """For every checkpoint."""
+    final_protocols: tuple[Protocol, ...]
+    """For the last checkpoint, besides."""
+    max_rfid: Positive
+    """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
+    budget: Budget
 
     def identity(self) -> str:
-        """Digest of everything that can change a number, the budget left out."""
-        ...
+        """Digest of everything but the budget and what runs by default."""
+        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
+        return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds", "default_jobs"}))
+
+    def method(self, name: str) -> Recipe:
+        """The recipe of a variant, and its typed options."""
+        variant = self.variants[name]
+        return find_recipe(variant.recipe, variant.options, where=f"variant {name}")
 
     @property
     def image_size(self) -> int:
         """Side of its images, in pixels."""
-        ...
+        raise NotImplementedError
 
     @property
     def chunk(self) -> int:
         """Images that go through a network at once when samples are drawn or judged."""
-        ...
+        raise NotImplementedError
 
     @property
     def wants_gpu(self) -> bool:
         """Whether ``--device auto`` looks for one."""
-        ...
+        return False
 
     @property
-    def reads_data(self) -> bool:
-        """Whether it wants ``--data``, and does not make its own."""
-        ...
+    def cache_folder(self) -> str | None:
+        """The folder of the cache that holds its files, where they must not lie beside others."""
+        return None
 
     @property
-    def knows_labels(self) -> bool:
-        """Whether the feature network's logits are the suite's classes."""
-        ...
+    def jobs(self) -> int:
+        """Runs that are worked on at a time, at most, unless told otherwise."""
+        return 1
 
-    def run_spec(self, variant: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
-        ...
+        raise NotImplementedError
 
-    def needs(self, variant: str) -> list[str]:
+    def needs(self, name: str) -> list[str]:
         """The assets of the catalogue that training a variant reads."""
-        ...
+        return []
 
     def scored_by(self) -> list[str]:
         """The assets of the catalogue that scoring reads."""
-        ...
+        return []
 
     def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
-        """Tokenizers whose posteriors these variants cache: (channels, side) and number format."""
-        ...
+        """Tokenizers whose posteriors these variants cache on the disk: (channels, side) and number format."""
+        return {}
 
 
-def draws_of(suite: Suite, budget: Budget, *, first: bool) -> list[tuple[int, EvaluationProtocol, int]]:
+def draws_of(suite: Suite, budget: Budget, *, first: bool) -> list[tuple[int, Protocol, int]]:
     """What is drawn of a run, as step, protocol and generation seed.
 
     Every milestone under the curve protocol, and the last one under all of them. Of the grid's `first` seed the last

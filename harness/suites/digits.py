@@ -6,13 +6,13 @@ trained on the spot, so its FID compares with no published one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from harness.sampling.protocol import Protocol, find_protocol
-from harness.suites.base import Budget, Variant
+from harness.sampling.protocol import find_protocol
+from harness.suites.base import Budget, Suite, Variant
 from harness.suites.digits_specs import (
     NUM_CLASSES,
     SIDE,
@@ -23,24 +23,20 @@ from harness.suites.digits_specs import (
     TokenizerSpec,
 )
 from recipes.core.errors import UserError
-from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
+from recipes.core.spec import Count, EMASpec, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SiTSpec
 from recipes.registry import find_recipe
 from recipes.training.spec import RunSpec
 
 
-class DigitsSuite(Spec):
+class DigitsSuite(Suite):
     """Everything that can change a number of the digits suite, and its budget."""
 
-    chunk: ClassVar[int] = 256
-    wants_gpu: ClassVar[bool] = False
-    stand_ins: ClassVar[bool] = False
-    reads_data: ClassVar[bool] = False
-    knows_labels: ClassVar[bool] = True
     threads: ClassVar[int | None] = 1
     """Sums over two threads are taken in another order and end in other bits, so a run has one on every machine."""
     finals_once: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     name: str = "digits"
     notice: str = "proxy suite: digits, not ImageNet"
@@ -49,19 +45,7 @@ class DigitsSuite(Spec):
     encoder: TokenEncoderSpec
     features: FeatureSpec
     sit: SiTSpec
-    batch_size: Count
-    sit_optimizer: OptimizerSpec
-    vae_optimizer: OptimizerSpec
-    ema: EMASpec
-    variants: dict[str, Variant]
-    default_variants: tuple[str, ...]
-    default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     default_jobs: Count
-    curve_protocol: Protocol
-    final_protocols: tuple[Protocol, ...]
-    max_rfid: Positive
-    """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
-    budget: Budget
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -77,47 +61,39 @@ class DigitsSuite(Spec):
             raise ValueError(f"default_variants names {missing[0]}, which is no variant")
         return self
 
-    def identity(self) -> str:
-        """Digest of everything but the budget and what runs by default."""
-        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
-        return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds", "default_jobs"}))
-
     @property
     def image_size(self) -> int:
-        """Side of its images, in pixels."""
+        """See `Suite`."""
         return SIDE
 
-    def needs(self, variant: str) -> list[str]:
-        """No file that others made."""
-        return []
+    @property
+    def chunk(self) -> int:
+        """See `Suite`."""
+        return 256
 
-    def scored_by(self) -> list[str]:
-        """No file that others made."""
-        return []
+    @property
+    def jobs(self) -> int:
+        """See `Suite`."""
+        return self.default_jobs
 
-    def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
-        """Its latents are too small to speak of."""
-        return {}
-
-    def run_spec(self, variant: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
-        """The specification of one training run; for a plan, hashes may be missing."""
-        chosen = self.variants[variant]
-        method = find_recipe(chosen.recipe, chosen.options, where=f"variant {variant}")
+    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """See `Suite`."""
+        method = self.method(name)
         if method.needs.discriminator or method.needs.perceptual:
-            raise UserError(f"variant {variant}: suite {self.name} has no GAN and no LPIPS; set both to 0.")
+            raise UserError(f"variant {name}: suite {self.name} has no GAN and no LPIPS; set both to 0.")
         known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer}
-        optimizers = {name: known[name] for name in method.needs.trained}
+        optimizers = {network: known[network] for network in method.needs.trained}
         widths = (self.encoder.width,) if method.needs.features else ()
         used = ["data", "tokenizer", *(["tokens"] if method.needs.features else [])]
         return RunSpec(
             suite=self.name,
-            variant=variant,
-            recipe=chosen.recipe,
+            variant=name,
+            recipe=self.variants[name].recipe,
             options=method.options.model_dump(mode="json"),
             sit=self.sit.model_copy(update={"encoder_widths": widths}),
             tokenizer=self.tokenizer.autoencoder,
             train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
-            inputs={name: hashes[name] for name in used if name in hashes},
+            inputs={asset: hashes[asset] for asset in used if asset in hashes},
         )
 
 

@@ -10,23 +10,23 @@ recipe (SiT's own training flips).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.sampling.protocol import Protocol, find_protocol
-from harness.suites.base import Budget
+from harness.sampling.protocol import find_protocol
+from harness.suites.base import Budget, Suite
 from harness.suites.imagenet_variants import PaperVariant, paper_variants
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
-from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec, digest_of
+from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec
 from recipes.data.latents import DType
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.encoder import ENCODERS, EncoderSpec
 from recipes.models.perceptual import InputRange
 from recipes.models.sit import SIZES, SiTSpec
-from recipes.registry import Recipe, find_recipe
+from recipes.registry import Recipe
 from recipes.released import autoencoder as released_autoencoder
 from recipes.training.spec import RunSpec
 
@@ -61,13 +61,8 @@ class Size(Spec):
     heads: Count
 
 
-class ImagenetSuite(Spec):
+class ImagenetSuite(Suite):
     """Everything that can change a number of the paper-scale suite, and its budget."""
-
-    knows_labels: ClassVar[bool] = False
-    default_jobs: ClassVar[int] = 1
-    threads: ClassVar[int | None] = None
-    finals_once: ClassVar[bool] = False
 
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
@@ -96,35 +91,27 @@ class ImagenetSuite(Spec):
     variants: dict[str, PaperVariant]
     default_variants: tuple[str, ...] = ("vanilla", "repa", "repa_e")
     default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    curve_protocol: Protocol
-    final_protocols: tuple[Protocol, ...]
     max_rfid: Positive = 10.0
-    budget: Budget
-
-    def identity(self) -> str:
-        """Digest of everything but the budget and what runs by default."""
-        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
-        return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds"}))
 
     @property
     def image_size(self) -> int:
-        """Side of its images, in pixels."""
+        """See `Suite`."""
         return self.side
 
     @property
     def chunk(self) -> int:
-        """Images that go through a network at once when samples are drawn or judged."""
+        """See `Suite`."""
         return 16 if self.stand_ins else 64
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether ``--device auto`` looks for one."""
+        """See `Suite`."""
         return not self.stand_ins
 
     @property
-    def reads_data(self) -> bool:
-        """Whether it wants ``--data``, and does not make its own."""
-        return True
+    def cache_folder(self) -> str | None:
+        """See `Suite`; stand-ins never lie beside real files."""
+        return self.name if self.stand_ins else None
 
     def variant(self, name: str) -> PaperVariant:
         """A configuration, its names checked.
@@ -145,9 +132,13 @@ class ImagenetSuite(Spec):
         return variant
 
     def method(self, name: str) -> Recipe:
-        """The recipe of a variant, and its typed options."""
-        variant = self.variant(name)
-        return find_recipe(variant.recipe, variant.options, where=f"variant {name}")
+        """See `Suite`; the variant's names are checked.
+
+        Raises:
+            UserError: see `variant`.
+        """
+        self.variant(name)
+        return super().method(name)
 
     def sit_spec(self, name: str) -> SiTSpec:
         """The SiT of a variant."""
@@ -168,7 +159,7 @@ class ImagenetSuite(Spec):
         )
 
     def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
-        """The specification of one training run; for a plan, hashes may be missing."""
+        """See `Suite`."""
         variant = self.variant(name)
         method = self.method(name)
         known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer, "discriminator": self.discriminator_optimizer}
@@ -195,7 +186,7 @@ class ImagenetSuite(Spec):
         )
 
     def needs(self, name: str) -> list[str]:
-        """The assets of the catalogue that training a variant reads."""
+        """See `Suite`."""
         variant = self.variant(name)
         needs = self.method(name).needs
         return [
@@ -206,11 +197,11 @@ class ImagenetSuite(Spec):
         ]
 
     def scored_by(self) -> list[str]:
-        """The assets of the catalogue that scoring reads."""
+        """See `Suite`."""
         return [name for name in (self.features, self.reference) if name != "images"]
 
     def latents_of(self, variants: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
-        """Tokenizers whose posteriors these variants cache: (channels, side) and number format."""
+        """See `Suite`."""
         frozen = {self.variant(name).tokenizer: self.sit_spec(name) for name in variants if self.caches_latents(name)}
         return {name: ((sit.channels, sit.latent_size), self.latents) for name, sit in frozen.items()}
 

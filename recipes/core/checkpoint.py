@@ -81,12 +81,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         content = {"files": dict(found["files"]), "meta": dict(found["meta"])}
         sound = found.get("check") in (None, digest_of(content))  # older ones have no check
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedError(
-            f"{folder} is not a checkpoint: it has no readable {MANIFEST}. Remove it and run again."
-        ) from None
+        raise DamagedError(f"{folder} is not a checkpoint: it has no readable {MANIFEST}") from None
     if not sound:
         raise DamagedError(
-            f"{folder / MANIFEST} is damaged: it is not what was written. Remove {folder} and run again."
+            f"{folder / MANIFEST} is damaged: it is not what was written", f"Remove {folder} and run again."
         )
     return content
 
@@ -120,9 +118,9 @@ def verify_part(folder: Path, name: str) -> Path:
     wanted = hash_of_part(folder, name)
     path = folder / f"{name}.safetensors"
     if wanted is None or not path.is_file():
-        raise DamagedError(f"{folder} holds no {path.name}. Remove the folder and run again.")
+        raise DamagedError(f"{folder} holds no {path.name}", "Remove the folder and run again.")
     if sha256_of(path) != wanted:
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the manifest's. Remove {folder} and run again.")
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the manifest's", f"Remove {folder} and run again.")
     return path
 
 
@@ -136,7 +134,7 @@ def load_part(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise DamagedError(f"{path} cannot be read ({error}). Remove {folder} and run again.") from None
+        raise DamagedError(f"{path} cannot be read ({error})", f"Remove {folder} and run again.") from None
 
 
 def drop_part(folder: Path, name: str) -> None:

@@ -43,6 +43,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class DamagedError(UserError):
     """A file of ours is not what was written: cut short, changed, or another one's."""
 
+    def __init__(self, what: str, remedy: str = "Remove it and run again.") -> None:
+        super().__init__(f"{what}. {remedy}")
+        self.what = what
+
 
 class Diverged(Exception):  # noqa: N818 (what happened to a training, not a mistake)
     """Training went wrong in a way that more steps cannot repair; the last good checkpoint is as it was."""

@@ -6,6 +6,7 @@ not a number enters no weight, no moment, no average and no statistic, however s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,16 @@ EXPLODED = 1e4
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What is wrong with a training."""
+
+    network: str
+    what: str
+    skippable: bool = False
+    """Whether it could go on without the update."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """What a host reads."""
 
@@ -39,8 +50,8 @@ class Finding:
     logs: dict[str, float]
     """What that batch logged."""
 
-    def fault(self, on_nan: OnNaN, *, scaled: bool) -> tuple[str, str] | None:
-        """The network and what is wrong with it, or nothing.
+    def fault(self, on_nan: OnNaN, *, scaled: bool) -> Fault | None:
+        """What is wrong, or nothing.
 
         Args:
             on_nan: whether an update that is not finite is a fault at all.
@@ -48,18 +59,18 @@ class Finding:
         """
         for network, count in self.streak.items():
             if count >= MOST_SKIPPED:
-                return network, f"{count} updates in succession were not finite"
+                return Fault(network, f"{count} updates in succession were not finite")
         if self.position is not None and on_nan == "stop" and not scaled:
             network = next((n for n in self.skipped if _not_finite(self.logs.get(f"grad_norm_{n}"))), "?")
-            return network, "the gradient was not finite"
+            return Fault(network, "the gradient was not finite", skippable=True)
         for network, count in self.still.items():
             if count >= MOST_STILL:
-                return network, f"the gradient was exactly 0 for {count} updates in succession"
+                return Fault(network, f"the gradient was exactly 0 for {count} updates in succession")
         return None
 
 
 def _not_finite(value: float | None) -> bool:
-    return value is not None and value - value != 0
+    return value is not None and not math.isfinite(value)
 
 
 class Watch:

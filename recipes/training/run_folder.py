@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from recipes.core.errors import DamagedError, UserError
 from recipes.core.jsons import load_json
 from recipes.core.loop import Trainer, subset
 from recipes.core.rows import append_row, left_out, read_rows, row_text
-from recipes.core.watchdog import Finding
+from recipes.core.watchdog import Fault, Finding
 from recipes.data.loader import order
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder
@@ -83,9 +84,9 @@ class Run:
         """
         meta, folder = checkpoint.read_manifest(self.checkpoint(step)), self.checkpoint(step)
         if meta.get("step") != step:
-            raise DamagedError(f"{folder} holds the checkpoint of step {meta.get('step')}. Remove it and run again.")
+            raise DamagedError(f"{folder} holds the checkpoint of step {meta.get('step')}")
         if meta.get("run", self.spec.digest()) != self.spec.digest():
-            raise DamagedError(f"{folder} holds a checkpoint of another run. Remove it and run again.")
+            raise DamagedError(f"{folder} holds a checkpoint of another run")
         return meta
 
     def weights(self, step: int) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ class Run:
             aside = self._aside(step)
             shutil.rmtree(aside, ignore_errors=True)
             self.checkpoint(step).rename(aside)
-            return self.note(f"checkpoint {step} was set aside as {aside.name}: {_briefly(error)}")
+            return self.note(f"checkpoint {step} was set aside as {aside.name}: {error.what}")
         return None
 
     def _sound_state(self, step: int) -> str | None:
@@ -137,7 +138,7 @@ class Run:
             checkpoint.verify_part(self.checkpoint(step), OPTIMIZER)
         except DamagedError as error:
             checkpoint.drop_part(self.checkpoint(step), OPTIMIZER)
-            return self.note(f"the optimizer state of checkpoint {step} was removed: {_briefly(error)}")
+            return self.note(f"the optimizer state of checkpoint {step} was removed: {error.what}")
         return None
 
     def _aside(self, step: int) -> Path:
@@ -220,29 +221,24 @@ class Run:
             self.note(told)
         atomic.write_text(self.log_path, "".join(map(row_text, rows)))
 
-    def write_incident(self, what: str, network: str, trainer: Trainer, finding: Finding, images: int) -> Path:
+    def write_incident(self, fault: Fault, position: int, trainer: Trainer, finding: Finding, images: int) -> Path:
         """Keep what is needed to do a step again that went wrong: draws are functions of seed, position and image."""
         seed, batch = self.spec.train.seed, self.spec.train.batch_size
-        position = finding.position if finding.position is not None else trainer.position - 1
         drawn = order(seed, torch.arange(position * batch, (position + 1) * batch), images)
         content = {
-            "what": what,
-            "network": network,
+            "what": fault.what,
+            "network": fault.network,
             "position": position,
             "step": trainer.step,
             "seed": seed,
             "images": drawn.tolist(),
-            "logs": {k: v if v - v == 0 else str(v) for k, v in finding.logs.items()},
+            "logs": {k: v if math.isfinite(v) else str(v) for k, v in finding.logs.items()},
             "skipped": finding.skipped,
             "last_checkpoint": self.resumable() or 0,
         }
         path = self.folder / "incidents" / f"{position:07d}.json"
         atomic.write_text(path, json.dumps(content, indent=1) + "\n")
         return path
-
-
-def _briefly(error: DamagedError) -> str:
-    return str(error).split(" Remove")[0].rstrip(".")
 
 
 def import_notes(run: Run, step: int) -> list[str]:

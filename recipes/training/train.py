@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from recipes.core.errors import Diverged, Stopped
 from recipes.core.loop import Trainer
 from recipes.core.rows import append_row
 from recipes.core.spec import Execution
-from recipes.core.watchdog import EXPLODED, Finding
+from recipes.core.watchdog import EXPLODED, Fault, Finding
 from recipes.data.loader import batches
 from recipes.training.build import build_trainer
 from recipes.training.run_folder import Run
@@ -102,7 +102,7 @@ class _Session:
                 with trainer.clock.stopped():
                     finding = trainer.settle()
                     read = self._read(logs)
-                    self._judge(read, finding)
+                    self._stop_if_unsound(read, finding)
                     if trainer.step == step or stop:
                         self._keep(trainer.step, read, stop, finding)
             self.training.on_step(trainer.step)
@@ -129,7 +129,7 @@ class _Session:
 
     def _keep(self, step: int, read: Mapping[str, float], stop: bool, finding: Finding) -> None:
         if self.training.world.main:
-            row: dict[str, float | None] = {name: round(v, 7) if v - v == 0 else None for name, v in read.items()}
+            row: dict[str, float | None] = {name: round(v, 7) if math.isfinite(v) else None for name, v in read.items()}
             row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
             seconds = round(self.trainer.clock.seconds, 4)
             append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
@@ -139,25 +139,26 @@ class _Session:
                 self.run.save(self.trainer, self.milestones, self.training.execution.keep)
             self.training.world.barrier()
 
-    def _judge(self, logs: Mapping[str, float], finding: Finding) -> None:
+    def _stop_if_unsound(self, logs: Mapping[str, float], finding: Finding) -> None:
         """Stop a training that is no longer sound; nothing is saved from then on."""
         on_nan, scaled = self.training.execution.on_nan, self.run.spec.train.precision == "fp16"
         fault = finding.fault(on_nan, scaled=scaled)
         limit = EXPLODED * max(1.0, self.variance)
-        odd = [n for n, v in logs.items() if v - v != 0]
+        odd = [name for name, value in logs.items() if not math.isfinite(value)]
         if fault is None and odd and finding.position is None and not scaled:
-            fault = odd[0], "the loss was not finite"
+            fault = Fault(odd[0], "the loss was not finite", skippable=True)
         if fault is None and logs.get("latent_variance", 0.0) > limit:
-            fault = "vae", f"the latents exploded: their variance is over {limit:g}"
+            fault = Fault("vae", f"the latents exploded: their variance is over {limit:g}")
         if fault is None:
             return
-        network, what = fault
-        if self.training.world.main:
-            path = self.run.write_incident(what, network, self.trainer, finding, self.images)
-            told = f"{self.run.spec.name}: {network}: {what} (batch {json.loads(path.read_text())['position']}"
-            last = self.run.resumable()
-            kept = "no checkpoint was due before" if last is None else f"the checkpoint of step {last} is good"
-            told += f"). What happened is in {path}; {kept}"
-            remedy = "" if on_nan == "skip" or "in succession" in what or "explod" in what else ", or --on-nan skip"
-            raise Diverged(f"{told}. Run again to repeat it, or lower the learning rate{remedy}.")
-        raise Diverged(what)
+        if not self.training.world.main:
+            raise Diverged(fault.what)
+        position = finding.position if finding.position is not None else self.trainer.position - 1
+        path = self.run.write_incident(fault, position, self.trainer, finding, self.images)
+        last = self.run.resumable()
+        kept = "no checkpoint was due before" if last is None else f"the checkpoint of step {last} is good"
+        remedy = ", or --on-nan skip" if fault.skippable and on_nan != "skip" else ""
+        raise Diverged(
+            f"{self.run.spec.name}: {fault.network}: {fault.what} (batch {position}). What happened is in {path}; "
+            f"{kept}. Run again to repeat it, or lower the learning rate{remedy}."
+        )

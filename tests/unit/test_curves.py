@@ -77,10 +77,10 @@ def test_generation_seeds_are_averaged_where_every_step_has_them(tmp_path):
 def test_tokenizer_training_is_counted_or_not(tmp_path):
     rows = [(*row, 0 if row[0] == "slow" else 200) for row in ROWS]
     found = read_csv(write(tmp_path, rows, HEADER + ",images,flops,tokenizer_flops"))
-    assert currencies(found) == ["iterations", "images", "flops", "flops" + WITH_TOKENIZER]
+    assert currencies(found) == ["iterations", "images", "flops", WITH_TOKENIZER["flops"]]
     by = {s.currency: s.estimate.point for s in compare(found, "slow")}
     assert by["flops"].loglog == pytest.approx(400 / 600)
-    assert by["flops" + WITH_TOKENIZER].low == pytest.approx(400 / (600 + 200))
+    assert by[WITH_TOKENIZER["flops"]].low == pytest.approx(400 / (600 + 200))
 
 
 SHORT = [("a", 0, 0, 100, 9.0), ("a", 0, 0, 200, 8.0), ("b", 0, 0, 100, 20.0), ("b", 0, 0, 250, 8.5)]

@@ -29,10 +29,10 @@ ROOMS: dict[str, str] = {
     "harness.assets": "recipes.core recipes.data recipes.models recipes.released harness.runtime harness.features",
     "harness.records": "recipes.core harness.runtime harness.sampling",
     "harness.suites": "RECIPES harness.sampling",
-    "harness.scoring": "RECIPES harness.runtime harness.sampling harness.features harness.metrics",
+    "harness.scoring": "RECIPES harness.runtime harness.sampling harness.features harness.metrics harness.records",
     "harness.results": "RECIPES baselines harness.runtime harness.sampling harness.suites harness.records",
     "harness.preparation": "RECIPES harness.runtime harness.assets harness.suites harness.features harness.metrics "
-    "harness.scoring",
+    "harness.scoring harness.sampling",
     "harness.checks": "RECIPES harness.runtime harness.sampling harness.assets harness.features harness.metrics "
     "harness.records harness.scoring",
     "harness.pipeline": "RECIPES harness.runtime harness.sampling harness.features harness.metrics harness.assets "

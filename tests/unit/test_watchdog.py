@@ -16,7 +16,7 @@ from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Diverged
 from recipes.core.loop import Trainer, Update
 from recipes.core.spec import Execution
-from recipes.core.watchdog import Watch
+from recipes.core.watchdog import Fault, Watch
 from recipes.data.loader import order
 from recipes.registry import RECIPES
 from recipes.repa_e import RepaE
@@ -64,7 +64,7 @@ def test_a_bad_update_does_not_happen(network, by):
     assert found.skipped == {name: int(name == network) for name in recipe.networks}
     assert found.position == 1
     assert not math.isfinite(found.logs[f"grad_norm_{network}"])
-    assert found.fault("stop", scaled=False) == (network, "the gradient was not finite")
+    assert found.fault("stop", scaled=False) == Fault(network, "the gradient was not finite", skippable=True)
     assert found.fault("skip", scaled=False) is None
     assert found.fault("stop", scaled=True) is None
     assert trainer.step == (2 if network == "sit" else 3)
@@ -100,13 +100,13 @@ def test_limits(monkeypatch):
     found = watch.read()
     assert found.position == 0
     for on_nan, scaled in (("skip", False), ("stop", True), ("skip", True)):
-        assert found.fault(on_nan, scaled=scaled) == ("a", "50 updates in succession were not finite")
+        assert found.fault(on_nan, scaled=scaled) == Fault("a", "50 updates in succession were not finite")
     watch.see("a", torch.tensor(1.0))
     for position in range(watchdog.MOST_STILL - watchdog.MOST_SKIPPED):
         watch.see("b", torch.tensor(0.0))
         watch.end(50 + position, {"grad_norm_a": torch.tensor(1.0)})
     found = watch.read()
-    assert found.fault("stop", scaled=False) == ("b", "the gradient was exactly 0 for 100 updates in succession")
+    assert found.fault("stop", scaled=False) == Fault("b", "the gradient was exactly 0 for 100 updates in succession")
     watch.see("b", torch.tensor(1e-9))
     watch.end(100, {"grad_norm_a": torch.tensor(1.0)})
     assert watch.read().fault("stop", scaled=False) is None
