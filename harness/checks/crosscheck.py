@@ -106,7 +106,7 @@ def crosscheck(store: Store, device: torch.device, count: int, reporter: Reporte
         _, fake = job.measure(NpzImages(place / "fake.npz"), "samples")
         assert real is not None
         assert fake is not None
-        ours = evaluate(job.wanted, real=real, fake=fake)
+        ours = evaluate(job.wanted, real=real, fake=fake).values
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SciPy's and torch-fidelity's, of their own code
             with reporter.stage("torch-fidelity", 1):

@@ -137,6 +137,16 @@ def needing_rows(wanted: Collection[str], known: Collection[str]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """Two sets of images, compared."""
+
+    values: dict[str, float]
+    """The metrics in the order asked for, and behind ``is`` and ``kid`` their standard errors, NAME_se."""
+    distances: dict[str, frechet.FrechetResult]
+    """Every Fréchet distance with its parts, and how far the covariances are from having a root."""
+
+
 def evaluate(
     wanted: Sequence[str],
     *,
@@ -144,9 +154,8 @@ def evaluate(
     fake: Measured,
     rules: Rules | None = None,
     device: torch.device | None = None,
-    details: dict[str, dict[str, float]] | None = None,
-) -> dict[str, float]:
-    """Every wanted metric, in the order asked for, and behind ``is`` and ``kid`` their standard errors, NAME_se.
+) -> Evaluated:
+    """Every wanted metric.
 
     Args:
         wanted: of `METRICS`.
@@ -154,7 +163,6 @@ def evaluate(
         fake: the samples.
         rules: what the protocol decides.
         device: where the matrix work happens.
-        details: is given the parts of every Fréchet distance, and how far the covariances are from having a root.
 
     Raises:
         UserError: too few images for a metric, with the number that it needs.
@@ -162,13 +170,12 @@ def evaluate(
     """
     rules, device = rules or Rules(), device or torch.device("cpu")
     out: dict[str, float] = {}
+    distances: dict[str, frechet.FrechetResult] = {}
     for name in wanted:
         metric = METRICS[name]
         if name in FRECHET:
-            found = _frechet(name, real.moments(metric.output, device), fake.moments(metric.output, device))
-            out[name] = found.distance
-            if details is not None:
-                details[name] = {key: value for key, value in asdict(found).items() if key != "distance"}
+            distances[name] = _frechet(name, real.moments(metric.output, device), fake.moments(metric.output, device))
+            out[name] = distances[name].distance
         elif name == "is":
             out[name], out["is_se"] = inception_score.inception_score(
                 _tensor(fake.points(LOGITS)), split_size=rules.split
@@ -180,7 +187,7 @@ def evaluate(
         a, b = real.points(FEATURES), fake.points(FEATURES)
         subsets, size = kid_subsets(len(a), len(b)), kid_subset(len(a), len(b))
         out["kid"], _, out["kid_se"] = kid.kid(real=a, fake=b, subsets=subsets, subset_size=size, seed=0)
-    return {key: out[key] for name in wanted for key in (name, f"{name}_se") if key in out}
+    return Evaluated({key: out[key] for name in wanted for key in (name, f"{name}_se") if key in out}, distances)
 
 
 def _frechet(name: str, real: Moments, fake: Moments) -> frechet.FrechetResult:

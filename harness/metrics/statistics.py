@@ -51,6 +51,7 @@ class Measured:
         digest: str = "",
         size: tuple[int, int] | None = None,
         seen: Tensor | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """From outputs in order.
 
@@ -61,9 +62,12 @@ class Measured:
             folder: where large outputs are gathered.
             digest: of the images.
             size: their width and height, if that is known.
+            notes: what happened while they were measured.
             seen: hashes of the first images, where no network looks at any (see `harness.pixels`).
         """
-        self._parts, self._known, self._folder = list(parts), dict(known or {}), folder
+        self._parts, self._folder, self.notes = list(parts), folder, tuple(notes)
+        self._known: dict[str, Moments] = dict(known or {})
+        self._moments: dict[tuple[str, torch.device | None], Moments] = {}
         self._points: dict[str, Points] = {}
         self.digest, self.size, self.seen = digest, size, seen
         self.rows = sum(len(next(iter(part.values()))) for part in self._parts)
@@ -92,19 +96,23 @@ class Measured:
         return {name: torch.as_tensor(self.points(name)) for name in names}
 
     def moments(self, name: str, device: torch.device | None = None) -> Moments:
-        """Mean and covariance of an output, in float64; from now on on that device.
+        """Mean and covariance of an output, in float64, on a device; computed once.
 
         Raises:
             ValueError: fewer than two rows, or a value that is not finite.
         """
-        if name not in self._known:
-            sums = MomentSums.empty(self._parts[0][name].shape[1], device)
-            for part in self._parts:
-                sums.add(part[name] if device is None else part[name].to(device))
-            self._known[name] = sums.moments()
-        if device is not None:
-            self._known[name] = self._known[name].to(device)
-        return self._known[name]
+        key = name, device
+        if key not in self._moments:
+            self._moments[key] = self._compute_moments(name, device)
+        return self._moments[key]
+
+    def _compute_moments(self, name: str, device: torch.device | None) -> Moments:
+        if name in self._known:
+            return self._known[name] if device is None else self._known[name].to(device)
+        sums = MomentSums.empty(self._parts[0][name].shape[1], device)
+        for part in self._parts:
+            sums.add(part[name] if device is None else part[name].to(device))
+        return sums.moments()
 
     def points(self, name: str) -> Points:
         """All rows of an output, (N, D); in a file where they are large and there is a folder for it."""

@@ -140,13 +140,13 @@ def draw_and_score(
         evaluation, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample
     )
     seconds = time.perf_counter() - began
-    for told in shards.repaired:
-        session.note(told, evaluation.run.spec.variant, evaluation.run.spec.train.seed)
     if drawn is None:
         return Outcome(None, evaluation.protocol.samples, seconds, grid, kept, shards)
+    for note in drawn.notes:
+        session.note(note, evaluation.run.spec.variant, evaluation.run.spec.train.seed)
     found = _metrics(drawn, evaluator, evaluation.protocol, world.device)
     rules = _rules(evaluation.protocol)
-    extra = evaluate(more, real=evaluator.reference, fake=drawn, rules=rules, device=world.device)
+    extra = evaluate(more, real=evaluator.reference, fake=drawn, rules=rules, device=world.device).values
     if kept is not None:
         write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
     dubious = of_a_set(about, "samples") if (about := drawn.rows_of(HASH, FLAT)) else []
@@ -269,7 +269,7 @@ def _metrics(fake: Measured, evaluator: Evaluator, protocol: Protocol, device: t
     if fake.rows != protocol.samples:
         raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
     rules = _rules(protocol)
-    found = evaluate(_recorded(fake), real=evaluator.reference, fake=fake, rules=rules, device=device)
+    found = evaluate(_recorded(fake), real=evaluator.reference, fake=fake, rules=rules, device=device).values
     accuracy = None
     if evaluator.knows_labels:
         guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)

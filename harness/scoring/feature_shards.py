@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,6 @@ class Shards:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self.repaired: list[str] = []
-        """A sentence for each damaged shard that was removed."""
 
     def ranges(self, rank: int = 0, size: int = 1) -> list[range]:
         """Indices of each shard; with several processes, those of one."""
@@ -57,23 +55,27 @@ class Shards:
         """The folder of a shard."""
         return self.folder / f"{indices.start:07d}"
 
-    def has(self, indices: range, key: str | None = None) -> bool:
-        """Whether it is finished; one that is damaged, or another's, is removed and is not.
+    def missing(self, ranges: Sequence[range], key: str | None = None) -> tuple[list[range], list[str]]:
+        """Those that are not finished. One that is damaged, or another's, is removed.
 
         Args:
-            indices: its range.
-            key: what its maker gave as that fact; not looked at if None.
+            ranges: of `ranges`.
+            key: what their maker gave as that fact; not looked at if None.
+
+        Returns:
+            The ranges, and a sentence for each shard that was removed.
         """
-        place = self.place(indices)
-        if not place.exists():
-            return False
-        try:
-            self._verify(indices, key)
-        except DamagedError as error:
-            shutil.rmtree(place)
-            self.repaired.append(f"a damaged shard was removed and made again: {error.what}")
-            return False
-        return True
+        out, notes = [], []
+        for indices in ranges:
+            try:
+                if self.place(indices).exists():
+                    self._verify(indices, key)
+                    continue
+            except DamagedError as error:
+                shutil.rmtree(self.place(indices))
+                notes.append(f"a damaged shard was removed and made again: {error.what}")
+            out.append(indices)
+        return out, notes
 
     def _verify(self, indices: range, key: str | None) -> None:
         place = self.place(indices)
@@ -106,11 +108,12 @@ class Shards:
         meta = {"start": indices.start, "count": len(indices), **facts}
         checkpoint.save_folder(self.place(indices), parts, meta)
 
-    def load(self, *, digest: str | None = None) -> Measured:
+    def load(self, *, digest: str | None = None, notes: Sequence[str] = ()) -> Measured:
         """All of them.
 
         Args:
             digest: of the set; default: of the digests that the shards' makers gave as a fact.
+            notes: what happened on the way.
 
         Raises:
             UserError: a shard is damaged.
@@ -124,7 +127,9 @@ class Shards:
         if digest is None:
             digest = digest_of([fact["pixels"] for fact in facts])
         size = facts[0].get("size")  # older shards have none
-        out = Measured(parts, folder=self.folder.parent, digest=digest, size=(size[0], size[1]) if size else None)
+        out = Measured(
+            parts, folder=self.folder.parent, digest=digest, size=(size[0], size[1]) if size else None, notes=notes
+        )
         if out.rows != self.count:
             raise ValueError(f"{out.rows} images were measured of {self.count}")
         return out
@@ -172,7 +177,7 @@ def measure(
     """
 
     ranges = shards.ranges(world.rank, world.size)
-    missing = [indices for indices in ranges if not shards.has(indices)]
+    missing, notes = shards.missing(ranges)
     done = sum(map(len, ranges)) - sum(map(len, missing))
     pixels: dict[int, Any] = {}
     parts: list[Outputs] = []
@@ -199,7 +204,7 @@ def measure(
             parts = []
         on_done(min(done * world.size, len(images)))
     world.barrier()
-    return shards.load() if world.main else None
+    return shards.load(notes=notes) if world.main else None
 
 
 def _chunks(indices: range, size: int) -> list[range]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from harness.features.pixels import HASH, rows_about
 from harness.metrics.adm_reference import AdmReference, is_adm_reference, read_adm_reference
 from harness.metrics.evaluate import METRICS, OF_INCEPTION, PAIRWISE, Rules, evaluate, needing_rows
 from harness.metrics.floor import frechet_floor
+from harness.metrics.frechet import FrechetResult
 from harness.metrics.statistics import Measured
 from harness.runtime.progress import Reporter
 from harness.scoring import doubts
@@ -154,11 +155,11 @@ def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
 
 
 def _doubts(
-    job: Job, real: Measured, fake: Measured, told: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]
+    job: Job, real: Measured, fake: Measured, values: Mapping[str, float], distances: Mapping[str, FrechetResult]
 ) -> list[str]:
-    """What a number does not show by itself; `parts` are of the Fréchet distances."""
+    """What a number does not show by itself."""
     found = doubts.of_numbers(job.wanted, real, fake, job.rules)
-    if near := [name for name in parts if told[name] < CLOSER * told.get(f"{name}_floor", 0.0)]:
+    if near := [name for name in distances if values[name] < CLOSER * values.get(f"{name}_floor", 0.0)]:
         found.append(
             f"{', '.join(near)}: below half of what as many perfect samples have on average: these are closer to the "
             "reference than chance, as copies of its images are."
@@ -166,9 +167,13 @@ def _doubts(
     return found + [
         f"{name}: {share:.1e} of the eigenvalues' mass is negative: the reference's or the samples' covariance is "
         "none, so the file may be damaged."
-        for name in parts
-        if (share := parts[name]["negative_mass"]) > doubts.NEGATIVE_MASS
+        for name in distances
+        if (share := distances[name].negative_mass) > doubts.NEGATIVE_MASS
     ]
+
+
+def _parts(distance: FrechetResult) -> dict[str, float]:
+    return {name: value for name, value in asdict(distance).items() if name != "distance"}
 
 
 def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None:
@@ -190,19 +195,19 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
     shards, fake = job.measure(samples, "samples")
     if real is None or fake is None:
         return None
-    details: dict[str, dict[str, float]] = {}
-    told = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device, details=details)
+    found = evaluate(job.wanted, real=real, fake=fake, rules=job.rules, device=job.world.device)
+    values, distances = found.values, found.distances
     if not rebuilt:  # the reference's own images, rebuilt without loss, have an rFID of 0
-        told |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in details}
-    warnings = _doubts(job, real, fake, told, details) + warnings
+        values |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in distances}
+    warnings = _doubts(job, real, fake, values, distances) + warnings
     warnings += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
     protocol = job.protocol(real=real.rows, fake=fake.rows)
     with shards.alone():
         shards.clear()
     sizes = {"samples": fake.size, "reference": real.size}
     return {
-        **told,
-        **({"frechet": details} if details else {}),
+        **values,
+        **({"frechet": {name: _parts(distance) for name, distance in distances.items()}} if distances else {}),
         "n_fake": fake.rows,
         "n_real": real.count,
         "sizes": {name: list(size) for name, size in sizes.items() if size},
@@ -214,7 +219,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
             "reference": real.digest,
             "weights": job.network.content,
         },
-        "warnings": list(dict.fromkeys([*samples.warnings, *job.network.notes, *warnings, *shards.repaired])),
+        "warnings": list(dict.fromkeys([*samples.warnings, *job.network.notes, *warnings, *fake.notes])),
     }
 
 

@@ -109,8 +109,10 @@ def draw(
     if grid is not None:
         every, classes = torch.arange(shards.count), evaluation.run.spec.sit.num_classes
         places = grid_places(sample_labels(evaluation.protocol, evaluation.generation_seed, every, classes))
-    for indices in shards.ranges(world.rank, world.size):
-        if not shards.has(indices, evaluation.key):
+    ranges = shards.ranges(world.rank, world.size)
+    missing, notes = shards.missing(ranges, evaluation.key)
+    for indices in ranges:
+        if indices in missing:
             sampler = sampler or evaluation.sampler(world.device)
             images, outputs = _draw_shard(evaluation, sampler, network, indices, chunk)
             kept = {IMAGES: images} if keep else {}
@@ -124,7 +126,7 @@ def draw(
         return None
     if grid is not None:
         save_grid(grid, _placed(torch.cat(list(shards.images(GRID))), places), GRID_COLUMNS)
-    return shards.load(digest=evaluation.key)
+    return shards.load(digest=evaluation.key, notes=notes)
 
 
 def grid_places(labels: Tensor) -> dict[int, int]:

@@ -203,6 +203,6 @@ def test_scoring_at_adms_size(benchmark, tmp_path):
     def run() -> dict[str, float]:
         fake = Job(Sized(), "inception", DEFAULT, tmp_path, batch=256).measure(Blank("fake", 50_000), "samples")[1]
         assert fake is not None
-        return evaluate(DEFAULT, real=real, fake=fake)
+        return evaluate(DEFAULT, real=real, fake=fake).values
 
     assert set(measure(benchmark, run, rounds=1)) == set(DEFAULT)

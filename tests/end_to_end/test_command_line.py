@@ -58,7 +58,7 @@ def test_run_scores_every_variant_at_every_checkpoint(finished):
     assert curve == {(variant, step) for variant in ("vanilla", "repa", "repa_e") for step in (8, 16, 24)}
     first = next(r for r in rows if r["kind"] == "score")
     assert first["n_fake"] == 128
-    assert first["schema_version"] == 1
+    assert first["schema_version"] == 2
     assert first["metrics"]["sfid"] > 0
     assert first["metrics"]["inception_score_se"] > 0
     assert len(first["protocol_digest"]) == 64

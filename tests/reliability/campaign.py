@@ -51,6 +51,8 @@ def state_of(out: Path) -> dict[str, Any]:
         )
         assert key not in state, f"measured twice: {key}"
         state[key] = {k: v for k, v in row.items() if k not in VOLATILE}
+        if "notes" in row:  # what else the machine did is no matter
+            state[key]["notes"] = [note for note in row["notes"] if "times the median step" not in note]
     for manifest in sorted(out.glob("runs/*/checkpoints/*/manifest.json")):
         state[f"weights {manifest.parent.relative_to(out)}"] = json.loads(manifest.read_text())["files"]
     for log in sorted(out.glob("runs/*/log.jsonl")):

@@ -170,17 +170,16 @@ def test_a_damaged_shard_is_made_again(tmp_path):
     for indices in shards.ranges():
         shards.save(indices, {"f": torch.full((len(indices), 2), float(indices.start))}, {"key": "k"})
     first, second = shards.ranges()
-    assert shards.has(first, "k")
-    assert shards.has(second, "k")
+    assert shards.missing([first, second], "k") == ([], [])
     shutil.rmtree(shards.place(second))
     shutil.copytree(shards.place(first), shards.place(second))  # swapped
-    assert not shards.has(second, "k")
+    (gone,), notes = shards.missing([first, second], "k")
+    assert (gone, len(notes)) == (second, 1)
     assert not shards.place(second).exists()
     flip(shards.place(first) / "outputs.safetensors")
-    assert not shards.has(first, "k")
+    assert [len(found) for found in shards.missing([first], "k")] == [1, 1]
     shards.save(first, {"f": torch.zeros(len(first), 2)}, {"key": "another"})
-    assert not shards.has(first, "k")
-    assert len(shards.repaired) == 3
+    assert [len(found) for found in shards.missing([first], "k")] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +421,7 @@ def test_a_second_ctrl_c_is_not_held_back():
     ],
     ids=["cuda", "python", "cpu"],
 )
-def test_out_of_memory_names_the_mend(error, monkeypatch, capsys):
+def test_out_of_memory_names_the_remedy(error, monkeypatch, capsys):
     from harness.pipeline import run_suite
 
     def fail(*arguments: object) -> None:
@@ -541,7 +540,7 @@ def test_a_shard_that_does_not_fit_leaves_the_others(tmp_path, monkeypatch):
         shards.save(second, {"f": torch.zeros(len(second), 2)}, {})
     assert raised.value.errno == 28
     assert [p.name for p in tmp_path.iterdir()] == ["0000000"]
-    assert shards.has(first)
+    assert shards.missing([first]) == ([], [])
 
 
 def test_a_mapped_file_takes_its_space_at_once(tmp_path, monkeypatch):

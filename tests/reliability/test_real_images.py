@@ -363,9 +363,9 @@ def test_arrays_without_a_picture(shape, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "remedy"), [("bool", r"astype\(np.uint8\) \* 255"), ("complex64", "no pixels"), ("U3", "no pixels")]
 )
-def test_arrays_of_other_kinds_are_told_their_own_mend(kind, mend, tmp_path):
+def test_arrays_of_other_kinds_are_told_their_own_remedy(kind, remedy, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), kind))
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=remedy):
         opened_set(tmp_path / "x.npy")
 
 
@@ -558,7 +558,7 @@ REMEDIES = {
 
 
 @pytest.mark.parametrize("name", REMEDIES)
-def test_an_array_that_is_no_images_is_told_its_mend(name, tmp_path):
+def test_an_array_that_is_no_images_is_told_its_remedy(name, tmp_path):
     x, mend = REMEDIES[name]
     with pytest.raises(UserError, match=rf"images are uint8 of shape \(N, H, W, 3\): .*{mend}"):
         opened_set(save(tmp_path / "a.npz", arr_0=x))
