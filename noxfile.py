@@ -158,6 +158,12 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutations(session: nox.Session) -> None:
+    """Make deliberate mistakes, one after the other; each must fail a test."""
+    run(session, "python", "tests/mutations.py", *session.posargs)
+
+
+@nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Bandit on the packages, and pip-audit on what is installed (asks PyPI). Exceptions are argued in docs."""
     run(session, "bandit", "-q", "-c", "pyproject.toml", "-r", "harness", "recipes", "baselines", "reports")

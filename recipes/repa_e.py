@@ -88,7 +88,7 @@ class RepaE(Repa):
         images = to_signed(batch.images, next(self.vae.parameters()))
         posterior = self.vae.encode(images)
         latents = posterior.sample(draws.normal_like("posterior", posterior.mean))
-        self.sit.observe(latents)
+        self.sit.bn.observe(latents)
         reconstruction = self.vae.decode(latents)
         terms = self.reconstruction_terms(images, reconstruction, posterior)
         terms |= self.latent_terms(latents, batch, draws)
@@ -103,8 +103,8 @@ class RepaE(Repa):
             yield Update("discriminator", hinge, {"disc": hinge.detach()})
 
         latents = latents.detach()
-        _, variance = self.sit.batch_statistics(move=self.options.batch_norm)
-        normal = self.sit.normalize_batch(latents) if self.options.batch_norm else self.sit.normalize(latents)
+        _, variance = self.sit.bn.batch_statistics(move=self.options.batch_norm)
+        normal = self.sit.bn.normalize_batch(latents) if self.options.batch_norm else self.sit.bn.normalize(latents)
         loss, sit_logs = self.sit_loss(normal, batch, draws)
         yield Update("sit", loss, {**sit_logs, "latent_variance": variance.mean()})
 
@@ -135,7 +135,7 @@ class RepaE(Repa):
         if not (self.options.vae_alignment or diffusion):
             return {}
         with frozen(self.sit):
-            point = diffuse(self.sit.normalize(latents), draws, self.options)
+            point = diffuse(self.sit.bn.normalize(latents), draws, self.options)
             out = self.sit(point.x_t, point.t, batch.labels, stop_at_alignment=not diffusion)
             terms = {"vae_align": (self.options.vae_alignment, alignment_loss(out.projected, batch.features))}
             if diffusion:

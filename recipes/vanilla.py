@@ -33,7 +33,7 @@ class Vanilla:
 
     def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
         """Step the SiT."""
-        latents = self.sit.normalize(cached_latents(batch, draws))
+        latents = self.sit.bn.normalize(cached_latents(batch, draws))
         yield Update("sit", *self.sit_loss(latents, batch, draws))
 
     def sit_loss(self, latents: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -173,7 +173,7 @@ def replay_sit_forward(folder: Folder) -> Iterator[Replayed]:
         yield Replayed("sit_forward.velocity", relative_error(out.velocity, g["velocity"]), OUTPUT_BOUND)
         yield Replayed("sit_forward.features", relative_error(out.features, g["features"]), OUTPUT_BOUND)
         for path in PATHS:
-            point = interpolate(sit.normalize(g["x"]), g["noise"], g["t"], path)
+            point = interpolate(sit.bn.normalize(g["x"]), g["noise"], g["t"], path)
             out = sit(point.x_t, point.t, g["y"])
             ours = {
                 "model_output": out.velocity,

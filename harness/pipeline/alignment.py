@@ -69,7 +69,7 @@ def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, ima
     path = run.spec.method.options.path
     parts: list[list[Tensor]] = []
     for indices in torch.arange(len(images)).split(session.suite.chunk):
-        latents = sit.normalize(encoded(tokenizer, images[indices], int(indices[0])))
+        latents = sit.bn.normalize(encoded(tokenizer, images[indices], int(indices[0])))
         noise = KeyedDraws(0, 0, indices.to(device)).normal_like("alignment noise", latents)
         t = torch.full((len(indices),), TIME, device=device, dtype=latents.dtype)
         null = torch.full((len(indices),), sit.null_class, device=device)

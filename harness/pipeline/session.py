@@ -129,23 +129,11 @@ def prepare(session: Session, variants: Sequence[str]) -> Prepared:
     """
     session.repair_records()
     session.refuse_foreign_records()
-    context = PreparationContext(session.store, _TimedReporter(session), session.world, session.execution, session.data)
+    context = PreparationContext(
+        session.store, session.reporter, session.world, session.execution, session.data, session.costed
+    )
     with threads_of(session):
         return preparation.prepare(session.suite, context, variants)
-
-
-class _TimedReporter(Reporter):
-    """Records the cost of every stage that the suite's preparation reports."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session.reporter.console, quiet=session.reporter.quiet)
-        self._session = session
-
-    @contextmanager
-    def stage(self, label: str, total: int, start: int = 0) -> Iterator[Any]:
-        """See `Reporter.stage`."""
-        with self._session.costed(f"prepare {label}"), super().stage(label, total, start) as on_step:
-            yield on_step
 
 
 @contextmanager

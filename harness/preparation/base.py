@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,6 +118,14 @@ class PreparationContext:
     execution: Execution
     data: str | None = None
     """Where raw or prepared images lie, if the user said so."""
+    costed: Callable[[str], AbstractContextManager[object]] = lambda stage: nullcontext()
+    """Keeps what a stage costs."""
+
+    @contextmanager
+    def stage(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """See `Reporter.stage`; its cost is kept."""
+        with self.costed(f"prepare {label}"), self.reporter.stage(label, total) as on_done:
+            yield on_done
 
 
 def assets_of(suite: Suite, store: Store) -> Store:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.assets.cache import Asset, Store
+from harness.assets.cache import Asset
 from harness.features.base import LOGITS, outputs_of
 from harness.metrics.statistics import Measured
-from harness.preparation.base import Evaluator, Prepared
+from harness.preparation.base import Evaluator, PreparationContext, Prepared
 from harness.preparation.digits_data import Digits, render
 from harness.preparation.digits_networks import (
     DigitsFeatures,
@@ -22,7 +22,6 @@ from harness.preparation.digits_networks import (
     train_features,
     train_tokenizer,
 )
-from harness.runtime.progress import Reporter
 from harness.scoring.paired_images import DAMAGED
 from harness.suites.digits import DigitsSuite
 from harness.suites.digits_specs import SIDE
@@ -40,8 +39,8 @@ CHUNK = 500
 class DigitsPreparation:
     """The stages before training. Each has its own seed, so that changing one moves no other."""
 
-    def __init__(self, suite: DigitsSuite, store: Store, reporter: Reporter) -> None:
-        self.suite, self.store, self.reporter = suite, store, reporter
+    def __init__(self, suite: DigitsSuite, context: PreparationContext) -> None:
+        self.suite, self.store, self.context = suite, context.store, context
         self.hashes: dict[str, str] = {}
         self.facts: dict[str, float] = {}
 
@@ -85,7 +84,7 @@ class DigitsPreparation:
         make: Callable[[OnStep], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
     ) -> Asset:
         def with_progress() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            with self.reporter.stage(name, units) as on_step:
+            with self.context.stage(name, units) as on_step:
                 return make(on_step)
 
         asset = self.store.get(
@@ -120,7 +119,7 @@ class DigitsPreparation:
             network.eval()
             logits = outputs_of(reference.images.split(CHUNK), DigitsFeatures(network))[LOGITS]
             correct = (logits.argmax(1) == reference.labels).double().mean().item()
-            self.reporter.note(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
+            self.context.reporter.note(f"  feature network (Inception's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"feature_accuracy": correct}
 
         asset = self._get("features", spec.model_dump(mode="json"), ("data", "reference"), spec.training.steps, make)
@@ -145,7 +144,7 @@ class DigitsPreparation:
             network.load_state_dict(train_encoder(spec, train, on_step).state_dict())
             tokens = _tokens_of(network, reference.images)
             correct = (network.classify(tokens.mean(1)).argmax(1) == reference.labels).double().mean().item()
-            self.reporter.note(f"  encoder (DINOv2's role): accuracy {correct:.1%} on the reference")
+            self.context.reporter.note(f"  encoder (DINOv2's role): accuracy {correct:.1%} on the reference")
             return network.state_dict(), {"encoder_accuracy": correct}
 
         asset = self._get(

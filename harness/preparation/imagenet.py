@@ -141,15 +141,16 @@ class Preparation:
     def _images_from(self, data: str) -> Images:
         folder = self._where(data)
         if folder != Path(data).expanduser():
-            facts = prepare_images(
-                data,
-                folder,
-                side=self.suite.side,
-                processes=self.context.execution.threads,
-                rank=self.world.rank,
-                world=self.world.size,
-                reporter=self.context.reporter,
-            )
+            with self.context.costed("prepare images"):
+                facts = prepare_images(
+                    data,
+                    folder,
+                    side=self.suite.side,
+                    processes=self.context.execution.threads,
+                    rank=self.world.rank,
+                    world=self.world.size,
+                    reporter=self.context.reporter,
+                )
             self.world.barrier()
             for warning in facts.get("warnings", ()):
                 self.context.reporter.note(f"  {warning}", "yellow")
@@ -214,7 +215,7 @@ class Preparation:
         room = disk_estimate(count, spec.latent_channels, side, self.suite.latents)
         say(f"  latents of {name}: {count:,} posteriors, {room / 1e9:,.2f} GB in {folder}")
         mine = share(count, SHARD, self.world.rank, self.world.size)
-        with self.context.reporter.stage(f"latents of {name}", mine) as on_done:
+        with self.context.stage(f"latents of {name}", mine) as on_done:
             write_latents(
                 folder,
                 self.images,
@@ -234,7 +235,7 @@ class Preparation:
             count = min(STATISTICS_OVER, len(self.images))
             data = StoredData(labels=self.images.labels, images=self.images, threads=self.context.execution.threads)
             parts = []
-            with self.context.reporter.stage(f"statistics of {name}", count) as on_done:
+            with self.context.stage(f"statistics of {name}", count) as on_done:
                 for indices in torch.arange(count).split(ENCODE_BATCH):
                     images = data.take(indices).images
                     assert images is not None
@@ -248,11 +249,8 @@ class Preparation:
 
         spec = {"over": STATISTICS_OVER}
         sources = {"images": self.images.content, "tokenizer": self.hashes[name]}
-        if not self.world.main:  # one process makes it, the others find it
-            self.world.barrier()
-        tensors = self.store.get("latent-statistics", spec, sources, make).tensors
-        if self.world.main:
-            self.world.barrier()
+        with self.world.main_first():
+            tensors = self.store.get("latent-statistics", spec, sources, make).tensors
         return LatentStatistics(tensors["mean"], tensors["std"])
 
     def _inputs(self, variant: str) -> TrainingInputs:
@@ -320,16 +318,13 @@ class Preparation:
                     yield chunk
                     on_done(k * self.suite.chunk + len(chunk))
 
-            with self.context.reporter.stage(f"features of the {name}", len(images)) as on_done:
+            with self.context.stage(f"features of the {name}", len(images)) as on_done:
                 return outputs_of(chunks(), network), {}
 
         sources = {key: self.hashes[key] for key in ("features", "reference")}
-        if not self.world.main:  # one process makes it, the others find it
-            self.world.barrier()
         spec = {"count": len(images), "network": network.convention}
-        tensors = self.store.get(f"features-{name}", spec, sources, make).tensors
-        if self.world.main:
-            self.world.barrier()
+        with self.world.main_first():
+            tensors = self.store.get(f"features-{name}", spec, sources, make).tensors
         return Measured([tensors])
 
 

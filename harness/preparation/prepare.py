@@ -22,9 +22,5 @@ def prepare(suite: Suite, context: PreparationContext, variants: Sequence[str]) 
         return imagenet.Preparation(suite, context, variants).run()
     if not isinstance(suite, DigitsSuite):
         raise TypeError(f"nobody prepares a {type(suite).__name__}")
-    if not context.world.main:  # one process makes what is missing, the others find it
-        context.world.barrier()
-    prepared = digits.DigitsPreparation(suite, context.store, context.reporter).run()
-    if context.world.main:
-        context.world.barrier()
-    return prepared
+    with context.world.main_first():
+        return digits.DigitsPreparation(suite, context).run()

@@ -94,7 +94,7 @@ class Sampler:
             correct_last_step=protocol.correct_last_step,
             precision=protocol.precision,
         )
-        decoded = self.tokenizer.decode(self.sit.denormalize(latents).float())
+        decoded = self.tokenizer.decode(self.sit.bn.denormalize(latents).float())
         finite = decoded.isfinite().flatten(1).all(1)
         if not bool(finite.all()):  # as integers they would look like any image
             raise UserError(

@@ -45,6 +45,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process does something before the others do: it makes a file, they find it."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of a tensor that each of them holds."""
         if self.size == 1:

@@ -23,7 +23,7 @@ from recipes.core.draws import Draws, KeyedDraws
 from recipes.core.ema import ema_copy, ema_decay, ema_update, pairs_of
 from recipes.core.precision import autocast, matrix_products
 from recipes.core.spec import OptimizerSpec, TrainSpec
-from recipes.core.watchdog import Finding, Watch
+from recipes.core.watchdog import Finding, Watch, leave_out
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ class Trainer:
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters[network], spec.clip_norm)
         happened[network] = self.watch.see(network, norm)
-        if not scaler.is_enabled():  # a scaler does the same: the fused step reads it on the device
-            optimizer.found_inf = (~happened[network]).float()  # type: ignore[attr-defined]
+        if not scaler.is_enabled():
+            leave_out(optimizer, ~happened[network])
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 #: What to do about an update that is not finite: stop, or leave it out and count it.
 OnNaN = Literal["stop", "skip"]
@@ -122,3 +123,13 @@ class Watch:
             position=first if first >= 0 else None,
             logs=logs,
         )
+
+
+def leave_out(optimizer: Optimizer, bad: Tensor) -> None:
+    """Let an optimizer's next step do nothing if a bool scalar on its device is true; no host waits for it.
+
+    PyTorch's fused steps read the attribute ``found_inf`` on the device: it is how `torch.amp.GradScaler` leaves out an
+    update, and the only way that needs no synchronisation. It is no public interface; `tests/unit/test_watchdog.py`
+    fails if a release of PyTorch no longer looks at it.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

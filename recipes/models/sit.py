@@ -18,15 +18,13 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from recipes.core.distributed import gather_equal
 from recipes.core.draws import seed_of
 from recipes.core.errors import UserError
 from recipes.core.frozen import frozen
-from recipes.core.precision import at_least_float32
 from recipes.core.spec import Count, Depth, Positive, Spec
+from recipes.models.latent_norm import LatentNorm
 
 TIME_FEATURES = 256
-BATCH_NORM_EPS = 1e-4
 
 
 class SiTSpec(Spec):
@@ -264,11 +262,9 @@ class SiT(nn.Module):
             [make_projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
         )
         self.final_layer = FinalLayer(spec.hidden, spec.patch_size**2 * spec.channels)
-        self.bn = nn.BatchNorm2d(spec.channels, eps=BATCH_NORM_EPS, momentum=0.1, affine=False)
+        self.bn = LatentNorm(spec.channels)
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
-        self._observed: list[tuple[int, Tensor, Tensor]] = []
-        self._batch_statistics: tuple[Tensor, Tensor] | None = None
 
     @property
     def null_class(self) -> int:
@@ -325,69 +321,6 @@ class SiT(nn.Module):
         p, side = self.spec.patch_size, self.spec.latent_size // self.spec.patch_size
         patches: Tensor = x.unflatten(-1, (p, p, self.spec.channels)).unflatten(1, (side, side))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        """Standardise tokenizer latents by the running statistics, (N, C, h, w). The statistics stay."""
-        latents = at_least_float32(latents)
-        return F.batch_norm(latents, self.bn.running_mean, self.bn.running_var, eps=BATCH_NORM_EPS)
-
-    def observe(self, latents: Tensor) -> None:
-        """Remember the latents (N, C, h, w) of a part of the effective batch, for `batch_statistics`."""
-        var, mean = torch.var_mean(at_least_float32(latents.detach()), dim=(0, 2, 3), correction=0)
-        self._observed.append((latents.numel() // latents.shape[1], mean, var))
-
-    @torch.no_grad()
-    def batch_statistics(self, *, move: bool) -> tuple[Tensor, Tensor]:
-        """Mean and variance, each (C,), of the effective batch: all that was observed in all processes.
-
-        So they depend neither on the number of processes nor on gradient accumulation. With `move`, the running
-        statistics move towards them, once for each effective batch.
-        """
-        if not self._observed:  # another part of this effective batch was here before
-            assert self._batch_statistics is not None
-            return self._batch_statistics
-        parts = gather_equal(torch.stack([torch.stack((mean, var)) for _, mean, var in self._observed]))
-        means, variances = parts.flatten(0, 1).unbind(1)  # each (processes * parts, C); parts are of equal size
-        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-        if move:
-            self._move_running_statistics(mean, var, self._observed[0][0] * len(means))
-        self._observed.clear()
-        self._batch_statistics = mean, var
-        return mean, var
-
-    def normalize_batch(self, latents: Tensor) -> Tensor:
-        """Standardise by the statistics of the effective batch, and move the running ones (REPA-E's training pass)."""
-        mean, var = (s.reshape(1, -1, 1, 1) for s in self.batch_statistics(move=True))
-        return (at_least_float32(latents) - mean) * (var + BATCH_NORM_EPS).rsqrt()
-
-    def _move_running_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
-        bn = self.bn
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        assert bn.num_batches_tracked is not None
-        assert bn.momentum is not None
-        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), bn.momentum)
-        bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), bn.momentum)
-        bn.num_batches_tracked += 1
-
-    def denormalize(self, samples: Tensor) -> Tensor:
-        """Back to the tokenizer's scale. Like the release, without the eps of `normalize`."""
-        mean, var = self._statistics(samples.dtype)
-        return samples * var.sqrt() + mean
-
-    def _statistics(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        mean, var = self.bn.running_mean, self.bn.running_var
-        assert mean is not None
-        assert var is not None
-        return mean.to(dtype).reshape(1, -1, 1, 1), var.to(dtype).reshape(1, -1, 1, 1)
-
-    @torch.no_grad()
-    def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Start the batch norm from the tokenizer's known statistics; each of shape (C,)."""
-        assert self.bn.running_mean is not None
-        assert self.bn.running_var is not None
-        self.bn.running_mean.copy_(mean)
-        self.bn.running_var.copy_(std.square())
 
 
 def initialize(sit: SiT, seed: int) -> None:

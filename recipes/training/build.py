@@ -56,7 +56,7 @@ def build_trainer(
     """A trainer at step 0, its networks on the device and compiled if that is asked for."""
     execution, world = execution or Execution(device="cpu"), world or World()
     networks = build_networks(spec, inputs.tokenizer, discriminator=inputs.discriminator, perceptual=inputs.perceptual)
-    networks.sit.set_latent_statistics(inputs.latent_mean, inputs.latent_std)
+    networks.sit.bn.start_from(inputs.latent_mean, inputs.latent_std)
     networks.sit.checkpointing = execution.checkpointing
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
     _arrange(networks, world.device)

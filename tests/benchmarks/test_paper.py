@@ -139,7 +139,7 @@ def core_loop(spec: RunSpec, execution: Execution, device: torch.device) -> Loop
 def plain_loop(spec: RunSpec, device: torch.device, *, foreach: bool | None = False) -> Loop:
     inputs = seeded_inputs(spec)
     networks = build_networks(spec, inputs.tokenizer, discriminator=inputs.discriminator, perceptual=inputs.perceptual)
-    networks.sit.set_latent_statistics(inputs.latent_mean, inputs.latent_std)
+    networks.sit.bn.start_from(inputs.latent_mean, inputs.latent_std)
     encoders = [encoder.to(device) for encoder in inputs.encoders]
     for network in (networks.sit, networks.vae, networks.discriminator, networks.perceptual):
         if network is not None:

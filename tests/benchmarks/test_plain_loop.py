@@ -17,7 +17,7 @@ STEPS = 3
 
 def networks_of(name: str) -> Networks:
     networks = make_networks()
-    networks.sit.set_latent_statistics(torch.linspace(-0.5, 0.5, 4), torch.linspace(0.5, 1.5, 4))
+    networks.sit.bn.start_from(torch.linspace(-0.5, 0.5, 4), torch.linspace(0.5, 1.5, 4))
     for network in (networks.sit, networks.vae, networks.discriminator):
         network.double()
     return networks if name == "repa_e" else Networks(sit=networks.sit)

@@ -64,7 +64,7 @@ def record(folder: Path, names: list[str]) -> None:
 
     def sit() -> SiT:
         made = make_sit(spec=spec)
-        made.set_latent_statistics(torch.linspace(-1, 1, d["zc"]), torch.linspace(0.5, 2, d["zc"]))
+        made.bn.start_from(torch.linspace(-1, 1, d["zc"]), torch.linspace(0.5, 2, d["zc"]))
         return rounded(made)
 
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def record(folder: Path, names: list[str]) -> None:
         out = network(x, t, y)
         f = {"x": x, "y": y, "t": t, "noise": noise, "zs": zs, "velocity": out.velocity, "features": out.features}
         for path in PATHS:
-            point = interpolate(network.normalize(x), noise, t, path)
+            point = interpolate(network.bn.normalize(x), noise, t, path)
             out = network(point.x_t, point.t, y)
             f |= {f"{path}.model_output": out.velocity, f"{path}.zs_tilde": out.projected[0]}
             f[f"{path}.denoising_loss"] = denoising_loss(out.velocity, point.target)

@@ -200,7 +200,7 @@ def test_repa_e_latent_diffusion_alone(tmp_path):
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     bn = subset(released_sit(), "bn")
     expected = z * bn["running_var"].sqrt().view(1, 4, 1, 1) + bn["running_mean"].view(1, 4, 1, 1)
-    torch.testing.assert_close(sit.denormalize(z), expected)
+    torch.testing.assert_close(sit.bn.denormalize(z), expected)
 
 
 def without_bn(state: State) -> State:
@@ -221,7 +221,7 @@ def test_repa(tmp_path):
     sit, _ = load_for_sampling(run, 400000, tokenizer(), average=True)
     assert_close(velocity(sit), golden("sit_forward")["velocity"])
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(sit.denormalize(z), z / 0.18215)
+    torch.testing.assert_close(sit.bn.denormalize(z), z / 0.18215)
 
 
 def legacy_blocks(state: State) -> State:
@@ -297,7 +297,7 @@ def test_sit(tmp_path, learn_sigma, bare):
     assert_close(velocity(sit, 1 - g["t"]), -g["velocity"])
     assert relative_error(velocity(sit), g["velocity"]) > 0.1
     z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(sit.denormalize(z), z / 0.18215)
+    torch.testing.assert_close(sit.bn.denormalize(z), z / 0.18215)
 
 
 def test_learned_variance_is_cut_from_every_pixel_of_a_patch(tmp_path):

@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from recipes.data.loader import batches, order
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    drawn = order(0, torch.arange(3 * 100), 100).view(3, 100)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
 @given(size=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 2**31))
 def test_every_epoch_is_a_permutation(size, epochs, seed):
     drawn = order(seed, torch.arange(size * epochs), size).view(epochs, size)

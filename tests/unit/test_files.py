@@ -122,6 +122,13 @@ def test_records_round_trip(tmp_path_factory, name, fid):
     assert file.keys() == {r.key() for r in written}
 
 
+def test_what_was_measured_is_kept_once(tmp_path):
+    file = RecordFile(tmp_path)
+    file.append(record("x", 1.0))
+    file.append(record("x", 2.0))  # the same measurement by another process
+    assert [r.fid for r in file.all()] == [1.0]
+
+
 def test_nan_is_no_record(tmp_path):
     with pytest.raises(ValueError, match=r"[Nn]a[Nn]|finite|JSON"):
         RecordFile(tmp_path).append(record("x", float("nan")))

@@ -154,7 +154,8 @@ def test_cached_latents_and_their_statistics_refuse_it(tmp_path):
         images=images,
         context=SimpleNamespace(
             execution=SimpleNamespace(threads=1),
-            reporter=SimpleNamespace(stage=lambda *_: nullcontext(lambda done: None)),
+            reporter=SimpleNamespace(),
+            stage=lambda *_: nullcontext(lambda done: None),
         ),
         hashes={"sd-vae": "t"},
         world=World(),

@@ -1,0 +1,208 @@
+"""Deliberate mistakes that the fast tests must catch: ``nox -s mutations [-- WORD ...]``.
+
+Each is made in a copy of the repository, and the tests named beside it must then fail. A mistake that survives ends the
+session with exit code 1: a test is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("recipes", "harness", "baselines", "reports", "tests", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mistake."""
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    """Of the fast ones, the first that should notice."""
+
+
+MUTATIONS = (
+    # losses
+    Mutation(
+        "alignment loss without its minus", "recipes/core/losses.py",
+        "return -torch.stack(cosines).mean()", "return torch.stack(cosines).mean()", "tests/unit/test_losses.py",
+    ),
+    Mutation(
+        "KL with the standard deviation for the variance", "recipes/core/losses.py",
+        "at_least_float32(std).square()", "at_least_float32(std)", "tests/unit/test_losses.py",
+    ),
+    Mutation(
+        "hinge margin of 0 for the fakes", "recipes/core/losses.py",
+        "F.relu(1.0 + fake)", "F.relu(fake)", "tests/unit/test_losses.py",
+    ),
+    Mutation(
+        "velocity of the cosine path without pi / 2", "recipes/core/interpolant.py",
+        "Coefficients(cos, sin, -half_pi * sin, half_pi * cos)", "Coefficients(cos, sin, -sin, cos)",
+        "tests/numerics/test_samplers.py tests/golden",
+    ),
+    Mutation(
+        "stop-gradient forgotten: the SiT's step trains the tokenizer", "recipes/repa_e.py",
+        "        latents = latents.detach()\n", "", "tests/golden",
+    ),
+    Mutation(
+        "tokenizer's alignment under batch statistics, not running ones", "recipes/repa_e.py",
+        "diffuse(self.sit.bn.normalize(latents), draws", "diffuse(self.sit.bn.normalize_batch(latents), draws",
+        "tests/golden",
+    ),
+    Mutation(
+        "label dropout keeps what it should drop", "recipes/base.py",
+        'draws.uniform("label_dropout") < options', 'draws.uniform("label_dropout") > options',
+        "tests/golden tests/unit/test_loop.py",
+    ),
+    # training core
+    Mutation(
+        "gradients of micro-batches added, not averaged", "recipes/core/loop.py",
+        "scale(update.loss / len(running))", "scale(update.loss)", "tests/unit/test_distributed.py",
+    ),
+    Mutation(
+        "EMA decay and its complement exchanged", "recipes/core/ema.py",
+        "torch._foreach_lerp_(*pairs.floats, 1.0 - decay)", "torch._foreach_lerp_(*pairs.floats, decay)",
+        "tests/unit/test_ema.py",
+    ),
+    Mutation(
+        "warm-up that begins at its end", "recipes/core/loop.py",
+        "min(1.0, (self.position + 1) / max(1, spec.warmup_steps))", "1.0", "tests/unit/test_loop.py",
+    ),
+    Mutation(
+        "an update that is not finite happens", "recipes/core/watchdog.py",
+        "optimizer.found_inf = bad.float()", "pass",
+        "tests/unit/test_watchdog.py",
+    ),
+    # resume
+    Mutation(
+        "resume draws as if from the start", "recipes/core/loop.py",
+        "        self.position = position\n        self.settle()", "        self.settle()", "tests/unit/test_run.py",
+    ),
+    Mutation(
+        "resume forgets the optimizer's moments", "recipes/core/loop.py",
+        'own.load_state_dict({"state": state,', 'own.load_state_dict({"state": {},', "tests/unit/test_run.py",
+    ),
+    Mutation(
+        "the same order in every epoch", "recipes/data/loader.py",
+        'seed_of(seed, "order", epoch)', 'seed_of(seed, "order", 0)', "tests/unit/test_data.py",
+    ),
+    Mutation(
+        "a checkpoint's hash is not looked at", "recipes/core/checkpoint.py",
+        "if sha256_of(path) != wanted:", "if False:", "tests/reliability/test_faults.py",
+    ),
+    # samplers
+    Mutation(
+        "Heun without its correction", "harness/sampling/solvers.py",
+        "0.5 * (first + drift(ahead, t_next, t))", "first", "tests/numerics/test_samplers.py",
+    ),
+    Mutation(
+        "diffusion of the SDE t for 2 t", "harness/sampling/solvers.py",
+        "return 2.0 * t", "return t", "tests/numerics/test_samplers.py tests/golden",
+    ),
+    Mutation(
+        "guidance of scale w - 1", "harness/sampling/solvers.py",
+        "null + self.scale * (conditional - null)", "null + (self.scale - 1) * (conditional - null)",
+        "tests/numerics/test_samplers.py tests/golden",
+    ),
+    Mutation(
+        "samples depend on their place in the batch", "harness/sampling/sampler.py",
+        'KeyedDraws(generation_seed, 0, indices).normal_like("sample start", like)', "torch.randn_like(like)",
+        "tests/numerics/test_samplers.py",
+    ),
+    Mutation(
+        "pixels rounded where the protocol truncates", "harness/sampling/protocol.py",
+        'to_uint8="floor"', 'to_uint8="round"', "tests/unit/test_protocol.py",
+    ),
+    # metrics
+    Mutation(
+        "FID with a biased covariance", "harness/metrics/frechet.py",
+        "(2 * (self.n - 1))", "(2 * self.n)", "tests/numerics/test_metrics.py",
+    ),
+    Mutation(
+        "FID without the means", "harness/metrics/frechet.py",
+        "distance=mean_term + trace_term", "distance=trace_term", "tests/numerics/test_metrics.py",
+    ),
+    Mutation(
+        "KID with the diagonal", "harness/metrics/kid.py",
+        ".fill_diagonal_(0).sum(1) / (n - 1)", ".sum(1) / n", "tests/numerics/test_metrics.py",
+    ),
+    Mutation(
+        "Inception score of the reverse divergence", "harness/metrics/inception_score.py",
+        "logp.exp() * (logp - marginal)", "marginal.exp() * (marginal - logp)", "tests/numerics/test_metrics.py",
+    ),
+    Mutation(
+        "open balls in precision and recall", "harness/metrics/manifold.py",
+        "exact <= radii.expand_as(low)[p, q]", "exact < radii.expand_as(low)[p, q]", "tests/numerics/test_metrics.py",
+    ),
+    Mutation(
+        "PSNR of a peak of 1", "harness/metrics/reconstruction.py",
+        "255.0**2 / error", "1.0 / error", "tests/numerics/test_metrics.py",
+    ),
+    # results
+    Mutation(
+        "speedup interpolated linearly under the name of log-log", "harness/results/speedup.py",
+        "math.exp(math.log(before) + share * math.log(at / before))", "before + share * (at - before)",
+        "tests/unit/test_speedup.py",
+    ),
+    Mutation(
+        "a duplicate record is appended again", "harness/records/file.py",
+        "if record.key() in self._sound_keys():", "if False:", "tests/unit/test_files.py",
+    ),
+)  # fmt: skip
+
+
+def caught(mutation: Mutation, place: Path) -> bool:
+    """Make the mistake in a copy, run its tests, and take it back; whether they failed."""
+    path = place / mutation.file
+    before = path.read_text()
+    if before.count(mutation.right) != 1:
+        raise SystemExit(f"{mutation.file} does not hold {mutation.right!r} once: bring the mutation up to date")
+    path.write_text(before.replace(mutation.right, mutation.wrong))
+    failed = tested(mutation.tests.split(), place)
+    path.write_text(before)
+    return failed
+
+
+def tested(tests: list[str], place: Path) -> bool:
+    """Run some tests of a copy; whether one failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    """Try those mutations whose sentence holds one of the words; all by default."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.what for word in words)]
+    survived = []
+    with TemporaryDirectory() as folder:
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        everything = sorted({test for mutation in chosen for test in mutation.tests.split()})
+        if tested(everything, Path(folder)):
+            raise SystemExit("the tests fail without a mistake")
+        for number, mutation in enumerate(chosen, start=1):
+            began = time.monotonic()
+            found = caught(mutation, Path(folder))
+            survived += [] if found else [mutation.what]
+            told = "caught" if found else "SURVIVED"
+            print(f"{number}/{len(chosen)} {told:8s} {time.monotonic() - began:5.1f} s  {mutation.what}", flush=True)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
