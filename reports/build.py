@@ -256,7 +256,7 @@ class Wanted:
         """What their records say.
 
         Raises:
-            UserError: see `harness.compare.load`.
+            UserError: see `harness.results.comparison.load`.
         """
         return load(self.folders, self.selection, baseline=self.baseline, others=self.others)
 

@@ -68,7 +68,7 @@ def summarize(folders: Sequence[Path]) -> Summary:
     """Read results folders.
 
     Raises:
-        UserError: see `harness.compare.load`.
+        UserError: see `harness.results.comparison.load`.
     """
     return Summary(load(folders))
 
@@ -85,7 +85,7 @@ def summarize_curves(
     """Curves of a table.
 
     Raises:
-        UserError: see `harness.curves.compare` and `harness.curves.select`.
+        UserError: see `harness.results.curves.compare` and `harness.results.curves.select`.
     """
     chosen = select(observations, selection, baseline)
     found = compare(chosen, baseline, target=target, noise=noise)
@@ -103,7 +103,7 @@ def summarize_runs(
     """The curves of results folders.
 
     Raises:
-        UserError: see `harness.compare.load` and `harness.curves.compare`.
+        UserError: see `harness.results.comparison.load` and `harness.results.curves.compare`.
     """
     comparison = load(folders, selection, baseline=baseline)
     first = comparison.scores[0]

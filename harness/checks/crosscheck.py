@@ -27,9 +27,9 @@ from harness.metrics.frechet import Moments
 from harness.metrics.statistics import Measured
 from harness.runtime.progress import Reporter
 from harness.scoring.array_files import NpzImages
-from harness.scoring.files import Job, score
 from harness.scoring.image_files import write_npz
 from harness.scoring.image_sets import FolderImages
+from harness.scoring.score_images import Job, score
 from recipes.core.draws import seed_of
 
 SIDE = 64

@@ -15,7 +15,7 @@ from harness.cli.session import store_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.pipeline.cached import Item
+    from harness.pipeline.cache_contents import Item
 
 commands = typer.Typer(cls=ListedByDefault, help="What the cache holds, whether it is whole, and what can go.")
 
@@ -28,7 +28,7 @@ def list_cache(cache: CacheOption = None, as_json: JsonOption = False) -> None:
 
     Example: `repa-bench cache list`
     """
-    from harness.pipeline.cached import items
+    from harness.pipeline.cache_contents import items
 
     store = store_of(cache)
     found = items(store)
@@ -67,7 +67,7 @@ def remove_cached(
 
     Example: `repa-bench cache remove --spare`, or `repa-bench cache remove digits-tokenizer --yes`
     """
-    from harness.pipeline.cached import choose, items, refuse_not_ours, remove
+    from harness.pipeline.cache_contents import choose, items, refuse_not_ours, remove
 
     if bool(names) == spare:
         raise UserError("name what is to go: either names that `repa-bench cache` shows, or --spare.")
@@ -106,7 +106,7 @@ def verify_cached(
 
     Example: `repa-bench cache verify`
     """
-    from harness.pipeline.cached import choose, damage, items
+    from harness.pipeline.cache_contents import choose, damage, items
 
     found = items(store_of(cache))
     chosen = choose(found, names) if names else found

@@ -39,7 +39,7 @@ class Part:
     until: Annotated[int | None, typer.Option("--until", min=1, help="Only checkpoints up to this step.")] = None
 
     def selection(self) -> Selection:
-        """The same for `harness.curves`."""
+        """The same for `harness.results.curves`."""
         from harness.results.curves import Selection
 
         return Selection(tuple(self.recipes or ()), tuple(self.seeds or ()), self.until)

@@ -26,7 +26,7 @@ from harness.cli.session import open_session, store_of, variants_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.scoring.files import Job
+    from harness.scoring.score_images import Job
 
 
 commands = typer.Typer()
@@ -66,7 +66,7 @@ def score(choices: Scored) -> None:
 def _score_files(choices: Scored) -> None:
     from harness.assets.tokenizers import open_tokenizer
     from harness.checks import adm_evaluator
-    from harness.scoring import files
+    from harness.scoring import score_images
     from harness.scoring.image_sets import open_samples
 
     samples, reference = choices.samples, choices.reference
@@ -83,10 +83,10 @@ def _score_files(choices: Scored) -> None:
     notes: tuple[str, ...] = ()
     with _job(choices) as job:
         if samples is not None:
-            found = files.score(open_samples(samples, flag="--samples"), reference, job)
+            found = score_images.score(open_samples(samples, flag="--samples"), reference, job)
         else:
             network, content = open_tokenizer(store_of(choices.cache), choices.tokenizer or "")
-            found = files.score_tokenizer(reference, network, content, job)
+            found = score_images.score_tokenizer(reference, network, content, job)
             notes = network.notes
         if found is None:  # another process tells
             return
@@ -104,7 +104,7 @@ def _job(choices: Scored) -> Iterator[Job]:
     from harness.features import base as features_base
     from harness.metrics import evaluate
     from harness.runtime.progress import Reporter
-    from harness.scoring import files
+    from harness.scoring import score_images
     from harness.scoring.paired_images import on_uint8_images
     from recipes.core.distributed import world
     from recipes.models.perceptual import load_perceptual
@@ -113,7 +113,7 @@ def _job(choices: Scored) -> Iterator[Job]:
     default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
     if choices.samples is None:
         has_lpips = catalogue.find(store, "vgg16") is not None
-        default = tuple(m for m in files.OF_A_TOKENIZER if m != "lpips" or has_lpips)
+        default = tuple(m for m in score_images.OF_A_TOKENIZER if m != "lpips" or has_lpips)
     text = choices.metrics.replace("rfid", "fid") if choices.metrics and choices.samples is None else choices.metrics
     wanted = evaluate.parse(text, default)
     with world(choices.device) as here:
@@ -124,7 +124,7 @@ def _job(choices: Scored) -> Iterator[Job]:
         if "lpips" in wanted:
             vgg = load_perceptual(catalogue.require(store, "vgg16").path, input_range="unit")
             lpips = on_uint8_images(vgg.to(here.device), here.device)
-        yield files.Job(
+        yield score_images.Job(
             network=features_base.FeatureNetworks(first, others) if others else first,
             features=name,
             wanted=wanted,
@@ -197,7 +197,7 @@ def sample(
     from harness.scoring.feature_shards import Shards
 
     if (recipe is None) == (run_folder is None):
-        raise UserError("name what to sample from: either --recipe ARM or --run FOLDER.")
+        raise UserError("name what to sample from: either --recipe NAME or --run FOLDER.")
     if run_folder is None:
         refuse_idle({"--tokenizer": tokenizer is not None}, "--run")
     else:

@@ -220,7 +220,7 @@ WAYS_TO_SCORE: Mapping[str, set[str]] = {
 
 
 def refuse_idle(given: Mapping[str, bool], where: str) -> None:
-    """An option that decides nothing here is no option: what it was meant to decide would silently be otherwise.
+    """Refuse options that a command would not look at: who gave one means something that would not happen.
 
     Args:
         given: by flag, whether it was.

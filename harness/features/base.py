@@ -59,17 +59,17 @@ class FeatureNetworks:
 
     @property
     def convention(self) -> str:
-        """Of all."""
+        """Conventions of all networks, joined."""
         return "; ".join([self.first.convention, *(n.convention for n in self.others.values())])
 
     @property
     def content(self) -> str:
-        """Of all."""
+        """Hashes of all networks, joined."""
         return "+".join([self.first.content, *(n.content for n in self.others.values())])
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of all."""
+        """Notes of all networks."""
         return tuple(note for network in (self.first, *self.others.values()) for note in network.notes)
 
     def __call__(self, images: Tensor) -> Outputs:

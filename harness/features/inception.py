@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL, Outputs
 from recipes.core.errors import UserError
-from recipes.core.states import network_in, notes_of
+from recipes.core.state_dicts import network_in, notes_of
 from recipes.core.weights import check_finite, content_of, load_state
 
 #: sFID looks at the first channels of ``mixed_6/conv``, which is the first branch of torch-fidelity's ``Mixed_6d``.

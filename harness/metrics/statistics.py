@@ -63,7 +63,7 @@ class Measured:
             digest: of the images.
             size: their width and height, if that is known.
             notes: what happened while they were measured.
-            seen: hashes of the first images, where no network looks at any (see `harness.pixels`).
+            seen: hashes of the first images, where no network looks at any (see `harness.features.pixels`).
         """
         self._parts, self._folder, self.notes = list(parts), folder, tuple(notes)
         self._known: dict[str, Moments] = dict(known or {})

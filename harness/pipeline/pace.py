@@ -17,7 +17,7 @@ from harness.results.step_times import disturbances, steady
 from harness.runtime.locks import held
 from recipes.core.atomic import write_text
 from recipes.core.distributed import World
-from recipes.core.rows import left_out, read_rows, row_text
+from recipes.core.json_lines import left_out, read_rows, row_text
 from recipes.core.spec import Execution
 from recipes.data.loader import batches
 from recipes.training.build import build_trainer

@@ -279,7 +279,7 @@ class _Relay(Reporter):
         self._line = line
 
     def note(self, text: str, style: str | None = None) -> None:
-        """See `Reporter.say`."""
+        """See `Reporter.note`."""
         _send(self._line, ("say", text, style))
 
     @contextmanager

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assets import catalogue
 from harness.assets.cache import Store
-from harness.pipeline.cached import made_by
+from harness.pipeline.cache_contents import made_by
 from harness.pipeline.probe import Probe, probe
 from harness.pipeline.rehearsal import Whole, rehearse, scoring, whole
 from harness.results.inference import SeedNoise, detectable, seeds_to_detect
@@ -76,7 +76,7 @@ class VariantPlan:
 
 @dataclass(frozen=True)
 class Shows:
-    """What training seeds can show, by the rule of `harness.inference` and the suite's own spread over seeds."""
+    """What training seeds can show, by the rule of `harness.results.inference` and the suite's sd over seeds."""
 
     noise: SeedNoise
     recipes: int

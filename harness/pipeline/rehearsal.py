@@ -132,7 +132,7 @@ def whole(
         "preparation": sum(seconds for name, seconds in costs.preparation.items() if name not in cached),
         "tokenizer and noise floor": costs.examination,
     }
-    if at_once > 1:  # see `harness.parallel`: paces first, then processes that have to start too
+    if at_once > 1:  # see `harness.pipeline.parallel`: paces first, then processes that have to start too
         stages["pace"] = seeds * sum(map(_pace, steps.values()))
         stages["start of the workers"] = start
     stages["training and scoring"] = _makespan(list(runs.values()), at_once)
@@ -212,7 +212,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _pace(step: float) -> float:
-    """Seconds that `harness.pace.measure` takes."""
+    """Seconds that `harness.pipeline.pace.measure` takes."""
     return WARM_UP * step + max(QUIET_SECONDS, QUIET_STEPS * step)
 
 

@@ -144,7 +144,7 @@ class FeatureClassifier(nn.Module):
 
 
 class DigitsFeatures:
-    """The trained classifier as a `harness.features.FeatureNetwork`."""
+    """The trained classifier as a `harness.features.base.FeatureNetwork`."""
 
     convention = "digits-features: penultimate layer; 7 channels of its 8 x 8 layer, (h, w, c); logits"
     notes = ()

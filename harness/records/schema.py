@@ -26,7 +26,7 @@ class Metrics(Spec):
     fid: float
     inception_score: NotNegative
     inception_score_se: NotNegative | None = None
-    """Standard error; see `harness.metrics.InceptionScore`."""
+    """Standard error; see `harness.metrics.inception_score.InceptionScore`."""
     precision: Fraction
     recall: Fraction
     sfid: float | None = None
@@ -61,7 +61,7 @@ class ScoreRecord(_Base):
     device_seconds: Positive
     """The same, times the devices that were at work."""
     step_seconds: Positive | None = None
-    """Seconds of one training step up to here, without what else the machine did; see `harness.pace`."""
+    """Seconds of one training step up to here, without what else the machine did; see `harness.pipeline.pace`."""
     step_seconds_from: PaceSource | None = None
     protocol: Protocol
     protocol_digest: str
@@ -112,7 +112,7 @@ class TokenizerRecord(_Base):
     effective_rank: float
     """Participation ratio of the latent covariance."""
     spatial_variance: float | None = None
-    """See `harness.latents`."""
+    """See `harness.metrics.latents`."""
     total_variation: float | None = None
     n: int
     grid: str
@@ -150,7 +150,7 @@ class AlignmentRecord(_Base):
     run: str
     step: int
     cknna: list[float]
-    """After each block; see `harness.latents.cknna`."""
+    """After each block; see `harness.metrics.latents.cknna`."""
     aligned_depth: int
     """The block that alignment is trained at, from 1."""
     time: float

@@ -8,7 +8,7 @@
   the claim states.
 
 A suite is known by the digest of its specification, a claim's protocol by all of its fields: names prove nothing.
-Whatever compares recipes does so by the rule of `harness.inference`, at 95 %: each claim is a question of its own.
+Recipes are compared by the rule of `harness.results.inference`, at 95 %: each claim is a question of its own.
 """
 
 from __future__ import annotations

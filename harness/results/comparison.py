@@ -194,7 +194,7 @@ class Comparison:
         return spread(pairs) if pairs else None
 
     def guidance(self) -> list[GuidanceChoice]:
-        """The sweeps of every variant, by the base protocol; see `harness.guidance`."""
+        """The sweeps of every variant, by the base protocol; see `harness.pipeline.guidance`."""
         groups: dict[tuple[str, str], list[ScoreRecord]] = {}
         for r in self.searches:
             groups.setdefault((r.variant, r.protocol.base_name), []).append(r)
@@ -289,7 +289,7 @@ class Comparison:
         """Every other variant, or some, against one, in every currency.
 
         Raises:
-            UserError: see `harness.curves.compare`.
+            UserError: see `harness.results.curves.compare`.
         """
         under = f"no score under {self.protocol(self.curve_digest).protocol.label}, under which the curves are"
         if baseline in self.variants and baseline not in self.on_curve:

@@ -1,6 +1,6 @@
 """Accepted runs, for regression: the losses, FIDs and speedups that a change of code may not move.
 
-A reference is taken from a results folder with a reason: ``python -m harness.reference RUNS FILE --reason "..."``.
+A reference is taken with a reason: ``python -m harness.results.reference RUNS FILE --reason "..."``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.records.schema import ScoreRecord
 from harness.results.comparison import load
 from harness.results.speedup import value_of
 from recipes.core.atomic import write_text
-from recipes.core.rows import read_rows
+from recipes.core.json_lines import read_rows
 
 #: Relative differences that other machines' arithmetic explains. A change of code moves a trace by more.
 TOLERANCES = {"loss": 1e-2, "fid": 5e-2, "speedup": 0.25}

@@ -2,7 +2,7 @@
 
 A curve that is not monotone crosses a target at the first checkpoint from which it stays at or below it, up to the last
 one that reaches it. Whether worse checkpoints follow that one is said (`sustained`). A target that is not reached gives
-a bound, never a number. How sure a speedup is: `harness.inference`.
+a bound, never a number. How sure a speedup is: `harness.results.inference`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Crossing:
 
 
 def crossing(curve: Curve, target: float) -> Crossing | None:
-    """Find it; none if the curve stays above the target."""
+    """Where a curve crosses the target; None if it stays above it."""
     reaching = [k for k, (_, fid) in enumerate(curve) if fid <= target]
     if not reaching:
         return None

@@ -140,7 +140,7 @@ class Shards:
             yield checkpoint.load_part(self.place(indices), name)[name]
 
     def alone(self, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-        """Wait until no other command makes or removes them; see `harness.locks.alone`."""
+        """Wait until no other command makes or removes them; see `harness.runtime.locks.alone`."""
         return alone(self.folder.with_name(f".{self.folder.name}.lock"), on=on, on_wait=on_wait)
 
     def clear(self) -> None:
@@ -167,7 +167,7 @@ def measure(
         shards: where its outputs are kept.
         batch: images at once, of large ones fewer; decides nothing.
         world: the processes.
-        on_done: told how many images this process and, as it supposes, the others have done.
+        on_done: given the number of images that are done, as if the other processes were as far.
 
     Returns:
         the outputs, in the main process.

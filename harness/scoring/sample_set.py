@@ -97,7 +97,7 @@ def draw(
         chunk: samples at once.
         keep: the images too, as uint8.
         grid: PNG of the first samples of the first classes, see `grid_places`.
-        on_sample: told how many this process and, as it supposes, the others have drawn.
+        on_sample: given the number of samples that are drawn, as if the other processes were as far.
 
     Returns:
         outputs and `LABELS`, in the main process.

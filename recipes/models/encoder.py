@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import full_precision
 from recipes.core.spec import Count, Spec
-from recipes.core.states import find, network_in, notes_of
+from recipes.core.state_dicts import find, network_in, notes_of
 from recipes.core.weights import content_of, load_exactly, load_state
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.core.precision import at_least_float32, full_precision
-from recipes.core.states import network_in
+from recipes.core.state_dicts import network_in
 from recipes.core.weights import content_of, load_exactly, load_state
 
 #: ``unit``: images in [-1, 1], as LPIPS documents. ``released``: REPA-E's wrapper takes its [-1, 1] images for [0, 1]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipes.core.atomic import write_text, written
 from recipes.core.errors import UserError
-from recipes.core.states import network_in, notes_of
+from recipes.core.state_dicts import network_in, notes_of
 from recipes.core.weights import load_exactly, load_state, some
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator

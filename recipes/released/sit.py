@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.errors import UserError
-from recipes.core.states import Found, find, held, low_precision, only
+from recipes.core.state_dicts import Found, find, held, low_precision, only
 from recipes.core.weights import check_state, files_of, load_state, some
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder

@@ -45,14 +45,15 @@ def import_checkpoint(
     """Write a released checkpoint as a run's folder.
 
     Args:
-        path: see `recipes.released_sit.read_checkpoint`.
+        path: see `recipes.released.sit.read_checkpoint`.
         out: the run's folder. Other steps of the same training may be imported into it.
         on_note: told what one should know of the checkpoint, a sentence at a time.
         given: what the file does not say of itself.
 
     Returns:
-        The run, for `recipes.run.load_for_sampling`. Where the file holds only the average or only raw weights, so does
-        the run; the manifest says under ``imported`` where in the file they were, and what one should know of it.
+        The run, for `recipes.training.run_folder.load_for_sampling`. Where the file holds only the average or only raw
+        weights, so does the run; the manifest says under ``imported`` where in the file they were, and what one should
+        know of it.
 
     Raises:
         UserError: the file cannot be imported, or `out` is another run's.

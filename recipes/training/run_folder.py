@@ -17,9 +17,9 @@ from torch import Tensor
 
 from recipes.core import atomic, checkpoint
 from recipes.core.errors import DamagedError, UserError
+from recipes.core.json_lines import append_row, left_out, read_rows, row_text
 from recipes.core.jsons import load_json
 from recipes.core.loop import Trainer, subset
-from recipes.core.rows import append_row, left_out, read_rows, row_text
 from recipes.core.watchdog import Fault, Finding
 from recipes.data.loader import order
 from recipes.models import sit as transformer

@@ -14,8 +14,8 @@ from torch import Tensor
 from recipes.core import atomic
 from recipes.core.distributed import World
 from recipes.core.errors import Diverged, Stopped
+from recipes.core.json_lines import append_row
 from recipes.core.loop import Trainer
-from recipes.core.rows import append_row
 from recipes.core.spec import Execution
 from recipes.core.watchdog import EXPLODED, Fault, Finding
 from recipes.data.loader import batches

@@ -18,8 +18,8 @@ from harness.metrics.evaluate import DEFAULT, evaluate
 from harness.metrics.frechet import Moments, MomentSums, frechet_distance
 from harness.metrics.manifold import Manifold, manifold, manifolds, precision_recall
 from harness.scoring import feature_shards
-from harness.scoring.files import Job
 from harness.scoring.image_sets import FolderImages
+from harness.scoring.score_images import Job
 from recipes.core.distributed import World
 
 WIDTH = 2048

@@ -36,7 +36,7 @@ from recipes.training.spec import RunSpec, TrainingInputs
 
 pytestmark = pytest.mark.benchmark
 
-ARMS = ("vanilla", "repa", "repa_e")
+VARIANTS = ("vanilla", "repa", "repa_e")
 #: Dense bf16 FLOP/s of the SXM boards, by a piece of the device's name (NVIDIA's data sheets).
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
 #: Images at once; the first that fits is taken.
@@ -73,7 +73,7 @@ def cpu_suite() -> ImagenetSuite:
             "tokenizers": {"sd-vae": TokenizerChoice(autoencoder=tokenizer, patch_size=1)},
             "encoders": {"dinov2-vit-b": eye},
             "discriminator": DiscriminatorSpec(base_width=32),
-            "variants": {name: full.variants[name].model_copy(update={"encoder_depth": 2}) for name in ARMS},
+            "variants": {name: full.variants[name].model_copy(update={"encoder_depth": 2}) for name in VARIANTS},
         }
     )
 
@@ -81,7 +81,9 @@ def cpu_suite() -> ImagenetSuite:
 def gpu_suite(size: str) -> ImagenetSuite:
     """The paper's suite, its three recipes at one size of SiT."""
     full = imagenet256()
-    return full.model_copy(update={"variants": {n: full.variants[n].model_copy(update={"size": size}) for n in ARMS}})
+    return full.model_copy(
+        update={"variants": {n: full.variants[n].model_copy(update={"size": size}) for n in VARIANTS}}
+    )
 
 
 def with_train(spec: RunSpec, **changes: int) -> RunSpec:
@@ -199,7 +201,7 @@ def cpu_step_bytes(step: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("how", ["core", "plain"])
-@pytest.mark.parametrize("variant", ARMS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_step_on_the_cpu(benchmark, variant, how):
     benchmark.group = f"{variant}: step of 4 images, 128 px, SiT 384 x 4, CPU"
     spec, cpu = cpu_suite().run_spec(variant, 0, {}), torch.device("cpu")
@@ -282,7 +284,7 @@ def plain_batch(spec: RunSpec, device: torch.device, foreach: bool | None, part:
 
 @on_gpu
 @pytest.mark.parametrize("how", ["core", "plain", "plain, torch's own foreach"])
-@pytest.mark.parametrize("variant", ARMS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", ["B", "XL"])
 def test_step_on_a_gpu(benchmark, cuda, size, variant, how):
     """Core: bf16, compiled, 256 images a step. Plain: fp32 weights and TF32, eager, as many images as fit."""

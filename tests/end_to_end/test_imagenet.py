@@ -248,7 +248,7 @@ def test_doctor_finds_what_is_broken(paper, tmp_path):
         (("fetch", "dinov9"), "there is no asset 'dinov9'"),
         (("fetch", "sd-vae", "--from", "/nowhere.pt"), "there is no such file or folder"),
         (("fetch", "images"), "is not published for download"),
-        (("sample", "--images", "x.png"), "either --recipe ARM or --run FOLDER"),
+        (("sample", "--images", "x.png"), "either --recipe NAME or --run FOLDER"),
         (("sample", "--images", "x.png", "--run", "/nowhere"), "is not a run"),
         (("export-vae", "/nowhere", "--out", "x"), "is not a run"),
         (("import", "/nowhere", "--out", "x"), "/nowhere"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.scoring import feature_shards, files
+from harness.scoring import feature_shards, score_images
 from harness.scoring.image_sets import open_samples
 from recipes.core.distributed import gather_equal, world
 
@@ -21,10 +21,10 @@ feature_shards.SHARD = 3
 with world("cpu") as here:
     network = Toy()
     wanted = ("fid", "sfid", "is", "precision", "recall", "f_score", "density", "coverage", "kid")
-    job = files.Job(network=network, features="inception", wanted=wanted, cache=out / "cache", world=here)
+    job = score_images.Job(network=network, features="inception", wanted=wanted, cache=out / "cache", world=here)
     job.measure(open_samples(place / "real.npz", flag="--reference"), "reference")
     network.looked = 0
-    found = files.score(open_samples(place / "fake.npz", flag="--samples"), place / "real.npz", job)
+    found = score_images.score(open_samples(place / "fake.npz", flag="--samples"), place / "real.npz", job)
     counts = gather_equal(torch.tensor([network.looked])).flatten().tolist()
     if here.main:
         (out / "found.json").write_text(json.dumps({"found": found, "looked": counts}))

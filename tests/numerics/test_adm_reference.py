@@ -10,7 +10,7 @@ import pytest
 from tests_support import Toy, pictures
 
 from harness.metrics.adm_reference import is_adm_reference, read_adm_reference
-from harness.scoring import files
+from harness.scoring import score_images
 from harness.scoring.image_sets import open_samples
 from recipes.core.errors import UserError
 
@@ -116,8 +116,8 @@ def test_what_is_odd_is_told_beside_the_number(name, tmp_path):
 
 def score(tmp_path: Path, reference: Path) -> dict:
     np.savez(tmp_path / "samples.npz", arr_0=pictures(0, 40))
-    job = files.Job(network=Toy(), features="inception", wanted=("fid",), cache=tmp_path)
-    found = files.score(open_samples(tmp_path / "samples.npz", flag="--samples"), reference, job)
+    job = score_images.Job(network=Toy(), features="inception", wanted=("fid",), cache=tmp_path)
+    found = score_images.score(open_samples(tmp_path / "samples.npz", flag="--samples"), reference, job)
     assert found is not None
     return found
 

@@ -15,7 +15,7 @@ from harness.features.base import FEATURES
 from harness.features.pixels import FLAT, HASH, rows_about
 from harness.metrics.evaluate import Rules
 from harness.metrics.statistics import Measured
-from harness.scoring import doubts, files
+from harness.scoring import doubts, score_images
 from harness.scoring.feature_shards import Shards
 from harness.scoring.image_sets import open_samples
 from recipes.core.errors import UserError
@@ -30,10 +30,10 @@ def told(tmp_path: Path, samples: np.ndarray | Path, reference: np.ndarray | Pat
         paths.append(images if isinstance(images, Path) else tmp_path / name)
         if not isinstance(images, Path):
             np.savez(tmp_path / name, arr_0=images)
-    job = files.Job(
+    job = score_images.Job(
         network=Toy(), features="inception", wanted=tuple(metrics.split(",")), cache=tmp_path / "cache", **changes
     )
-    found = files.score(open_samples(paths[0], flag="--samples"), paths[1], job)
+    found = score_images.score(open_samples(paths[0], flag="--samples"), paths[1], job)
     assert found is not None
     return found
 
@@ -193,7 +193,7 @@ def test_a_network_that_gives_no_numbers_is_named(tmp_path, name, value):
             return out
 
     np.savez(tmp_path / "fake.npz", arr_0=FAKE)
-    job = files.Job(network=Damaged(), features="inception", wanted=("is",), cache=tmp_path, batch=10)
+    job = score_images.Job(network=Damaged(), features="inception", wanted=("is",), cache=tmp_path, batch=10)
     with pytest.raises(UserError, match=f"{name} of image 2 is not a number"):
         job.measure(open_samples(tmp_path / "fake.npz", flag="--samples"), "samples")
     shards = Shards(tmp_path / "shards", 2048)

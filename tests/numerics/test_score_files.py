@@ -31,7 +31,7 @@ from harness.metrics.frechet import Moments, frechet_distance
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kid
 from harness.runtime.progress import Reporter
-from harness.scoring import feature_shards, files
+from harness.scoring import feature_shards, score_images
 from harness.scoring.array_files import NpzImages
 from harness.scoring.image_files import write_npz
 from harness.scoring.image_sets import FolderImages, batches, open_samples
@@ -58,8 +58,8 @@ def network(place: Path) -> inception.Inception:
     return inception.load(place / "weights.pth", CPU)
 
 
-def make_job(place: Path, network, wanted, **changes) -> files.Job:
-    return files.Job(
+def make_job(place: Path, network, wanted, **changes) -> score_images.Job:
+    return score_images.Job(
         network=network,
         features="inception",
         wanted=tuple(wanted),
@@ -70,7 +70,7 @@ def make_job(place: Path, network, wanted, **changes) -> files.Job:
 
 def score(place: Path, network, wanted, *, samples="fake.npz", reference="real.npz", **changes) -> dict:
     job = make_job(place, network, wanted, **changes)
-    found = files.score(open_samples(place / samples, flag="--samples"), place / reference, job)
+    found = score_images.score(open_samples(place / samples, flag="--samples"), place / reference, job)
     assert found is not None
     return found
 
@@ -415,8 +415,8 @@ def test_a_tokenizer_is_measured_by_what_it_reconstructs(place, tmp_path):
     tokenizer = Autoencoder(TOKENIZER).eval()
     originals = NpzImages(place / "real.npz")
     mean_squares = on_uint8_images(lambda a, b: MeanSquares()(a, b).expand(len(a)), CPU)
-    job = make_job(place, Toy(), files.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
-    told = files.score_tokenizer(place / "real.npz", tokenizer, "t", job)
+    job = make_job(place, Toy(), score_images.OF_A_TOKENIZER, lpips=mean_squares, batch=24)
+    told = score_images.score_tokenizer(place / "real.npz", tokenizer, "t", job)
     assert {"rfid", "psnr", "ssim", "lpips"} <= set(told)
     assert not {"fid", "fid_floor"} & set(told)
     with torch.no_grad():
@@ -550,7 +550,7 @@ def test_metrics_are_named(place):
     with pytest.raises(UserError, match="--metrics names none"):
         evaluate.parse(" ,")
     with pytest.raises(UserError, match="is of Inception; with --features dinov2-vit-b ask for fd"):
-        files.Job(network=Toy(), features="dinov2-vit-b", wanted=("fid",), cache=place)
+        score_images.Job(network=Toy(), features="dinov2-vit-b", wanted=("fid",), cache=place)
     with pytest.raises(UserError, match="Inception's is called fid"):
         make_job(place, Toy(), ("fd",))
 
@@ -658,7 +658,7 @@ def test_a_tokenizer_by_its_file(place, tmp_path):
     save_autoencoder(tmp_path, "toy", vae, torch.zeros(4), torch.ones(4))
     found, content = open_tokenizer(Store(tmp_path), str(tmp_path / "toy.pt"))
     assert found.spec == vae.spec
-    told = files.score_tokenizer(place / "real.npz", found, content, make_job(place, Toy(), ("fid", "psnr")))
+    told = score_images.score_tokenizer(place / "real.npz", found, content, make_job(place, Toy(), ("fid", "psnr")))
     assert told["rfid"] > 0
     assert told["digests"]["tokenizer"] == content
     with pytest.raises(UserError, match="--tokenizer nowhere: there is no such asset, file or folder"):

@@ -22,8 +22,8 @@ from harness.pipeline.parallel import _portable
 from harness.runtime.locks import held
 from recipes.core.errors import DamagedError, Stopped
 
-ARMS, SEEDS = ("vanilla", "repa_e"), (3, 4)
-GRID = ["run", "--suite", "smoke", "--recipes", *ARMS, "--seeds", *map(str, SEEDS), "--steps", "40"]
+VARIANTS, SEEDS = ("vanilla", "repa_e"), (3, 4)
+GRID = ["run", "--suite", "smoke", "--recipes", *VARIANTS, "--seeds", *map(str, SEEDS), "--steps", "40"]
 GRID += ["--score-every", "40", "--save-every", "10"]
 
 
@@ -86,7 +86,7 @@ def test_two_at_a_time_give_what_one_gives(one, two):
         (r["stage"], r["variant"], r["seed"]) for r in rows_of(two) if r["kind"] == "stage" and r["variant"]
     )
     assert stages == {
-        (stage, variant, seed): 1 for stage in ("pace", "train", "score") for variant in ARMS for seed in SEEDS
+        (stage, variant, seed): 1 for stage in ("pace", "train", "score") for variant in VARIANTS for seed in SEEDS
     }
     assert {r["provenance"]["threads"] for out in (one[0], two) for r in rows_of(out) if r["kind"] == "score"} == {1}
 
@@ -98,7 +98,7 @@ def test_the_time_of_a_step_is_quiet_where_the_machine_is_shared(one, two):
         for r in scores:
             assert 0 < r["step_seconds"] * r["step"] < 3 * r["train_seconds"]
     quiet = {(r["variant"], r["seed"]): r["step_seconds"] for r in rows_of(two) if r["kind"] == "score"}
-    assert len(set(quiet.values())) == len(ARMS) * len(SEEDS)
+    assert len(set(quiet.values())) == len(VARIANTS) * len(SEEDS)
     assert quiet["repa_e", 3] > quiet["vanilla", 3]
 
 

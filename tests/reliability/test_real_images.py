@@ -26,7 +26,7 @@ from harness.cli import printing
 from harness.preparation.image_sources import open_source
 from harness.preparation.image_store import center_crop, prepare_images
 from harness.scoring import array_files, feature_shards
-from harness.scoring import files as scoring_files
+from harness.scoring import score_images as scoring_files
 from harness.scoring.image_sets import ImageSet, open_samples
 from harness.scoring.paired_images import Beside, paired_by_name
 from recipes.core import content

@@ -29,7 +29,7 @@ from harness.scoring.image_files import save_grid, write_npz
 from recipes.core import atomic, checkpoint
 from recipes.core.atomic import temporary, write_text, written
 from recipes.core.errors import UserError
-from recipes.core.rows import append_row
+from recipes.core.json_lines import append_row
 
 
 def record(name: str) -> FloorRecord:

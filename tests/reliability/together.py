@@ -50,13 +50,13 @@ def score(root: Path, rounds: int, kind: str, barrier: Any) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests_support import Toy
 
-    from harness.scoring import files
+    from harness.scoring import score_images
     from harness.scoring.image_sets import open_samples
 
-    told, job = [], files.Job(Toy(), "inception", ("fid", "is"), root / "cache")
+    told, job = [], score_images.Job(Toy(), "inception", ("fid", "is"), root / "cache")
     for _ in range(rounds):
         barrier.wait()
-        found = files.score(open_samples(root / "fake.npz", flag="--samples"), root / "real.npz", job)
+        found = score_images.score(open_samples(root / "fake.npz", flag="--samples"), root / "real.npz", job)
         assert found is not None
         told.append({name: found[name] for name in ("fid", "is")})
         barrier.wait()

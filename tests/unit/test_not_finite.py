@@ -22,7 +22,7 @@ from harness.preparation.imagenet import Preparation
 from harness.records.file import RecordFile
 from harness.records.provenance import provenance
 from harness.records.schema import TokenizerRecord
-from harness.scoring import files
+from harness.scoring import score_images
 from harness.scoring.paired_images import decoded, encoded
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
@@ -60,9 +60,9 @@ BAD = {
 def test_score_refuses_it(name, tmp_path):
     change, what = BAD[name]
     np.savez(tmp_path / "reference.npz", arr_0=IMAGES.permute(0, 2, 3, 1).numpy())
-    job = files.Job(network=Toy(), features="inception", wanted=("fid", "psnr"), cache=tmp_path)
+    job = score_images.Job(network=Toy(), features="inception", wanted=("fid", "psnr"), cache=tmp_path)
     with pytest.raises(UserError, match=f"{what} is not a number: the tokenizer's weights are damaged"):
-        files.score_tokenizer(tmp_path / "reference.npz", tokenizer(*change), "t", job)
+        score_images.score_tokenizer(tmp_path / "reference.npz", tokenizer(*change), "t", job)
 
 
 def suite_of(tmp_path: Path) -> tuple[pipeline_session.Session, SimpleNamespace]:

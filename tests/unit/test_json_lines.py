@@ -9,7 +9,7 @@ import pytest
 from test_run import make_inputs, make_spec
 
 from harness.pipeline.pace import pace_of, quiet
-from recipes.core.rows import append_row, read_rows, row_text
+from recipes.core.json_lines import append_row, read_rows, row_text
 from recipes.training.run_folder import Run
 from recipes.training.train import TrainingOptions, train_run
 

@@ -12,7 +12,7 @@ import torch
 from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.cli.app import main
-from harness.pipeline.cached import ABANDONED_SECONDS, choose, damage, items, remove
+from harness.pipeline.cache_contents import ABANDONED_SECONDS, choose, damage, items, remove
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
 
