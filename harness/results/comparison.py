@@ -197,7 +197,7 @@ class Comparison:
         """The sweeps of every variant, by the base protocol; see `harness.pipeline.guidance`."""
         groups: dict[tuple[str, str], list[ScoreRecord]] = {}
         for r in self.searches:
-            groups.setdefault((r.variant, r.protocol.base_name), []).append(r)
+            groups.setdefault((r.variant, r.protocol.base_digest), []).append(r)
         order = list(self.variants)
         return [
             self._choice(variant, self.variants[variant], found)

@@ -106,6 +106,12 @@ class Protocol(Spec):
         scale, low, high = self.guidance_scale, self.guidance_low, self.guidance_high
         return self.name.removesuffix(_guided_suffix(scale, low, high))
 
+    @property
+    def base_digest(self) -> str:
+        """Of everything but its name and guidance: what a sweep of guidance settings has in common."""
+        neutral = {"name": "", "guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+        return self.model_copy(update=neutral).digest()
+
     def digest_with(self, assets: dict[str, str]) -> str:
         """Digest of the protocol together with the content hashes of its feature network and reference."""
         return digest_of({"protocol": self.model_dump(mode="json"), "assets": assets})

@@ -7,10 +7,8 @@ temporary file. What a shard holds depends on the images and the tokenizer alone
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +23,8 @@ from recipes.core.content import content_of
 from recipes.core.errors import UserError
 from recipes.core.prefetch import prefetched
 from recipes.core.spec import Spec, digest_of
-from recipes.data.decoding import load_array
-from recipes.data.files import LABELS, Files, FolderFiles, ZipFiles, labels_of, latent_names, read_json, row_of
+from recipes.data.files import read_json
 from recipes.data.images import Images, stack
-from recipes.data.loader import Latents
 
 SHARD_SIZE = 4096
 
@@ -179,6 +175,8 @@ class LatentStore:
             raise UserError(
                 f"{folder} is not finished. Run the `repa-bench prepare` that began it again: it continues."
             )
+        if not path.exists():
+            raise UserError(f"{folder} holds no cached latents: give a folder that `repa-bench prepare` wrote.")
         data = read_json(path)
         if not isinstance(data, dict) or "plan" not in data:
             raise UserError(f"{path} is not the manifest of cached latents. Choose the folder that `prepare` wrote.")
@@ -238,102 +236,6 @@ def _others(more: int) -> str:
 def _damaged(path: Path, what: str) -> UserError:
     return UserError(
         f"{path} is damaged: {what}. Remove it, its {path.stem}.json and {MANIFEST}, and prepare the latents again."
-    )
-
-
-# What REPA prepares.
-
-
-class FileLatents:
-    """REPA's ``img-mean-std-XXXXXXXX.npy``: float (2C, h, w), mean then standard deviation, sorted by name."""
-
-    def __init__(self, files: Files, threads: int = 8) -> None:
-        """`threads` read the files of one batch."""
-        self._files = files
-        self._names = latent_names(files)
-        if not self._names:
-            raise UserError(f"{files.path} holds no img-mean-std-XXXXXXXX.npy.")
-        rows = (row_of(files, name) for name in self._names)
-        self._rows = [row for row in rows if row is not None]
-        self._pool = ThreadPoolExecutor(threads, "latents")
-        self._shape = self._load(0).shape
-        self.channels, self.height, self.width = self._shape[0] // 2, *self._shape[1:]
-        self.labels = labels_of(files, self._names) if row_of(files, LABELS) is not None else None
-        self.tokenizer: str | None = None
-        self.images: str | None = None
-        self.mean: Tensor | None = None
-        self.std: Tensor | None = None
-
-    @cached_property
-    def content(self) -> str:
-        """Hash of the names and of what they hold; see `Files.content`."""
-        return self._files.content(self._rows)
-
-    def _load(self, index: int) -> NDArray[Any]:
-        where = f"{self._files.path}: {self._names[index]}"
-        try:
-            array = load_array(self._files.read(self._rows[index]))
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{where} is no array of numbers ({error}). Prepare it again.") from None
-        if array.ndim != 3 or array.shape[0] % 2 or array.dtype.kind != "f":
-            raise UserError(f"{where} is {array.dtype} of shape {array.shape}, not float (2C, h, w). Prepare it again.")
-        if not np.isfinite(array).all():
-            raise UserError(f"{where} holds NaN or infinity. Prepare it again, with a tokenizer that gives numbers.")
-        return array
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LatentStore.take`."""
-        wanted = indices.tolist()
-        out = np.empty((len(wanted), *self._shape), dtype=np.float32)
-        for slot, array in enumerate(self._pool.map(self._load, wanted)):
-            if array.shape != self._shape:
-                raise UserError(
-                    f"{self._files.path}: {self._names[wanted[slot]]} has shape {array.shape} where "
-                    f"{self._shape} is wanted. Prepare it again."
-                )
-            out[slot] = array
-        mean, std = torch.from_numpy(out).chunk(2, dim=1)
-        return mean.contiguous(), std.contiguous()
-
-
-def latent_statistics(
-    latents: Latents, *, batch_size: int = SUM_CHUNK, on_done: Callable[[int], None] = lambda done: None
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float64 (C,), by reading all latents once: for those that record none."""
-    total: LatentSums | None = None
-    for start in range(0, len(latents), batch_size):
-        indices = torch.arange(start, min(start + batch_size, len(latents)))
-        part = LatentSums.of(torch.stack(latents.take(indices), dim=1).numpy())
-        total = part if total is None else total + part
-        on_done(int(indices[-1]) + 1)
-    if total is None:
-        raise UserError("There are no latents to take the statistics of.")
-    return total.statistics()
-
-
-def open_latents(path: Path) -> LatentStore | FileLatents:
-    """Open cached latents, recognised by what they are.
-
-    Args:
-        path: a folder that `write_latents` filled; REPA's ``vae-sd/`` as a folder or zip, or the folder that holds it.
-
-    Raises:
-        UserError: it is neither, is not finished, or is damaged.
-    """
-    if path.is_dir():
-        if (path / MANIFEST).exists() or _shard(path, 0).with_suffix(".json").exists():
-            return LatentStore.open(path)
-        files = FolderFiles(path / "vae-sd" if (path / "vae-sd").is_dir() else path)
-        if latent_names(files):
-            return FileLatents(files)
-    elif path.exists() and zipfile.is_zipfile(path):
-        return FileLatents(ZipFiles(path))
-    raise UserError(
-        f"{path} holds no cached latents: give a folder that `repa-bench prepare` wrote, or REPA's vae-sd "
-        "(folder or zip of img-mean-std-XXXXXXXX.npy)."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,24 +14,10 @@ from recipes.core.draws import seed_of
 from recipes.core.errors import UserError
 from recipes.core.prefetch import prefetched
 from recipes.data.images import Images, stack
+from recipes.data.latents import LatentStore
 
 
-class Latents(Protocol):
-    """Cached posterior moments of a tokenizer, in the order of the images that they were made from."""
-
-    @property
-    def images(self) -> str | None:
-        """The content hash of those images, if it is known."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations, each float32 (N, C, h, w)."""
-        ...
-
-
-def check_match(images: Images, latents: Latents) -> None:
+def check_match(images: Images, latents: LatentStore) -> None:
     """Refuse latents of other images.
 
     Raises:
@@ -43,7 +28,7 @@ def check_match(images: Images, latents: Latents) -> None:
             f"There are {len(images)} images and {len(latents)} latents: give the latents of these images, or "
             "prepare them again."
         )
-    if latents.images is not None and latents.images != images.content:
+    if latents.images != images.content:
         raise UserError(
             f"The latents were made from other images (content {latents.images[:12]}, these have "
             f"{images.content[:12]}): give the latents of these images, or prepare them again."
@@ -58,7 +43,7 @@ class StoredData:
         *,
         labels: Tensor,
         images: Images | None = None,
-        latents: Latents | None = None,
+        latents: LatentStore | None = None,
         threads: int = 1,
     ) -> None:
         """Leave out what the recipe does not look at: it is then not read.

@@ -40,7 +40,7 @@ from recipes.core.errors import UserError
 from recipes.core.weights import load_state
 from recipes.data.files import FolderFiles, ZipFiles, labels_of
 from recipes.data.images import open_images
-from recipes.data.latents import open_latents
+from recipes.data.latents import LatentStore
 from recipes.training.run_folder import Run
 from reports.build import Wanted, render
 
@@ -424,15 +424,6 @@ def _image_zip(folder: Path) -> Path:
     return path
 
 
-def _latent_zip(folder: Path) -> Path:
-    array, path = io.BytesIO(), folder / "a.zip"
-    np.save(array, np.ones((8, 2, 2), np.float32))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("00000/img-mean-std-00000000.npy", array.getvalue())
-        archive.writestr("dataset.json", json.dumps({"labels": [["00000/img-mean-std-00000000.npy", 3]]}))
-    return path
-
-
 def _csv(folder: Path) -> Path:
     with (folder / "a.csv").open("w") as file:
         csv.writer(file).writerows([["recipe", "seed", "generation_seed", "step", "fid"], ["vanilla", 0, 0, 8, 3.5]])
@@ -447,11 +438,6 @@ def _read_samples(path: Path) -> object:
 def _read_images(path: Path) -> object:
     images = open_images(path)
     return np.stack([images.pixels(k) for k in range(len(images))])
-
-
-def _read_latents(path: Path) -> object:
-    latents = open_latents(path)
-    return torch.stack(latents.take(torch.arange(len(latents))))
 
 
 def _read_zip(path: Path) -> object:
@@ -491,7 +477,6 @@ LOADERS = {
     "old pickle": (_old_pickle, load_state, _is_plain),
     "images": (_image_zip, _read_images, lambda found: found.dtype == np.uint8 and found.ndim == 4),
     "zip": (_image_zip, _read_zip, _are_images_and_labels),
-    "latents": (_latent_zip, _read_latents, lambda found: found.dtype == torch.float32 and found.ndim == 5),
     "curves": (_csv, read_csv, _are_finite),
 }
 
@@ -529,7 +514,7 @@ def test_a_whole_file_is_read(name, tmp_path):
 
 
 def test_folders_with_nothing_in_them(tmp_path):
-    for read in (_read_samples, _read_images, open_latents):
+    for read in (_read_samples, _read_images, LatentStore.open):
         with pytest.raises(UserError):
             read(tmp_path)
     assert FolderFiles(tmp_path).names == []

@@ -30,7 +30,7 @@ from recipes.core.errors import UserError
 from recipes.core.jsons import DEPTH, load_json
 from recipes.core.spec import TrainSpec
 from recipes.data.images import open_images, read_images_manifest
-from recipes.data.latents import open_latents
+from recipes.data.latents import LatentStore
 from recipes.training.run_folder import Run
 from reports.build import Wanted, render
 from reports.pictures import Pictures
@@ -197,7 +197,7 @@ def _written(name: str, read: object) -> object:
 JSONS = {
     "spec.json": _written("spec.json", Run.open),
     "images' manifest": _written("manifest.json", read_images_manifest),
-    "latents' manifest": _written("manifest.json", open_latents),
+    "latents' manifest": _written("manifest.json", LatentStore.open),
     "checkpoint's manifest": _written("manifest.json", checkpoint.read_manifest),
     "dataset.json in a folder": _edm2_folder,
     "dataset.json in a zip": _zip,

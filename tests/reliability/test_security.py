@@ -31,7 +31,6 @@ from harness.suites import suite
 from recipes.core.errors import UserError
 from recipes.data.files import ZipFiles
 from recipes.data.images import open_images
-from recipes.data.latents import open_latents
 from recipes.models.encoder import DINOV2, ENCODERS, load_encoder
 from recipes.models.perceptual import load_perceptual
 from recipes.released.autoencoder import load_autoencoder, load_discriminator
@@ -134,7 +133,6 @@ ARRAYS = {
     "samples": ("arr_0.npy", lambda path: open_samples(path, flag="--samples").read(0, 1)),
     "statistics": ("mu.npy", lambda path: read_adm_reference(path)),
     "statistics 2": ("sigma.npy", lambda path: read_adm_reference(path)),
-    "latents": ("00000/img-mean-std-00000000.npy", lambda path: open_latents(path).take(torch.tensor([0]))),
     "images": ("00000/img00000000.npy", lambda path: open_images(path)),
 }
 
@@ -181,7 +179,7 @@ def test_a_member_outside_its_archive_is_refused(member, tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(member, b"x")
-    for read in (ZipFiles, open_images, open_latents):
+    for read in (ZipFiles, open_images):
         with pytest.raises(UserError, match="lies outside the archive"):
             read(path)
     assert {p.name for p in tmp_path.iterdir()} == {"a.zip"}

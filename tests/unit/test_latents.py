@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import zipfile
 
 import imagenet_tree as tree
 import numpy as np
@@ -14,13 +12,10 @@ import torch
 from recipes.core.errors import UserError
 from recipes.data.images import open_images
 from recipes.data.latents import (
-    FileLatents,
     LatentStore,
     LatentSums,
     disk_estimate,
     finish_latents,
-    latent_statistics,
-    open_latents,
     share,
     write_latents,
 )
@@ -71,7 +66,8 @@ def test_statistics(images, tmp_path, dtype):
     assert torch.allclose(made.mean, mean.mean(dim=(0, 2, 3)), atol=1e-12)
     spread = (mean.var(dim=(0, 2, 3), correction=0) + std.square().mean(dim=(0, 2, 3))).sqrt()
     assert torch.allclose(made.std, spread, atol=1e-12)
-    assert torch.allclose(torch.stack(latent_statistics(made)), torch.stack((made.mean, made.std)), atol=1e-12)
+    mean, std = made.take(torch.arange(len(made)))
+    assert torch.allclose(made.mean, mean.double().mean((0, 2, 3)), atol=1e-12)
 
 
 def test_sums_merge():
@@ -109,7 +105,7 @@ def test_killed_writing_continues(images, store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, images, dies)
     with pytest.raises(UserError, match="is not finished"):
-        open_latents(tmp_path)
+        LatentStore.open(tmp_path)
     with pytest.raises(UserError, match=r"00001\.npy is missing \(and so for 3 more\)"):
         finish_latents(tmp_path)
     (tmp_path / ".00001.npy.4194305.tmp").write_bytes(b"half")
@@ -140,25 +136,21 @@ def test_damage_is_named(images, store, tmp_path):
     raw[-1] ^= 1
     (folder / "00003.npy").write_bytes(raw)
     with pytest.raises(UserError, match=r"00003\.npy is damaged: its SHA-256"):
-        open_latents(folder).verify()
+        LatentStore.open(folder).verify()
     (folder / "00003.npy").write_bytes(raw[:-4])
     with pytest.raises(UserError, match=r"00003\.npy is damaged"):
-        open_latents(folder)
+        LatentStore.open(folder)
     (folder / "00003.npy").unlink()
     with pytest.raises(UserError, match=r"00003\.npy is damaged"):
-        open_latents(folder)
+        LatentStore.open(folder)
 
 
-def test_pickles_are_not_loaded(squares_folder, store, tmp_path):
-    np.save(squares_folder / "vae-sd" / "00000" / "img-mean-std-00000001.npy", np.array([{}], dtype=object))
-    latents = open_latents(squares_folder)
-    with pytest.raises(UserError, match=r"img-mean-std-00000001\.npy is no array of numbers \(Object arrays"):
-        latents.take(torch.tensor([1]))
+def test_pickles_are_not_loaded(store, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(store.folder, folder)
     np.save(folder / "00000.npy", np.array([{}], dtype=object))
     with pytest.raises(UserError, match=r"00000\.npy is damaged"):
-        open_latents(folder)
+        LatentStore.open(folder)
 
 
 @pytest.mark.parametrize(("value", "told"), [(float("nan"), "is not finite"), (1e5, "overflows float16: keep")])
@@ -191,56 +183,11 @@ def test_estimate_is_what_is_written(images, tmp_path):
     assert 0 <= size - disk_estimate(23, 2, 4) <= 5 * 128  # the headers
 
 
-# What REPA prepares.
-
-
-@pytest.fixture
-def squares_folder(tmp_path):
-    return tree.write_repa_folder(tmp_path / "repa", tree.make_squares())
-
-
-def test_repa_latents_in_place(squares_folder, tmp_path):
-    squares = tree.make_squares()
-    with zipfile.ZipFile(tmp_path / "vae-sd.zip", "w") as archive:
-        for path in sorted((squares_folder / "vae-sd").rglob("*.*")):
-            archive.write(path, str(path.relative_to(squares_folder / "vae-sd")))
-    for path in (squares_folder, squares_folder / "vae-sd", tmp_path / "vae-sd.zip"):
-        latents = open_latents(path)
-        assert isinstance(latents, FileLatents)
-        mean, std = latents.take(torch.tensor([7, 2]))
-        assert np.array_equal(mean.numpy(), squares.latents[[7, 2], :4])
-        assert np.array_equal(std.numpy(), squares.latents[[7, 2], 4:])
-        assert (latents.channels, latents.height, latents.width) == (4, 2, 2)
-        assert latents.labels.tolist() == squares.labels
-        assert latents.images is latents.mean is latents.std is None
-        found, spread = latent_statistics(latents, batch_size=3)
-        assert np.allclose(found, squares.latents[:, :4].mean(axis=(0, 2, 3)), atol=1e-6)
-        assert (spread > 0).all()
-
-
-def test_repa_latents_of_another_shape_are_named(squares_folder):
-    np.save(squares_folder / "vae-sd" / "00000" / "img-mean-std-00000002.npy", np.zeros((8, 3, 3), np.float32))
-    np.save(squares_folder / "vae-sd" / "00000" / "img-mean-std-00000003.npy", np.zeros((8, 2, 2), np.uint8))
-    latents = open_latents(squares_folder)
-    with pytest.raises(UserError, match=r"img-mean-std-00000002\.npy has shape \(8, 3, 3\)"):
-        latents.take(torch.tensor([0, 2]))
-    with pytest.raises(UserError, match=r"img-mean-std-00000003\.npy is uint8"):
-        latents.take(torch.tensor([3]))
-
-
 def test_what_holds_no_latents(tmp_path):
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path, tmp_path / "text", tmp_path / "nothing"):
         with pytest.raises(UserError, match="holds no cached latents"):
-            open_latents(path)
+            LatentStore.open(path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="not the manifest of cached latents"):
-        open_latents(tmp_path)
-
-
-def test_a_npz_is_not_taken_for_an_array(squares_folder):
-    buffer = io.BytesIO()
-    np.savez(buffer, a=np.zeros(3))
-    (squares_folder / "vae-sd" / "00000" / "img-mean-std-00000001.npy").write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match=r"img-mean-std-00000001\.npy"):
-        open_latents(squares_folder).take(torch.tensor([1]))
+        LatentStore.open(tmp_path)

@@ -27,7 +27,7 @@ from harness.scoring.paired_images import decoded, encoded
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
 from recipes.data.images import open_images
-from recipes.data.latents import open_latents, write_latents
+from recipes.data.latents import write_latents
 from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.registry import find_recipe
 
@@ -164,13 +164,3 @@ def test_cached_latents_and_their_statistics_refuse_it(tmp_path):
     )
     with pytest.raises(UserError, match="the latent of image 0 is not a number"):
         Preparation._measured_statistics(preparation, "sd-vae")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_latents_that_somebody_cached_are_looked_at(tmp_path, value):
-    for k in range(3):
-        latent = np.ones((8, 4, 4), np.float32)
-        latent[3, 2, 1] = value if k == 2 else 0
-        np.save(tmp_path / f"img-mean-std-{k:08d}.npy", latent)
-    with pytest.raises(UserError, match=r"img-mean-std-00000002\.npy holds NaN or infinity"):
-        open_latents(tmp_path).take(torch.arange(3))

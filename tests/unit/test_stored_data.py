@@ -15,7 +15,7 @@ from recipes.core.batch import Batch
 from recipes.core.errors import UserError
 from recipes.core.prefetch import prefetched
 from recipes.data.images import open_images
-from recipes.data.latents import finish_latents, open_latents, write_latents
+from recipes.data.latents import finish_latents, write_latents
 from recipes.data.loader import StoredData, batches, check_match
 
 
@@ -64,9 +64,8 @@ def test_parts_must_belong_together(parts, tmp_path):
     other = open_images(tree.write_edm2_zip(tmp_path / "other.zip", tree.make_squares(n=30)))
     with pytest.raises(UserError, match="made from other images"):
         StoredData(images=other, latents=latents, labels=other.labels)
-    fewer = tree.write_repa_folder(tmp_path / "fewer", tree.make_squares(n=29))
     with pytest.raises(UserError, match="30 images and 29 latents"):
-        check_match(images, open_latents(fewer))
+        check_match(images, range(29))
     with pytest.raises(UserError, match="29 labels for 30 items"):
         StoredData(latents=latents, labels=images.labels[1:])
 

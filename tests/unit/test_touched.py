@@ -19,7 +19,7 @@ from harness.preparation.image_store import prepare_images
 from recipes.core import content
 from recipes.core.errors import UserError
 from recipes.data.images import open_images
-from recipes.data.latents import finish_latents, open_latents, write_latents
+from recipes.data.latents import LatentStore, finish_latents, write_latents
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def _latents(folder: Path) -> Path:
 def test_cached_latents_that_were_touched_are_refused(shard, damage, tmp_path, settled):
     folder = _latents(tmp_path)
     settled()
-    open_latents(folder)
+    LatentStore.open(folder)
     if damage is swap:
         path = folder / f"{shard:05d}.npy"
         raw = path.read_bytes()
@@ -155,7 +155,7 @@ def test_cached_latents_that_were_touched_are_refused(shard, damage, tmp_path, s
     else:
         damage(folder / f"{shard:05d}.npy")
     with pytest.raises(UserError, match=rf"{shard:05d}\.npy is damaged: its SHA-256 is not the manifest's"):
-        open_latents(folder)
+        LatentStore.open(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
