@@ -21,7 +21,8 @@ from harness.cli import (
     commands_score,
 )
 from harness.cli.errors import DIVERGED, INTERRUPTED, PARSER_ERROR, of_the_machine
-from harness.cli.options import HELP, expand_lists
+from harness.cli.lists import expand_lists
+from harness.cli.options import HELP
 from harness.runtime.signals import TERMINATED, requeued
 from recipes.core.errors import Diverged, Stopped, UserError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from harness.cli.options import Chosen, Several, shared
+from harness.cli.options import Chosen, Planned, Several, shared
 from harness.cli.printing import print_summary, print_table, say
 from harness.cli.session import jobs_of, open_session, variants_of, work_of
 from recipes.core.errors import UserError
@@ -121,32 +121,15 @@ def list_() -> None:
 
 
 @commands.command()
-@shared(Several)
-def plan(
-    choices: Several,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1,
-    tflops: Annotated[
-        float | None,
-        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured."),
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--probe", min=0.0, help="Measure each variant here for so many seconds instead. Default on a CPU: 2."
-        ),
-    ] = None,
-    detect: Annotated[
-        float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+@shared(Planned)
+def plan(choices: Planned) -> None:
     """Say what a comparison will cost (time, images, FLOPs, memory, disk), what is missing, and which speedup its seeds
     can show. Of digits, every stage is rehearsed here for half a minute, and the whole run's time follows.
 
     Example: `repa-bench plan --suite imagenet256 --devices 8 --probe 60`, or `repa-bench plan --detect 1.2`
     """
-    if detect is not None and not 1 < detect < 1000:
-        raise UserError(f"--detect {detect:g}: a speedup above 1 is meant, as 1.2.")
+    if choices.detect is not None and not 1 < choices.detect < 1000:
+        raise UserError(f"--detect {choices.detect:g}: a speedup above 1 is meant, as 1.2.")
     began = time.process_time()
     from harness.cli.plan_printing import as_dict, plan_lines, plan_table
     from harness.pipeline.plan import Rehearsal, make_plan
@@ -156,7 +139,8 @@ def plan(
     with open_session(choices, writes=False) as session:
         chosen, jobs = session.suite, jobs_of(session, choices.jobs)
         start = time.process_time() - began
-        if tflops is None and seconds is None and not chosen.wants_gpu:
+        seconds = choices.seconds
+        if choices.tflops is None and seconds is None and not chosen.wants_gpu:
             seconds = 2.0
         rehearsal = None
         if seconds and session.world.device.type == "cpu" and session.world.size == 1:
@@ -170,13 +154,13 @@ def plan(
                 store=session.assets,
                 execution=session.execution,
                 world=session.world,
-                devices=devices,
-                tflops=tflops or 200.0,
+                devices=choices.devices,
+                tflops=choices.tflops or 200.0,
                 seconds=seconds,
-                detect=detect,
+                detect=choices.detect,
                 rehearsal=rehearsal,
             )
-    if as_json:
+    if choices.as_json:
         print(json.dumps(as_dict(made), indent=1))
     else:
         print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.options import (
-    MAX_SEED,
     Chosen,
-    Place,
+    Sampled,
     Scored,
+    Swept,
     refuse_idle,
     refuse_idle_to_score,
     refuse_unwritable,
@@ -26,6 +26,8 @@ from harness.cli.session import open_session, store_of, variants_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.pipeline.session import Session
+    from harness.scoring.sample_set import Evaluation
     from harness.scoring.score_images import Job
 
 
@@ -160,29 +162,8 @@ def _tell(choices: Scored, found: dict[str, Any]) -> None:
 
 
 @commands.command()
-@shared(Place)
-def sample(
-    place: Place,
-    images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")],
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Which variant of the suite.")] = None,
-    run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed. Default: the suite's first.")
-    ] = None,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100,
-    generation_seed: Annotated[
-        int, typer.Option("--generation-seed", min=0, max=MAX_SEED, help="Seed of labels and noise.")
-    ] = 0,
-    protocol_name: Annotated[
-        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
-    ] = None,
-) -> None:
+@shared(Sampled)
+def sample(choices: Sampled) -> None:
     """Draw samples from a checkpoint: an .npz with arr_0 (uint8, N H W 3) and labels, and a PNG grid of its first 100,
     row by row.
 
@@ -192,31 +173,24 @@ def sample(
 
     from harness.pipeline import checkpoints
     from harness.pipeline import session as pipeline_session
-    from harness.sampling.protocol import find_protocol
     from harness.scoring import image_files, sample_set
     from harness.scoring.feature_shards import Shards
 
-    if (recipe is None) == (run_folder is None):
+    if (choices.recipe is None) == (choices.run_folder is None):
         raise UserError("name what to sample from: either --recipe NAME or --run FOLDER.")
-    if run_folder is None:
-        refuse_idle({"--tokenizer": tokenizer is not None}, "--run")
+    if choices.run_folder is None:
+        refuse_idle({"--tokenizer": choices.tokenizer is not None}, "--run")
     else:
-        refuse_idle({"--seed": seed is not None}, "--recipe")
-    if images.suffix != ".png":
-        raise UserError(f"--images {images}: name a .png; the .npz is written beside it.")
-    refuse_unwritable("--images", images, folder=False)
-    npz = images.with_suffix(".npz")
-    with open_session(place) as session:
-        protocol = find_protocol(protocol_name) if protocol_name else session.suite.curve_protocol
-        if run_folder is not None:
-            evaluation = checkpoints.open_imported(session, run_folder, tokenizer, step, protocol, generation_seed)
-        else:
-            seed = session.suite.default_seeds[0] if seed is None else seed
-            variant = variants_of(session.suite, [recipe or ""])[0]
-            evaluation = checkpoints.open_trained(session, variant, seed, step, protocol, generation_seed)
+        refuse_idle({"--seed": choices.seed is not None}, "--recipe")
+    if choices.images.suffix != ".png":
+        raise UserError(f"--images {choices.images}: name a .png; the .npz is written beside it.")
+    refuse_unwritable("--images", choices.images, folder=False)
+    npz, count = choices.images.with_suffix(".npz"), choices.count
+    with open_session(choices) as session:
+        evaluation = _evaluation(session, choices)
         for note in checkpoints.notes_of(evaluation):
             session.reporter.note(note, "yellow")
-        shards = Shards(images.with_name(f".{images.stem}-{evaluation.key[:12]}-{count}.shards"), count)
+        shards = Shards(npz.with_name(f".{npz.stem}-{evaluation.key[:12]}-{count}.shards"), count)
         with pipeline_session.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = sample_set.draw(
                 evaluation, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
@@ -224,38 +198,28 @@ def sample(
         if drawn is None:
             return
         first = next(shards.images())[: image_files.GRID_COLUMNS * image_files.GRID_ROWS]
-        image_files.save_grid(images, first, image_files.GRID_COLUMNS)
+        image_files.save_grid(choices.images, first, image_files.GRID_COLUMNS)
         image_files.write_npz(npz, shards.images(), count, torch.as_tensor(drawn.points(sample_set.LABELS)))
         shards.clear()
-    say(f"{images} and {npz} ({protocol.label})")
+    say(f"{choices.images} and {npz} ({evaluation.protocol.label})")
+
+
+def _evaluation(session: Session, choices: Sampled) -> Evaluation:
+    from harness.pipeline import checkpoints
+    from harness.sampling.protocol import find_protocol
+
+    name, seed, step = choices.protocol, choices.generation_seed, choices.step
+    protocol = find_protocol(name) if name else session.suite.curve_protocol
+    if choices.run_folder is not None:
+        return checkpoints.open_imported(session, choices.run_folder, choices.tokenizer, step, protocol, seed)
+    variant = variants_of(session.suite, [choices.recipe or ""])[0]
+    trained = session.suite.default_seeds[0] if choices.seed is None else choices.seed
+    return checkpoints.open_trained(session, variant, trained, step, protocol, seed)
 
 
 @commands.command()
-@shared(Chosen)
-def guidance(
-    choices: Chosen,
-    scales: Annotated[
-        list[float] | None, typer.Option("--scales", help="Guidance scales to try, with spaces or commas between.")
-    ] = None,
-    intervals: Annotated[
-        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time; t = 1 is noise. Default: 0:1.")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", min=2, help="Samples of each setting tried. Default: a fifth of the protocol's."),
-    ] = None,
-    search_seeds: Annotated[
-        list[int] | None,
-        typer.Option("--search-seeds", min=0, max=MAX_SEED, help="Generation seeds to choose by. Default: 1000."),
-    ] = None,
-    generation_seeds: Annotated[
-        list[int] | None,
-        typer.Option("--generation-seeds", min=0, max=MAX_SEED, help="Generation seeds of the result. Default: 0."),
-    ] = None,
-    protocol_name: Annotated[
-        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's last.")
-    ] = None,
-) -> None:
+@shared(Swept)
+def guidance(choices: Swept) -> None:
     """Find each recipe's best guidance with the same effort, on other seeds than those reported, then score it.
 
     Example: `repa-bench guidance --suite digits --scales 1.25 1.5 2 --intervals 0:1 0:0.7`
@@ -269,14 +233,15 @@ def guidance(
 
     with open_session(choices) as session:
         suite = session.suite
-        base = find_protocol(protocol_name) if protocol_name else (suite.final_protocols or (suite.curve_protocol,))[-1]
+        last = (suite.final_protocols or (suite.curve_protocol,))[-1]
+        base = find_protocol(choices.protocol) if choices.protocol else last
         sweep = Sweep(
             base,
-            tuple(dict.fromkeys(scales or (1.25, 1.5, 1.75, 2.0))),
-            tuple(dict.fromkeys(parse_interval(text) for text in intervals or ("0:1",))),
-            tuple(dict.fromkeys(search_seeds or (1000,))),
-            tuple(dict.fromkeys(generation_seeds or (0,))),
-            samples or max(2, base.samples // 5),
+            tuple(dict.fromkeys(choices.scales or (1.25, 1.5, 1.75, 2.0))),
+            tuple(dict.fromkeys(parse_interval(text) for text in choices.intervals or ("0:1",))),
+            tuple(dict.fromkeys(choices.search_seeds or (1000,))),
+            tuple(dict.fromkeys(choices.generation_seeds or (0,))),
+            choices.samples or max(2, base.samples // 5),
         )
         variants, step = variants_of(suite, choices.recipes), session.budget.milestones()[-1]
         prepared = pipeline_session.prepare(session, variants)

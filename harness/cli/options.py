@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +14,6 @@ import typer.core
 
 from recipes.core.errors import UserError
 from recipes.core.jsons import TooDeepError, load_json
-
-#: Options whose several values are one text with commas between.
-JOINED = ("--metrics", "--format")
-
-#: Options whose values may hold commas themselves.
-UNSPLIT = ("--set",)
 
 MAX_SEED = 2**63 - 1
 
@@ -206,6 +198,77 @@ class Scored(Several):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Place):
+    """What is drawn from which checkpoint."""
+
+    images: Annotated[Path, typer.Option("--images", help="Where the PNG grid goes; an .npz lies beside it.")]
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Which variant of the suite.")] = None
+    run_folder: Annotated[Path | None, typer.Option("--run", help="Instead: a run's folder; imported ones too.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="With --run: the tokenizer's asset, if the run holds none.")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Training seed. Default: the suite's first.")
+    ] = None
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Which checkpoint. Default: the last.")] = None
+    count: Annotated[int, typer.Option("--count", min=1, help="How many samples.")] = 100
+    generation_seed: Annotated[
+        int, typer.Option("--generation-seed", min=0, max=MAX_SEED, help="Seed of labels and noise.")
+    ] = 0
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's for curves.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept(Chosen):
+    """Which guidance settings are tried, on how many samples and which seeds."""
+
+    scales: Annotated[
+        list[float] | None, typer.Option("--scales", help="Guidance scales to try, with spaces or commas between.")
+    ] = None
+    intervals: Annotated[
+        list[str] | None, typer.Option("--intervals", help="LOW:HIGH in time; t = 1 is noise. Default: 0:1.")
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=2, help="Samples of each setting tried. Default: a fifth of the protocol's."),
+    ] = None
+    search_seeds: Annotated[
+        list[int] | None,
+        typer.Option("--search-seeds", min=0, max=MAX_SEED, help="Generation seeds to choose by. Default: 1000."),
+    ] = None
+    generation_seeds: Annotated[
+        list[int] | None,
+        typer.Option("--generation-seeds", min=0, max=MAX_SEED, help="Generation seeds of the result. Default: 0."),
+    ] = None
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Which, see `repa-bench list`. Default: the suite's last.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Several):
+    """What a plan assumes, and what it prints."""
+
+    devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured."),
+    ] = None
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--probe", min=0.0, help="Measure each variant here for so many seconds instead. Default on a CPU: 2."
+        ),
+    ] = None
+    detect: Annotated[
+        float | None, typer.Option("--detect", help="A speedup, as 1.2: how many seeds show it, and what they cost.")
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+
+
 _PLACE = {f.name for f in fields(Place)}
 
 _FILES = {"cache", "device", "out", "features", "weights", "metrics", "as_json", "reference"}
@@ -282,7 +345,8 @@ def shared(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        common = [parameter(f.name, f.default) for f in fields(kind)]
+        required_first = sorted(fields(kind), key=lambda f: f.default is not MISSING)
+        common = [parameter(f.name, f.default) for f in required_first]
 
         def wrapped(**given: Any) -> Any:
             options = kind(**{p.name: given.pop(p.name) for p in common})
@@ -315,67 +379,3 @@ def overrides(pairs: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             out[key] = text
     return out
-
-
-def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
-    """One rule for every option that takes several values: `--seeds 0 1 2`, `--seeds 0,1,2`, `--seeds 0, 1, 2` and
-    `--seeds 0 --seeds 1 --seeds 2` are the same, and so are `--metrics fid kid` and `--metrics fid,kid`.
-
-    In a command that takes folders, one that is there ends such a list, by its path, or by its name if it is the first.
-
-    Args:
-        arguments: of the command line.
-        command: the whole command, whose parameters say which options those are.
-
-    Returns:
-        The same as the parser wants it: `JOINED` options once with commas, the others once for each value.
-    """
-    at, command = _leaf(arguments, command)
-    options = {flag: p for p in command.params if p.param_type_name == "option" for flag in p.opts}
-    folders = any(p.param_type_name == "argument" for p in command.params)
-    out, words, joined = list(arguments[:at]), deque(arguments[at:]), dict[str, int]()
-    named = False  # a folder
-    while words and words[0] != "--":
-        word = words.popleft()
-        flag, equals, value = word.partition("=")
-        option = options.get(flag)
-        if option is None or option.is_flag or not (option.multiple or flag in JOINED):
-            out.append(word)
-            named |= option is None
-            if option is not None and not option.is_flag and not equals and words:
-                out.append(words.popleft())
-            continue
-        values = [value] if equals else []
-        while words and _goes_on(words[0], flag, first=not values, folders=folders, named=named):
-            values.append(words.popleft())
-        if flag not in UNSPLIT:
-            values = [part.strip() for text in values for part in text.split(",") if part.strip()] or values[:1]
-        if flag not in JOINED:
-            out += [part for one in values for part in (flag, one)] or [word]
-        elif flag in joined:
-            out[joined[flag]] = ",".join([out[joined[flag]], *values])
-        else:
-            out += [flag, *([",".join(values)] if values else [])]
-            joined[flag] = len(out) - 1
-    return [*out, *words]
-
-
-def _leaf(arguments: Sequence[str], command: Any) -> tuple[int, Any]:
-    """The command that a line names, and how many of its words do so."""
-    for at, word in enumerate(arguments):
-        inner = getattr(command, "commands", {}).get(word)
-        if inner is None:
-            return at, command
-        command = inner
-    return len(arguments), command
-
-
-def _goes_on(word: str, flag: str, *, first: bool, folders: bool, named: bool) -> bool:
-    """Whether a word is one more value of a list."""
-    if word.startswith("-") and not re.match(r"-[\d.]", word):
-        return False
-    if first:
-        return True
-    if flag in UNSPLIT:
-        return "=" in word
-    return not (folders and Path(word).is_dir() and ("/" in word or not named))

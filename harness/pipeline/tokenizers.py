@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from harness.features.base import FEATURES, outputs_of
 from harness.features.pixels import of_a_set, rows_about
@@ -60,15 +61,11 @@ def measure_tokenizer(
     evaluator = prepared.require_evaluator()
     originals = evaluator.reference_images[:RECONSTRUCTED]
     tokenizer = tokenizer.to(session.world.device)
-    latents, rebuilt = [], []
-    for first in range(0, len(originals), session.suite.chunk):
-        mean = encoded(tokenizer, originals[first : first + session.suite.chunk], first)
-        latents.append(mean.cpu())
-        rebuilt.append(decoded(tokenizer, mean, first))
-    latent, images = torch.cat(latents), torch.cat(rebuilt)
-    for told in of_a_set(rows_about(images), f"reconstructions by {name if run is None else run.spec.name}"):
-        session.note(told, run.spec.variant if run else None, run.spec.train.seed if run else None)
-    grid = f"reconstructions/{name if run is None else run.spec.name}-{step or 0:07d}.png"
+    latent, images = _reconstructed(tokenizer, originals, session.suite.chunk)
+    called = name if run is None else run.spec.name
+    for note in of_a_set(rows_about(images), f"reconstructions by {called}"):
+        session.note(note, run.spec.variant if run else None, run.spec.train.seed if run else None)
+    grid = f"reconstructions/{called}-{step or 0:07d}.png"
     save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
     components = grid.replace(".png", "-latents.png")
     shown = principal_images(latent, session.suite.image_size)[:GRID_COLUMNS]
@@ -95,6 +92,16 @@ def measure_tokenizer(
         grid=grid,
         components=components,
     )
+
+
+def _reconstructed(tokenizer: Autoencoder, originals: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Posterior means of uint8 images (N, 3, H, W), and the images that they decode to; on the CPU."""
+    latents, rebuilt = [], []
+    for first in range(0, len(originals), chunk):
+        mean = encoded(tokenizer, originals[first : first + chunk], first)
+        latents.append(mean.cpu())
+        rebuilt.append(decoded(tokenizer, mean, first))
+    return torch.cat(latents), torch.cat(rebuilt)
 
 
 def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:

@@ -352,29 +352,16 @@ def _same_setting(result: Protocol, tried: Protocol) -> bool:
     return result.model_copy(update=free) == tried.model_copy(update=free)
 
 
-def load(
-    folders: Sequence[Path],
-    selection: Selection | None = None,
-    *,
-    baseline: str = BASELINE,
-    others: Sequence[Observation] = (),
-) -> Comparison:
-    """Read the records of some results folders.
-
-    Args:
-        folders: made here or elsewhere.
-        selection: which recipes, seeds and steps; everything by default.
-        baseline: what the others are compared with.
-        others: curves that are not ours.
+def _selected(
+    found: Sequence[tuple[Path, AnyRecord]], selection: Selection, baseline: str
+) -> list[tuple[Path, AnyRecord]]:
+    """The records that are compared, looked at before anything is computed of them.
 
     Raises:
-        UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
-            not there.
+        UserError: see `load`.
     """
-    found = [(folder, record) for folder in folders for record in _read(folder)]
     scored = [(folder, r) for folder, r in found if isinstance(r, ScoreRecord) and not r.search]
     merging.refuse_mixtures([r for _, r in scored])
-    selection = selection or Selection()
     selection.refuse_absent(*zip(*((r.variant, r.seed, r.step) for _, r in scored), strict=True))
 
     def holds(r: AnyRecord) -> bool:
@@ -395,6 +382,32 @@ def load(
                 f"{folder}: {r.variant}, seed {r.seed}, step {r.step} has an FID of {r.metrics.fid:g}, and curves are "
                 "compared by its logarithm; `repa-bench runs remove` takes the run away."
             )
+    return held
+
+
+def load(
+    folders: Sequence[Path],
+    selection: Selection | None = None,
+    *,
+    baseline: str = BASELINE,
+    others: Sequence[Observation] = (),
+) -> Comparison:
+    """Read the records of some results folders.
+
+    Args:
+        folders: made here or elsewhere.
+        selection: which recipes, seeds and steps; everything by default.
+        baseline: what the others are compared with.
+        others: curves that are not ours.
+
+    Raises:
+        UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
+            not there.
+    """
+    found = [(folder, record) for folder in folders for record in _read(folder)]
+    selection = selection or Selection()
+    held = _selected(found, selection, baseline)
+    kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
     merging.refuse_two_specifications(kept)
     variants = {r.variant for _, r in kept}
     scores, odd_scores = merging.unique_scores(kept)

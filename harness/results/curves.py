@@ -243,32 +243,48 @@ def compare(
     base = _Seeds.of(by[baseline])
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
-    found, notes = [], base.notes(called(baseline), at, noise)
+    found, notes = list[RecipeSpeedup](), base.notes(called(baseline), at, noise)
     odd = [] if target else _rises(called(baseline), average(list(base.kept.values())), at)
     for recipe in recipes:
-        if recipe == baseline:
-            continue
-        other = _Seeds.of(by[recipe], at)
-        foreign, name = recipe in unjudged, called(recipe)
-        known, judged = None if foreign else noise, dict[str, Estimate]()
-        notes += other.notes(name, at, known)
-        if len(other.kept) == 1 < len(base.kept):
-            notes.append(f"{name}: one training seed, against all {len(base.kept)} of the baseline")
-        for currency in currencies([*by[baseline], *by[recipe]]):
-            try:
-                one = estimate(base.panel(currency), other.panel(currency), step=at, noise=known, paired=not foreign)
-            except ValueError as error:  # one recipe's clocks take nothing from the others
-                notes.append(f"{name}: not compared in {title(currency)}, since {error}")
-                continue
-            found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
-            judged[title(currency)] = one
-        notes += [f"{name}: {note}" for note in verdict_notes(judged) if not foreign]
+        if recipe != baseline:
+            foreign = recipe in unjudged
+            against = _against(
+                base, by[recipe], recipe, called(recipe), at, None if foreign else noise, foreign=foreign
+            )
+            found += against[0]
+            notes += against[1]
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
     if len(recipes) == 1:
         raise UserError(
             f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
         )
     return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd))
+
+
+def _against(
+    base: _Seeds,
+    observations: Sequence[Observation],
+    recipe: str,
+    name: str,
+    at: float,
+    noise: SeedNoise | None,
+    *,
+    foreign: bool,
+) -> tuple[list[RecipeSpeedup], list[str]]:
+    """A recipe against the baseline in every currency, and what should be known of it; see `compare`."""
+    other, found, judged = _Seeds.of(observations, at), [], dict[str, Estimate]()
+    notes = other.notes(name, at, noise)
+    if len(other.kept) == 1 < len(base.kept):
+        notes.append(f"{name}: one training seed, against all {len(base.kept)} of the baseline")
+    for currency in currencies([*base.observations, *observations]):
+        try:
+            one = estimate(base.panel(currency), other.panel(currency), step=at, noise=noise, paired=not foreign)
+        except ValueError as error:  # one recipe's clocks take nothing from the others
+            notes.append(f"{name}: not compared in {title(currency)}, since {error}")
+            continue
+        found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
+        judged[title(currency)] = one
+    return found, notes + [f"{name}: {note}" for note in verdict_notes(judged) if not foreign]
 
 
 @dataclass(frozen=True)

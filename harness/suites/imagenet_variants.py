@@ -72,6 +72,12 @@ def paper_variants() -> dict[str, PaperVariant]:
             tokenizer="e2e-vavae",
         ),
     }
+    return variants | _ablations()
+
+
+def _ablations() -> dict[str, PaperVariant]:
+    """Tables 2 to 7: one thing changed, on SiT-L for 100,000 steps if nothing else is said."""
+    variants: dict[str, PaperVariant] = {}
     for size in ("B", "L"):
         variants |= _pair(f"size_{size.lower()}", f"SiT-{size}/2", "Table 2", size=size)
     for key, encoder in (("ijepa_h", "jepa-vit-h"), ("clip_l", "clip-vit-L"), ("dinov2_l", "dinov2-vit-l")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,103 +16,10 @@ from recipes.core.errors import UserError
 from recipes.core.state_dicts import Found, find, held, low_precision, only
 from recipes.core.weights import check_state, files_of, load_state, some
 from recipes.models.autoencoder import AutoencoderSpec
-from recipes.models.sit import SIZES, SiT, SiTSpec, TimestepEmbedder
+from recipes.models.sit import SiT, SiTSpec, TimestepEmbedder
 from recipes.released.arguments import Convention, arguments, convention, judge, kept_in, path_of, whole
 from recipes.released.autoencoder import LatentStatistics, autoencoder_of, count_of, discriminator_of
-
-
-def sit_spec(
-    state: Mapping[str, Tensor], *, num_classes: int | None = None, encoder_depth: int = 8, heads: int | None = None
-) -> SiTSpec:
-    """Read the size of a released SiT, REPA, REPA-E or DiT off its state dict.
-
-    Args:
-        state: released names. A final layer that also predicts a variance (twice the channels) counts as one without.
-        num_classes: without the null class. By default one less than the label table has rows, but for 1000, which are
-            ImageNet's without a null class.
-        encoder_depth: the block after which tokens are aligned. It does not show in the state.
-        heads: attention heads. They show in the norms of queries and keys alone; by default those of the papers' size
-            of that width and depth.
-
-    Raises:
-        UserError: a tensor is missing or has a shape that no SiT has, or the heads are not known.
-    """
-    _require(state, _DIMENSIONS)
-    hidden, channels, patch = state["x_embedder.proj.weight"].shape[:3]
-    depth = count_of(state, r"blocks\.(\d+)\.")
-    norm = state.get("blocks.0.attn.q_norm.weight")
-    if norm is not None and norm.ndim == 1 and len(norm):
-        heads = hidden // len(norm)
-    return SiTSpec.read_from(
-        "the checkpoint's SiT",
-        latent_size=_patches_per_side(state["pos_embed"], hidden) * patch,
-        channels=channels,
-        **_classes(state["y_embedder.embedding_table.weight"], num_classes),
-        patch_size=patch,
-        hidden=hidden,
-        depth=depth,
-        heads=_heads(heads, hidden, depth),
-        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
-        encoder_depth=min(encoder_depth, depth),
-        qk_norm=norm is not None,
-        **_projector_widths(state),
-    )
-
-
-#: Of tensors that every SiT has.
-_DIMENSIONS = {
-    "x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
-    "y_embedder.embedding_table.weight": 2, "t_embedder.mlp.0.weight": 2,
-}  # fmt: skip
-
-_FINAL = {"final_layer.linear.weight": 2, "final_layer.linear.bias": 1}
-
-
-def _patches_per_side(position: Tensor, hidden: int) -> int:
-    side = math.isqrt(position.shape[1])
-    if position.shape != (1, side**2, hidden):
-        raise UserError(
-            f"'pos_embed' is {tuple(position.shape)}, not (1, side * side, {hidden}); give a checkpoint of a SiT."
-        )
-    return side
-
-
-def _classes(table: Tensor, given: int | None) -> dict[str, Any]:
-    """The classes, and whether the label table's last row is the null class: code that drops no label makes none."""
-    rows = table.shape[0]
-    if given is None:
-        given = rows if rows == IMAGENET_CLASSES else rows - 1
-    if rows not in (given, given + 1):
-        raise UserError(f"'y_embedder' has {rows} rows, not {given} classes and a null class; say --classes.")
-    return {"num_classes": given, "null_class": rows == given + 1}
-
-
-def _heads(given: int | None, hidden: int, depth: int) -> int:
-    known = {(size[0], size[1]): size[2] for size in SIZES.values()}
-    heads = given or known.get((hidden, depth))
-    if heads is None or hidden % heads:
-        raise UserError(f"a SiT of width {hidden} and depth {depth} is none of the papers'; say how many heads it has.")
-    return heads
-
-
-def _projector_widths(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `SiTSpec` that the projectors show; without any, the hidden width keeps its default."""
-    projectors = range(count_of(state, r"projectors\.(\d+)\."))
-    _require(state, {f"projectors.{k}.{layer}.weight": 2 for layer in (4, 0) for k in projectors})
-    widths = tuple(state[f"projectors.{k}.4.weight"].shape[0] for k in projectors)
-    hidden = {"projector_width": state["projectors.0.0.weight"].shape[0]} if projectors else {}
-    return {"encoder_widths": widths, **hidden}
-
-
-def _require(state: Mapping[str, Tensor], dimensions: Mapping[str, int]) -> None:
-    if missing := [name for name in dimensions if name not in state]:
-        raise UserError(f"{some(missing)} is not in the state dict; give a checkpoint of a SiT.")
-    for name, ndim in dimensions.items():
-        if state[name].ndim != ndim:
-            raise UserError(
-                f"'{name}' has {state[name].ndim} dimensions and a SiT's has {ndim}; give a checkpoint of a SiT."
-            )
-
+from recipes.released.sit_size import FINAL, IMAGENET_CLASSES, require, sit_spec
 
 Kind = Literal["repa_e", "repa", "sit"]
 
@@ -122,7 +28,6 @@ Weights = Literal["ema", "raw"]
 #: A tensor that every SiT has.
 ANCHOR = "x_embedder.proj.weight"
 
-IMAGENET_CLASSES = 1000
 
 #: Projectors, and what the one of earlier files was called.
 _PROJECTOR = re.compile(r"^(projectors?|proj|mlp)\.(?=\d+\.)")
@@ -446,8 +351,8 @@ def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, T
     """Of a final layer with twice the channels, the first half of each pixel of a patch: the velocity."""
     out, pixels = dict(state), spec.patch_size**2
     if len(out["final_layer.linear.weight"]) == 2 * pixels * spec.channels:
-        _require(out, _FINAL)
-        for name in _FINAL:
+        require(out, FINAL)
+        for name in FINAL:
             out[name] = out[name].unflatten(0, (pixels, 2, spec.channels))[:, 0].flatten(0, 1).clone()
     return out
 
@@ -459,8 +364,8 @@ def _turned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sin(f - a) = sin f cos a - cos f sin a with a = f t. So the first time layer takes the turn, in float64.
     """
     out = dict(state)
-    _require(out, _FINAL)
-    for name in _FINAL:
+    require(out, FINAL)
+    for name in FINAL:
         out[name] = -out[name]
     weight = out["t_embedder.mlp.0.weight"].double()
     frequencies = TimestepEmbedder(1).frequencies

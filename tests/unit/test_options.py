@@ -12,7 +12,7 @@ import typer.main
 from conftest import ROOT
 
 from harness.cli import app
-from harness.cli.options import expand_lists
+from harness.cli.lists import expand_lists
 
 COMMAND = typer.main.get_command(app.app)
 

@@ -1,0 +1,79 @@
+"""Lists on the command line: ``--seeds 0 1 2``, ``--seeds 0,1,2`` and ``--seeds 0 --seeds 1`` are one."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+#: Options whose several values are one text with commas between.
+JOINED = ("--metrics", "--format")
+
+#: Options whose values may hold commas themselves.
+UNSPLIT = ("--set",)
+
+
+def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
+    """One rule for every option that takes several values: `--seeds 0 1 2`, `--seeds 0,1,2`, `--seeds 0, 1, 2` and
+    `--seeds 0 --seeds 1 --seeds 2` are the same, and so are `--metrics fid kid` and `--metrics fid,kid`.
+
+    In a command that takes folders, one that is there ends such a list, by its path, or by its name if it is the first.
+
+    Args:
+        arguments: of the command line.
+        command: the whole command, whose parameters say which options those are.
+
+    Returns:
+        The same as the parser wants it: `JOINED` options once with commas, the others once for each value.
+    """
+    at, command = _leaf(arguments, command)
+    options = {flag: p for p in command.params if p.param_type_name == "option" for flag in p.opts}
+    folders = any(p.param_type_name == "argument" for p in command.params)
+    out, words, joined = list(arguments[:at]), deque(arguments[at:]), dict[str, int]()
+    named = False  # a folder
+    while words and words[0] != "--":
+        word = words.popleft()
+        flag, equals, value = word.partition("=")
+        option = options.get(flag)
+        if option is None or option.is_flag or not (option.multiple or flag in JOINED):
+            out.append(word)
+            named |= option is None
+            if option is not None and not option.is_flag and not equals and words:
+                out.append(words.popleft())
+            continue
+        values = [value] if equals else []
+        while words and _goes_on(words[0], flag, first=not values, folders=folders, named=named):
+            values.append(words.popleft())
+        if flag not in UNSPLIT:
+            values = [part.strip() for text in values for part in text.split(",") if part.strip()] or values[:1]
+        if flag not in JOINED:
+            out += [part for one in values for part in (flag, one)] or [word]
+        elif flag in joined:
+            out[joined[flag]] = ",".join([out[joined[flag]], *values])
+        else:
+            out += [flag, *([",".join(values)] if values else [])]
+            joined[flag] = len(out) - 1
+    return [*out, *words]
+
+
+def _leaf(arguments: Sequence[str], command: Any) -> tuple[int, Any]:
+    """The command that a line names, and how many of its words do so."""
+    for at, word in enumerate(arguments):
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is None:
+            return at, command
+        command = inner
+    return len(arguments), command
+
+
+def _goes_on(word: str, flag: str, *, first: bool, folders: bool, named: bool) -> bool:
+    """Whether a word is one more value of a list."""
+    if word.startswith("-") and not re.match(r"-[\d.]", word):
+        return False
+    if first:
+        return True
+    if flag in UNSPLIT:
+        return "=" in word
+    return not (folders and Path(word).is_dir() and ("/" in word or not named))
