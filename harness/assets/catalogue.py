@@ -23,7 +23,6 @@ from recipes.data.files import read_json
 from recipes.models.encoder import DINOV2, ENCODERS, EncoderSpec
 
 CARD = "asset.json"
-
 Kind = Literal["data", "tokenizer", "encoder", "perceptual", "features", "reference", "checkpoint"]
 
 

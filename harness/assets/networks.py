@@ -35,7 +35,6 @@ NETWORKS: dict[str, Loader] = {
     "inception": _inception,
     **{name: _dinov2(name) for name in ("dinov2-vit-s", "dinov2-vit-b", "dinov2-vit-l", "dinov2-vit-g")},
 }
-
 #: torch-fidelity's names for them.
 ALIASES = {
     "inception-v3-compat": "inception",

@@ -20,7 +20,6 @@ PRINTED = {
     "precision": "Precision",
     "recall": "Recall",
 }
-
 #: Its numbers for ``admnet_guided_upsampled_imagenet256.npz`` against ``VIRTUAL_imagenet256_labeled.npz``
 #: (guided-diffusion, evaluations/README.md), and by how much another computation of the same may lie below and above:
 #: its features are TensorFlow's. It computes squared distances in float16, whose spacing at norms of several hundred is

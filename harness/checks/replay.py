@@ -35,19 +35,14 @@ from recipes.repa_e import RepaE
 from recipes.vanilla import Vanilla
 
 OUTPUT_BOUND = 1e-5
-
 STEP_BOUND = 1e-3
-
 RECORDED_DTYPE = torch.float32
-
 PATHS: tuple[PathName, ...] = ("linear", "cosine")
-
 SOLVERS: dict[str, Solver] = {
     "ode_euler": "ode_euler",
     "ode_heun": "ode_heun",
     "sde_em": "sde_euler_maruyama",
 }
-
 FILES = ("sit_forward", "samplers", "autoencoder", "vanilla_steps", "repa_steps", "repa_e_steps")
 
 

@@ -37,7 +37,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
 THEMES = (commands_run, commands_score, commands_results, commands_assets, commands_checks)
 for theme in THEMES:
     app.add_typer(theme.commands)

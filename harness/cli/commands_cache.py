@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from harness.pipeline.cache_contents import Item
 
 commands = typer.Typer(cls=ListedByDefault, help="What the cache holds, whether it is whole, and what can go.")
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

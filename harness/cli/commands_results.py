@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from harness.results.curves import Selection
 
 commands = typer.Typer()
-
 FORMATS = "html,md,tex,csv,svg,png,pdf"
-
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUNS", help="Results folders.")]
 
 

@@ -8,9 +8,7 @@ from typing import Any
 import typer
 
 INTERRUPTED = 130
-
 DIVERGED = 3
-
 # What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
 # some versions of Typer and a copy in others.
 PARSER_ERROR: Any = typer.BadParameter.__mro__[2]

@@ -10,7 +10,6 @@ from typing import Any
 
 #: Options whose several values are one text with commas between.
 JOINED = ("--metrics", "--format")
-
 #: Options whose values may hold commas themselves.
 UNSPLIT = ("--set",)
 

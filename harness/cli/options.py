@@ -16,7 +16,6 @@ from recipes.core.errors import UserError
 from recipes.core.jsons import TooDeepError, load_json
 
 MAX_SEED = 2**63 - 1
-
 #: How a command is asked what it does.
 HELP = ["-h", "--help"]
 
@@ -270,9 +269,7 @@ class Planned(Several):
 
 
 _PLACE = {f.name for f in fields(Place)}
-
 _FILES = {"cache", "device", "out", "features", "weights", "metrics", "as_json", "reference"}
-
 #: What `score` can be asked for, by the flag that asks for it, and the options that then decide something.
 WAYS_TO_SCORE: Mapping[str, set[str]] = {
     "--samples": {*_FILES, "samples", "adm_evaluator", "adm_python"},

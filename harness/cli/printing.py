@@ -25,10 +25,8 @@ def print_summary(runs: Sequence[Path]) -> None:
 
 
 out_console = PlainConsole()
-
 #: Cells that say nothing; a block leaves them out.
 EMPTY = ("", "–")
-
 Justify = Literal["left", "right"]
 
 

@@ -11,17 +11,13 @@ from torch import Tensor
 
 #: What FID, precision and recall look at: (N, D).
 FEATURES = "features"
-
 #: Class logits for the Inception score: (N, classes).
 LOGITS = "logits"
-
 #: A layer that still knows where things are, for sFID: (N, S).
 SPATIAL = "spatial"
-
 #: Features of other networks, that some metrics want besides: DINOv2-L's class token, and Inception's pool_3 behind
 #: clean-fid's resizing.
 DINOV2, CLEAN = "dinov2", "clean"
-
 #: float32 rows by name, on the network's device.
 Outputs = dict[str, Tensor]
 

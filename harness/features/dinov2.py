@@ -17,7 +17,6 @@ from harness.features.base import FEATURES, Outputs
 from recipes.models.encoder import DINOV2, Encoder, load_encoder
 
 SIDE = 224
-
 #: The released DINOv2 code resamples its position embedding by (tokens + 0.1) / (tokens it was trained with).
 OFFSET = 0.1
 

@@ -18,7 +18,6 @@ from recipes.core.weights import check_finite, content_of, load_state
 
 #: sFID looks at the first channels of ``mixed_6/conv``, which is the first branch of torch-fidelity's ``Mixed_6d``.
 SPATIAL_CHANNELS = 7
-
 #: Threads that resize images for clean-fid's protocol; Pillow releases the interpreter while it does.
 THREADS = 8
 

@@ -12,7 +12,6 @@ from harness.features.base import Outputs
 #: Rows about an image, beside what a network says of it: a hash of its pixels, the same of the original that a pairwise
 #: metric compares it with, and whether it is of one colour.
 HASH, ORIGINAL, FLAT = "hash", "hash_of_original", "one_colour"
-
 #: Levels by which the pixels of one colour may differ: compression moves them.
 LEVELS = 2
 

@@ -21,16 +21,12 @@ from recipes.data.files import UNZIPPABLE
 
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
-
 #: Of images, uint8 (N, H, W, 3).
 IMAGES = "arr_0"
-
 #: Of a covariance's largest number, differences that somebody's float32 explains.
 TOLERANCE = 1e-6
-
 #: Of any covariance of features.
 MOST = 1e30
-
 #: Bits of a float32 that formats of 16 bits do not have.
 LOW_BITS = 0x1FFF
 

@@ -19,10 +19,8 @@ from recipes.core.errors import UserError, nearest
 
 #: Outputs of a set that was compared with its originals, image by image.
 PAIRWISE = ("psnr", "ssim", "lpips")
-
 #: Fréchet distances, of whatever network.
 FRECHET = ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")
-
 #: KID is an average over so many subsets, of so many images where there are as many.
 KID_SUBSETS, KID_SUBSET = 100, 1000
 
@@ -55,18 +53,13 @@ METRICS: dict[str, Metric] = {
     "ssim": Metric("ssim", "structural similarity, 11 x 11 Gaussian window", needs_real=False),
     "lpips": Metric("lpips", "LPIPS 0.1 on VGG16, images in [-1, 1]", needs_real=False),
 }
-
 #: In ADM's order.
 DEFAULT = ("fid", "sfid", "is", "precision", "recall")
-
 #: For networks other than Inception, whose Fréchet distance is no FID.
 DEFAULT_ELSEWHERE = ("fd", "precision", "recall")
-
 #: Only of Inception.
 OF_INCEPTION = ("fid", "sfid", "is", "clean_fid")
-
 _PR, _DC = ("precision", "recall", "f_score"), ("density", "coverage")
-
 #: What looks at nearest neighbours.
 MANIFOLDS = _PR + _DC
 

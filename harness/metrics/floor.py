@@ -10,7 +10,6 @@ from harness.metrics.frechet import Moments
 
 #: Eigenvalues of which this share is the largest are nothing.
 NEGLIGIBLE = 1e-10
-
 #: Of the logarithm over which the integral goes.
 STEP = 0.05
 

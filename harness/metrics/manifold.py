@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 
 BUDGET = 512 * 2**20
-
 """Bytes that the tiles of `manifold` may take, beside its inputs."""
-
 Points = Tensor | np.ndarray[Any, Any]
-
 """Features (N, D) of any floating type; a NumPy memmap is read tile by tile."""
-
 ROWS_AT_ONCE = 4096
-
 _SIDE = (8192, 2048)
-
 """Longest side of a tile: on an accelerator, and on a CPU, where a tile should stay in its cache."""
 
 

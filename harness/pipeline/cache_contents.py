@@ -29,7 +29,6 @@ from recipes.data.latents import LatentStore
 #: ``made`` by a suite, ``measured`` by `score`, ``fetched`` from the network, ``registered`` by the user (`fetch
 #: --from`), ``unfinished``, or ``other``: nothing that this version makes.
 Kind = Literal["made", "measured", "fetched", "registered", "unfinished", "other"]
-
 WHAT = {
     "digits-data": "training images",
     "digits-reference": "reference images",
@@ -43,10 +42,8 @@ WHAT = {
     "features-images": "what the feature network says of training images",
     "features-reference": "what the feature network says of the reference",
 }
-
 #: What this module reads itself, which is no use of a thing.
 OURS = (MANIFEST, CARD)
-
 #: What was half written and is older has no writer any more.
 ABANDONED_SECONDS = 3600.0
 

@@ -26,7 +26,6 @@ from recipes.training.spec import TrainingInputs
 
 #: In a run's folder: the pace of a run that shares the machine.
 FILE = "pace.json"
-
 #: A quiet stretch takes so long, and has at least so many steps.
 QUIET_SECONDS, QUIET_STEPS = 1.5, 20
 

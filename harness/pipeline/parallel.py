@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from recipes.training.run_folder import Run
 
 POLL_SECONDS = 0.2
-
 #: One thread, for every library that has threads of its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-
 #: Of a run: training is the first half of its progress, and scoring the second.
 STAGES = 2
 

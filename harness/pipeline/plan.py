@@ -29,10 +29,8 @@ from recipes.training.flops import flops_per_step
 from recipes.training.spec import RunSpec
 
 IMAGENET_TRAIN = 1_281_167
-
 #: A lossless PNG of a photograph takes about 0.6 of its pixels.
 PNG_SHARE = 0.6
-
 #: Bytes for each parameter in training: float32 weights, gradients and two moments.
 STATE_BYTES = 16
 

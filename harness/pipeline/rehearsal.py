@@ -33,7 +33,6 @@ from recipes.core.spec import Execution
 
 #: Training steps of each network that the preparation trains, in a rehearsal.
 STEPS = 12
-
 #: Images of each set.
 IMAGES = 1024
 

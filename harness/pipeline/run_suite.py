@@ -12,7 +12,6 @@ from harness.preparation.base import Prepared
 
 #: (variant, training seed) of each run.
 Grid = Sequence[tuple[str, int]]
-
 #: How the runs of a grid are trained, and scored if that is wanted: see `in_turn` and `harness.pipeline.parallel`.
 Work = Callable[[Session, Prepared, Grid, bool], None]
 

@@ -32,7 +32,6 @@ from recipes.training.spec import TrainingInputs
 
 #: Raised when code changes what an asset of an unchanged specification holds.
 ASSET_VERSION = 2
-
 CHUNK = 500
 
 

@@ -24,7 +24,6 @@ from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.sit import MLP, Attention
 
 M = TypeVar("M", bound=nn.Module)
-
 #: Called with the number of steps done.
 OnStep = Callable[[int], None]
 

@@ -17,7 +17,6 @@ from recipes.data.decoding import SUFFIXES
 from recipes.data.files import FolderFiles, is_junk, left_out, natural, printable
 
 _SYNSET = re.compile(r"n\d{8}")
-
 _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
 
 

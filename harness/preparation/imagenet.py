@@ -38,12 +38,9 @@ from recipes.training.spec import TrainingInputs
 
 #: Images whose latents give the statistics of a tokenizer that comes without them.
 STATISTICS_OVER = 4096
-
 #: Latents in a shard.
 SHARD = 4096
-
 FLOOR_IMAGES = 10_000
-
 ENCODE_BATCH = 32
 
 

@@ -9,10 +9,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-
 #: What `pyproject.toml` puts into a wheel.
 PACKAGES = ("baselines", "harness", "recipes", "reports")
-
 #: What of them decides a number or a page.
 SUFFIXES = (".py", ".yaml", ".html")
 

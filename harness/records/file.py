@@ -18,14 +18,10 @@ from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 FILE = "records.jsonl"
-
 #: Who writes to it has this, beside it.
 LOCK = f".{FILE}.lock"
-
 #: Where lines go that are not what was written.
 DAMAGED_FILE = "records.damaged.jsonl"
-
-
 #: A line's own digest, beside its fields.
 CHECK = "check"
 

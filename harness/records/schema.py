@@ -190,7 +190,6 @@ class StageRecord(_Base):
 
 
 AnyRecord = ScoreRecord | TokenizerRecord | FloorRecord | AlignmentRecord | StageRecord
-
 Record = Annotated[AnyRecord, Field(discriminator="kind")]
 
 

@@ -31,27 +31,19 @@ from harness.results.speedup import speedup
 from harness.sampling.protocol import difference, find_protocol
 
 Level = Literal["published points", "proxy suite", "measured at scale"]
-
 Answer = Literal["yes", "no", "open"]
-
 #: A claimed number may be missed by as much as two single training seeds differ, or, of one checkpoint, two generation
 #: seeds, which move FID 3.2 times less (arXiv 2606.20536).
 TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1))
-
 SAMPLING_TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1) / 3.2)
-
 #: Suites that stand for the papers'. Others that no claim names, such as the smoke suites, are no evidence.
 PROXIES = ("digits",)
-
 #: Digests that a suite's specification had in earlier versions, which spelled the same otherwise.
 UNCHANGED = {"digits": ("63cd5ae0ff13fc8cd40be29ded864cbfb8205a758641c69b849030d03c55792b",)}
-
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
-
 #: What a measure of latents counts as at least: a complete collapse is 0, which has no logarithm.
 LEAST = 1e-9
-
 WORDS: dict[Level, dict[str, str]] = {
     "published points": {"yes": "consistent", "no": "inconsistent", "open": "open"},
     "proxy suite": {"yes": "seen in the proxy", "no": "not seen in the proxy", "open": "inconclusive"},

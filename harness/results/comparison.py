@@ -23,7 +23,6 @@ from harness.suites import SUITES, AnySuite
 from recipes.core.errors import UserError, nearest, visible
 
 BASELINE = "vanilla"
-
 #: The stage in which a suite trains its tokenizer.
 PRETRAINING = "prepare tokenizer"
 

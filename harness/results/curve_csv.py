@@ -17,43 +17,31 @@ from recipes.core.errors import UserError, nearest, visible
 
 #: Columns with what training the tokenizer beforehand cost, in the same currencies.
 PRETRAINING = {f"tokenizer_{name}": name for name in BUDGETS if name != "step"}
-
 REQUIRED = ("recipe", "step", "fid")
-
 #: Columns that may be left out: everything is of one seed then.
 SEEDS = ("seed", "generation_seed")
-
 KNOWN = (*REQUIRED, *SEEDS, *(name for name in BUDGETS if name != "step"), *PRETRAINING)
-
 #: Columns whose numbers are whole.
 WHOLE = ("step", "images", "tokenizer_images")
-
 #: As `--seeds` has it.
 MAX_SEED = 2**63 - 1
-
 #: What separates cells, the likeliest first.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-
 #: No table of curves is larger.
 MOST_BYTES = 2**28
-
 #: How a file begins that is no text.
 OTHERS = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip or xlsx", b"\xd0\xcf\x11\xe0": "xls", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "Parquet",
 }  # fmt: skip
-
 #: Marks at the beginning that name an encoding; those of four bytes first, which begin as those of two do.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-
 #: What `float` takes besides (underscores, other scripts' digits, words) is a mistake in a table.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-
 INTEGER = re.compile(r"\d+", re.ASCII)
-
 #: Four hundred, or four hundred thousand.
 THOUSANDS = re.compile(r"\d{1,3}\.\d{3}", re.ASCII)
 

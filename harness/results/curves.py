@@ -17,9 +17,7 @@ from recipes.core.errors import UserError, nearest
 
 #: Columns of a table that count a budget, and the currency that each is.
 BUDGETS = {"step": "iterations", "images": "images", "flops": "flops", "device_seconds": "device_seconds"}
-
 CURRENCIES = tuple(BUDGETS.values())
-
 #: What a currency is called where people read it.
 TITLES = {
     "iterations": "iterations",
@@ -27,14 +25,11 @@ TITLES = {
     "flops": "FLOPs",
     "device_seconds": "device-seconds",
 }
-
 #: What each is called, and its column, where pre-training of the tokenizer is counted.
 WITH_TOKENIZER = {currency: f"{currency}+tokenizer" for currency in CURRENCIES}
 _PLAIN = {counted: currency for currency, counted in WITH_TOKENIZER.items()}
-
 #: So much above its lowest, a baseline's last FID is an odd target.
 RISES = 1.05
-
 #: Images of ImageNet-1K's train set: an epoch.
 EPOCH = 1_281_167
 

@@ -34,33 +34,23 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import nct
 
 Array = NDArray[np.float64]
-
 Verdict = Literal["better", "worse", "inconclusive"]
-
 Method = Literal["paired t", "Welch's t", "Scheffé's t"]
-
 LEVEL = 0.95
-
 #: Fewest seeds on either side for Welch's test: with two, its size is 2 to 8 %, by how unequal noise and numbers are,
 #: with three still 3.5 to 6.4 %.
 WELCH = 4
-
 #: Power that a plan aims at, and the most training seeds that it looks at.
 CHANCE, MOST = 0.8, 1000
-
 #: Standard error of what does not vary at all.
 LEAST = 1e-12
-
 #: Standard deviation of log FID over training seeds that are copies.
 ALIKE = 1e-9
-
 #: Log FID is interpolated where the product of the log distances to both checkpoints is at most that in the middle of
 #: a doubling of the budget.
 NEAR = (math.log(2) / 2) ** 2
-
 #: A verdict is made at this fraction of the baseline's budget or more.
 LEAST_SHARE = 0.5
-
 #: An interval, None at an end that nothing bounds.
 Interval = tuple[float | None, float | None]
 

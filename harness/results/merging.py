@@ -15,10 +15,8 @@ from recipes.core.errors import UserError
 
 #: A number that was measured again is the same to within this; the weights were the same, kernels may differ.
 SAME = 1e-6
-
 #: As far apart as two sample sets of one checkpoint may be: more is a contradiction.
 NEAR = 1e-2
-
 Measurement = TypeVar("Measurement", TokenizerRecord, FloorRecord, AlignmentRecord)
 
 

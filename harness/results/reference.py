@@ -20,11 +20,9 @@ from recipes.core.json_lines import read_rows
 
 #: Relative differences that other machines' arithmetic explains. A change of code moves a trace by more.
 TOLERANCES = {"loss": 1e-2, "fid": 5e-2, "speedup": 0.25}
-
 #: Alignment losses are cosines and pass through zero. Another processor trains a slightly other encoder: between two,
 #: they differed by 0.0006 at the first step, where they are about 0.002.
 SMALLEST_SCALE = 0.2
-
 TRACED = ("denoising", "sit_align", "vae_align", "l1")
 
 

@@ -18,10 +18,8 @@ from recipes.training.run_folder import Run
 
 #: Where runs go that were taken away, inside their results folder.
 TRASH = "trash"
-
 #: Folders of a results folder that hold something of each run, under its name.
 PLACES = ("runs", "samples", "shards", "reconstructions")
-
 #: How far below a folder results are looked for, and how many of them are named.
 DEPTH, SHOWN = 3, 8
 

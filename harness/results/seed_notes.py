@@ -13,7 +13,6 @@ from harness.results.speedup import Panel, at_steps
 
 #: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.
 UNUSUAL = 1e-3
-
 #: A training seed got to the end whose last step is at least so much of the one that at least half of them reach.
 TO_THE_END = 0.98
 

@@ -10,7 +10,6 @@ from statistics import median
 
 #: A stretch is worth a note where its steps took so many times the median step,
 DISTURBED = 1.5
-
 #: and so many seconds were lost: a short stall is none.
 LOST_SECONDS = 1.0
 

@@ -20,18 +20,13 @@ from recipes.core.errors import UserError
 from recipes.core.jsons import load_json
 
 FILE = ".lock"
-
 _HOST = socket.gethostname()
-
 #: A holder says so often that it lives, for machines that share a disk but not their locks.
 BEAT_SECONDS = 20.0
-
 #: A holder on another machine that was silent for so long is dead.
 SILENT_SECONDS = 120.0
-
 #: Between two looks at a lock that somebody else holds, where the file system cannot wake us.
 POLL_SECONDS = 0.02
-
 #: What a file system says that has no locks.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
 #: What a shell says of a process that SIGTERM ended; schedulers requeue it.
 TERMINATED = 143
-
 OVER = b"\nstopped by a signal; what was finished is kept, and the same command continues\n"
-
 AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
 
 

@@ -15,7 +15,6 @@ from recipes.core.precision import Precision
 from recipes.core.spec import Count, Fraction, NotNegative, Spec, digest_of
 
 LabelRule = Literal["balanced", "uniform"]
-
 #: Context of a dump that has every field of a protocol, for who sets one by its key.
 EVERY_FIELD = "every field"
 

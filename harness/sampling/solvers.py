@@ -18,12 +18,9 @@ from recipes.core.precision import Precision, autocast
 from recipes.models.sit import SiT
 
 Solver = Literal["ode_euler", "ode_heun", "sde_euler_maruyama"]
-
 LAST_SDE_TIME = 0.04
-
 #: Drift at (x, t); t is a number in [0, 1], and `gate` the time that decides whether guidance is on.
 Drift = Callable[[Tensor, float, float], Tensor]
-
 #: Standard normal noise of a step, like x.
 StepNoise = Callable[[int, Tensor], Tensor]
 

@@ -20,14 +20,10 @@ from recipes.data.decoding import array_header
 from recipes.data.files import LABELS, MOST_BYTES, UNZIPPABLE
 
 ADM = "arr_0.npy"
-
 #: Bytes of an array in Fortran order, whose images are spread over the whole file, and so held in memory.
 MOST_IN_MEMORY = 2**31
-
 _AT_ONCE = 2**20
-
 _MAGIC = b"\x93NUMPY"
-
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 

@@ -12,16 +12,12 @@ from harness.metrics.statistics import Measured
 
 #: Fewer images than these, ADM's of a reference, leave the balls of nearest neighbours large.
 MANIFOLD_IMAGES = 10_000
-
 #: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
 NEGLIGIBLE = 1e-10
-
 #: Fraction of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
 FULL = 0.95
-
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
-
 #: Width and height.
 Size = tuple[int, int] | None
 

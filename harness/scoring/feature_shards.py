@@ -30,12 +30,9 @@ from recipes.core.spec import digest_of
 
 #: Images of a shard.
 SHARD = 1024
-
 #: Pixels that are read at a time, whatever the batch: 256 images of 256 x 256.
 MOST_PIXELS = 2**24
-
 PART = "outputs"
-
 #: Images that a shard may keep beside the outputs: all of them, and those of the grid.
 IMAGES, GRID = "images", "grid"
 

@@ -26,18 +26,13 @@ from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
 
 VERSION = 2
-
 #: Of what a shard keeps of an image. Raised whenever something is added, so that what older shards lack is not passed
 #: over.
 KEPT = 2
-
 BATCH = 64
-
 BESIDE = "another command is measuring the same images; waiting for it"
-
 #: Images of a reference that are looked at where its statistics are all that is needed.
 GLANCED = 64
-
 #: Fraction of its floor below which a Fréchet distance is no chance.
 CLOSER = 0.5
 

@@ -10,7 +10,6 @@ from recipes.core.spec import Count, Depth, Fraction, NotNegative, Positive, See
 from recipes.models.autoencoder import AutoencoderSpec
 
 SIDE = 16
-
 NUM_CLASSES = 10
 
 

@@ -31,7 +31,6 @@ from recipes.released import autoencoder as released_autoencoder
 from recipes.training.spec import RunSpec
 
 F8D4, F16D32 = released_autoencoder.TOKENIZERS["f8d4"], released_autoencoder.TOKENIZERS["f16d32"]
-
 #: Tokenizers of the catalogue: architecture, and the patch that gives 16 x 16 tokens.
 TOKENIZERS = {
     "sd-vae": (F8D4, 2),

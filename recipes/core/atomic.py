@@ -23,12 +23,9 @@ from recipes.core.errors import UserError
 
 #: Of this machine, short: it stands in the names of temporaries.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
 _SERIAL = itertools.count()
-
 #: Names of the temporaries that this process is writing.
 _OURS: set[str] = set()
-
 #: Whether a process of another machine lives, nobody here can ask.
 ABANDONED_SECONDS = 24 * 3600.0
 

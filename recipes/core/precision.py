@@ -14,7 +14,6 @@ from torch import Tensor
 #: products, which other devices than NVIDIA's ignore.
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

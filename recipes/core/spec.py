@@ -22,8 +22,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
 #: Keys that had other names before schema version 2. They are read under both, and count in digests under the old ones,
 #: so that runs and assets of before are found again.
 RENAMED = {"arm": "variant", "arms": "variants", "default_arms": "default_variants", "mask_share": "mask_fraction"}

@@ -21,9 +21,7 @@ from recipes.core.inert import ALLOWED, Forbidden, plain
 from recipes.core.spec import digest_of
 
 _REFUSED = re.compile(r"(?:Unsupported (?:global|class|operand|type)[^\n]*?|GLOBAL) ([\w.]+\.[\w.]+)")
-
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
-
 _LFS = b"version https://git-lfs"
 
 

@@ -18,24 +18,18 @@ import PIL.ImageFile
 from numpy.typing import NDArray
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
 #: The suffixes of their files, and of those that are pictures and that we do not read.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
 UNREAD = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".psd", ".exr", ".hdr", ".ico", ".apng",
           ".jfif", ".jpe", ".pnm", ".dib", ".jpc", ".j2k", ".qoi", ".raw", ".dng")  # fmt: skip
-
 #: What Pillow and NumPy raise for bytes that are not a whole image.
 UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error,
     zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
-
 #: More pixels are refused before they are unpacked: Pillow's own bound for a likely bomb, 256 MiB of RGB.
 MOST_PIXELS = 2**28 // 3
-
 _ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 262, 339, 0
-
 #: What is done to odd pictures, after "N of M images ".
 ODD = {
     "16-bit": "have 16 bits a channel: the high byte is taken",

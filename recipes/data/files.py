@@ -33,16 +33,12 @@ from recipes.core.spec import digest_of
 from recipes.data.decoding import SUFFIXES, UNDECODABLE, UNREAD, oddities, opened
 
 LABELS = "dataset.json"
-
 #: Bytes of a picture or array, and of the labels, unpacked: more is refused, not allocated.
 MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
-
 #: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
-
 #: Files whose bytes are hashed at a time.
 _HASHED_AT_ONCE, _THREADS = 1024, 8
-
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
 UNZIPPABLE = (
     OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError, IndexError,

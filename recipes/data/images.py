@@ -41,7 +41,6 @@ from recipes.data.files import (
 
 #: What a preparation writes first and the manifest completes.
 PLAN = "plan.json"
-
 ARROW = "data-00000-of-00001.arrow"
 
 

@@ -27,13 +27,9 @@ from recipes.data.files import read_json
 from recipes.data.images import Images, stack
 
 SHARD_SIZE = 4096
-
 SUM_CHUNK = 256
-
 DType = Literal["float16", "float32"]
-
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 """uint8 (B, 3, H, W) to the posterior's mean and standard deviation, each (B, C, h, w)."""
 
 

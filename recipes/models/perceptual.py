@@ -17,7 +17,6 @@ from recipes.core.weights import content_of, load_exactly, load_state
 #: ``unit``: images in [-1, 1], as LPIPS documents. ``released``: REPA-E's wrapper takes its [-1, 1] images for [0, 1]
 #: and rescales them once more, so that LPIPS sees [-3, 1].
 InputRange = Literal["released", "unit"]
-
 #: Where the VGG16 weights are published (torchvision, ``IMAGENET1K_V1``).
 VGG_SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _TINY = 1e-10

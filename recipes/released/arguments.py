@@ -11,39 +11,27 @@ from recipes.core.errors import UserError
 
 #: Keys under which scripts keep their arguments beside the weights, the first that says something first.
 _KEYS = ("args", "config", "cfg", "hyper_parameters", "hparams", "model_args", "opts", "options")
-
 #: Words of an argument's name that say what a network predicts, alone or with others.
 _PREDICTION = {"prediction", "pred", "predict", "predicts", "parameterization", "parametrization", "objective"}
-
 _TARGET = _PREDICTION | {"target", "output", "mean", "loss"}
-
 #: Words of a value that no network of a velocity has.
 _OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "xstart", "start", "sample", "data", "edm", "ddpm"}
-
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
-
 #: Arguments of discrete diffusion, and of networks that a SiT is not: true, or a number, they say so.
 _DISCRETE = {
     *("noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"),
     *("num_train_timesteps", "num_timesteps"),
 }
-
 _ARCHITECTURE = {"use_rope", "rope", "use_swiglu", "swiglu", "use_rmsnorm", "rmsnorm"}
-
 #: Arguments that may name the path or the kind of diffusion, and names of those that are not ours.
 _PATH = {"path", "pathtype", "interpolant", "interpolanttype", "schedule", "transport", "diffusion", "diffusiontype",
          "process", "sde", "sdetype", "framework"}  # fmt: skip
-
 _NO_PATH = {"vp", "ve", "edm", "ddpm", "ddim", "iddpm", "karras", "vpsde", "vesde", "subvp", "scaled_linear"}
-
 _VELOCITY = {"v", "velocity"}
-
 #: What the scripts of REPA and REPA-E (small letters) and of SiT call the paths that we have.
 PATHS = {"linear": "linear", "cosine": "cosine", "Linear": "linear", "GVP": "cosine"}
-
 #: The files of DiT's release hold no arguments, only their names say what they are.
 _DIT_FILE = re.compile(r"DiT-(S|B|L|XL)-\d-\d+x\d+\.pt")
-
 Convention = Literal["repa", "sit"]
 
 

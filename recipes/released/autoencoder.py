@@ -24,7 +24,6 @@ from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 
 #: SD-VAE latents are multiplied by this in SiT, REPA and diffusers.
 SD_SCALING = 0.18215
-
 #: The tokenizers of the papers (SD-VAE; IN-VAE and VA-VAE), by REPA-E's names.
 TOKENIZERS = {
     "f8d4": AutoencoderSpec(latent_channels=4, base_width=128, multipliers=(1, 2, 4, 4), residual_blocks=2),
@@ -37,7 +36,6 @@ TOKENIZERS = {
 # Names of autoencoders
 
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-
 #: What diffusers called them before 0.18; the published SD-VAE files still do.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -259,9 +257,7 @@ def _statistics(mean: Tensor, std: Tensor, channels: int, *, where: str) -> Late
 
 #: What `Autoencoder` always has, and what of a config changes no weight.
 _FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
-
 _FREE = {"sample_size", "force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std"}
-
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -272,8 +268,6 @@ _DEFAULTS: dict[str, Any] = {
     "latent_channels": 4,
     "norm_num_groups": 32,
 }  # diffusers'
-
-
 #: What diffusers calls the file of an autoencoder's weights.
 _WEIGHTS = "diffusion_pytorch_model"
 

@@ -22,16 +22,11 @@ from recipes.released.autoencoder import LatentStatistics, autoencoder_of, count
 from recipes.released.sit_size import FINAL, IMAGENET_CLASSES, require, sit_spec
 
 Kind = Literal["repa_e", "repa", "sit"]
-
 Weights = Literal["ema", "raw"]
-
 #: A tensor that every SiT has.
 ANCHOR = "x_embedder.proj.weight"
-
-
 #: Projectors, and what the one of earlier files was called.
 _PROJECTOR = re.compile(r"^(projectors?|proj|mlp)\.(?=\d+\.)")
-
 WHOSE: dict[Convention, str] = {"repa": "with noise at t = 1 as REPA has it", "sit": "with data at t = 1 as SiT has it"}
 
 

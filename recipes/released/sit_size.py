@@ -59,7 +59,6 @@ _DIMENSIONS = {
     "x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
     "y_embedder.embedding_table.weight": 2, "t_embedder.mlp.0.weight": 2,
 }  # fmt: skip
-
 FINAL = {"final_layer.linear.weight": 2, "final_layer.linear.bias": 1}
 
 

@@ -25,9 +25,7 @@ from recipes.training.run_folder import WEIGHTS, Run
 from recipes.training.spec import RunSpec
 
 SUITE = "imported"
-
 RECIPES: dict[Kind, str] = {"repa_e": "repa_e", "repa": "repa", "sit": "vanilla"}
-
 #: Our option, by the released scripts' argument.
 _OPTIONS = {
     "weighting": "time_sampling",
@@ -35,7 +33,6 @@ _OPTIONS = {
     "proj_coeff": "alignment",
     "vae_align_proj_coeff": "vae_alignment",
 }
-
 _PRECISIONS: dict[str, Precision] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
