@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baselines.published import Kind, PublishedError
+from baselines.published import LOADER, Kind, PublishedError
 
 FILE = Path(__file__).parent / "claims.yaml"
 
@@ -131,7 +131,7 @@ def load_claims(path: Path) -> tuple[Claim, ...]:
         PublishedError: it is none; the claim and the key are named.
     """
     try:
-        ledger = _Ledger.model_validate(yaml.safe_load(path.read_text()))
+        ledger = _Ledger.model_validate(yaml.load(path.read_text(), Loader=LOADER))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PublishedError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     except ValidationError as error:

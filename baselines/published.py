@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+#: libyaml's safe loader where PyYAML has it, which is ten times as fast.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FOLDER = Path(__file__).parent / "published"
 #: Metrics that a row may have, and what they are.
 METRICS = {
@@ -143,7 +145,7 @@ def load_file(path: Path) -> tuple[Row, ...]:
         PublishedError: not such a file, or a row that lacks something (its source, say) or says something unknown.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=LOADER)  # nosec B506: both are safe loaders
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PublishedError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     rows = content.get("rows") if isinstance(content, dict) else None

@@ -13,18 +13,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
-COMMAND = [sys.executable, "-m", "harness.cli"]
 # Of a run that repeats another one, only these may differ.
 VOLATILE = {"provenance", "train_seconds", "device_seconds", "step_seconds", "sample_seconds", "check"}
 
 
 def repa_bench(*arguments: object, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | ({"REPA_BENCH_CACHE": str(cache)} if cache else {}) | {"COLUMNS": "200"}
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    return warm.repa_bench(
+        *arguments, environment=({"REPA_BENCH_CACHE": str(cache)} if cache else {}) | {"COLUMNS": "200"}
     )
 
 

@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import ROOT
 from imagenet_tree import write_tree
 from safetensors.torch import load_file
@@ -32,11 +33,19 @@ class Place:
         return self.root / "out"
 
     def command(self, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-m"]
-        if processes > 1:
-            start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-        environment = os.environ | {"REPA_BENCH_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
-        command = [*start, "harness.cli", *map(str, arguments)]
+        own = {"REPA_BENCH_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
+        if processes == 1:
+            return warm.repa_bench(*arguments, environment=own)
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+        ]
+        environment, command = os.environ | own, [*start, "harness.cli", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
     def ok(self, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import warm
 from conftest import ROOT
 from tests_support import Toy, pictures, write_sets
 
@@ -583,11 +584,7 @@ def test_every_number_has_its_error_or_its_floor(place, toy, capsys):
 
 
 def command(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"REPA_BENCH_CACHE": str(place / "cli-cache")}
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", "score", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return warm.repa_bench("score", *arguments, environment={"REPA_BENCH_CACHE": str(place / "cli-cache")})
 
 
 ADM = """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from campaign import state_of
 from conftest import ROOT
 
@@ -29,16 +30,8 @@ from recipes.core.errors import DamagedError, UserError
 COMMAND = [sys.executable, "-m", "harness.cli"]
 
 
-def repa_bench(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "500"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **options,
-    )
+def repa_bench(*arguments: object, memory: int | None = None) -> subprocess.CompletedProcess[str]:
+    return warm.repa_bench(*arguments, environment={"COLUMNS": "500"}, memory=memory)
 
 
 @pytest.fixture(scope="session")
@@ -253,7 +246,7 @@ def _can_mount() -> bool:
 
 
 @pytest.mark.skipif(not _can_mount(), reason="this machine lets nobody mount a small disk (unshare -rm)")
-@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("share", [0.3, pytest.param(0.8, marks=pytest.mark.soak)])
 def test_a_full_disk_costs_nothing(small, tmp_path, share):
     """A real file system that is too small: a sentence, nothing half written, and the same command continues."""
     disk, logs = tmp_path / "disk", tmp_path / "logs"
@@ -382,7 +375,7 @@ def test_ctrl_c_once_saves_and_twice_aborts(small, tmp_path):
             assert any(out.glob("runs/*/checkpoints/*/optimizer.safetensors"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGUSR1])
 def test_a_scheduler_s_signal_ends_with_the_code_that_requeues(number, small, tmp_path):
     for at, cache in (("assets", tmp_path / "cache"), ("training", small[1])):
         out = tmp_path / at
@@ -437,13 +430,12 @@ def test_out_of_memory_names_the_remedy(error, monkeypatch, capsys):
 
 def test_a_real_process_out_of_memory(small, tmp_path):
     """The machine's own limit, not an error that a test raises."""
-    import resource
 
     limit = 8 * 2**30
     done = repa_bench(
         "plan", "--suite", "smoke", "--recipes", "vanilla", "--set", "batch_size=100000000", "--probe", "1",
         "--out", tmp_path, "--cache", small[1],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        memory=limit,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "out of memory" in done.stderr

@@ -160,7 +160,9 @@ def interrupted(out: Path, cache: Path, two: Path, strike: Callable[[subprocess.
     return process.returncode, told
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak)]
+)
 def test_a_signal_saves_every_run_and_the_same_command_continues(number, code, one, two, tmp_path):
     out = tmp_path / "out"
     found, told = interrupted(out, one[1], two, lambda process: process.send_signal(number))
