@@ -91,7 +91,7 @@ def store_of(cache: Path | None) -> Store:
     from harness.assets.cache import Store
     from recipes.core.content import default_cache
 
-    root = cache or default_cache()
+    root = (cache or default_cache()).absolute()  # what is registered in it is named by its whole path
     if not root.is_dir():  # one that is there may be shared and not ours to write to
         refuse_unwritable("--cache", root)
     return Store(root)

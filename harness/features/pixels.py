@@ -13,7 +13,7 @@ from harness.features.base import Outputs
 #: metric compares it with, and whether it is of one colour.
 HASH, ORIGINAL, FLAT = "hash", "hash_of_original", "one_colour"
 #: Levels by which the pixels of one colour may differ: compression moves them.
-LEVELS = 2
+LEVELS = 8
 
 
 def rows_about(images: Tensor) -> Outputs:

@@ -133,4 +133,6 @@ def _oddities(path: Path, name: str, covariance: NDArray[Any]) -> tuple[str, ...
         found.append(f"{path.name}: {name} was rounded to 16 bits, which moves FID; take statistics in float64.")
     if np.abs(covariance.diagonal() - 1).max() < TOLERANCE:
         found.append(f"{path.name}: every variance of {name} is 1, as in a matrix of correlations, not of covariances.")
+    if len(covariance) > 1 and not (covariance - np.diag(covariance.diagonal())).any():
+        found.append(f"{path.name}: {name} has nothing beside its diagonal: it may be of variances alone.")
     return tuple(found)

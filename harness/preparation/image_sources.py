@@ -20,6 +20,12 @@ _SYNSET = re.compile(r"n\d{8}")
 _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
 
 
+#: What parts of a data set are called.
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+#: Files that say the labels of a data set's images.
+TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
+
+
 class ImageSource(Protocol):
     """Encoded images in the order of their names. Picklable, for the worker processes."""
 
@@ -99,9 +105,16 @@ class HubSource:
     labels: list[int]
     synsets: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    place: Path | None = None
+    """Where it lies, if that is on this machine."""
 
-    def state(self) -> None:
+    def state(self) -> State | None:
         """See `ImageSource.state`."""
+        if self.place is None:
+            return None
+        if self.place.is_file():
+            return State.of([(str(self.place.absolute()), self.place.stat())])
+        return FolderFiles(self.place).state
 
     def part(self, rows: range) -> Self:
         """See `ImageSource.part`."""
@@ -132,17 +145,35 @@ def open_source(source: str) -> ImageSource:
     path = Path(source).expanduser()
     if path.is_dir():
         if found := _class_folders(path):
+            if {name.lower() for name in found} <= SPLITS:
+                raise UserError(f"{path} holds splits ({', '.join(found)}) and no classes: give one of them.")
             return _folder_source(path, found)
         if (path / "train").is_dir() and _class_folders(path / "train"):
             raise UserError(f"{path} holds no synset folders itself: give {path / 'train'}.")
         if _has_images(path):
             return _folder_source(path, [])
+        _refuse_nested(path)
     elif not path.exists() and (source.startswith(("/", "~", ".")) or source.count("/") != 1):
         raise UserError(
             f"{source} does not exist: give a folder of synset folders (nXXXXXXXX/*.JPEG), or a Hugging Face dataset "
             "such as ILSVRC/imagenet-1k."
         )
     return _hub_source(source if not path.exists() else str(path))
+
+
+def _refuse_nested(path: Path) -> None:
+    """Refuse pictures in folders of folders: which of the folders are classes, nobody can tell.
+
+    Raises:
+        UserError: it holds such pictures, and no files of a data set that says their labels.
+    """
+    names = [name for name in FolderFiles(path).names if not is_junk(name)]
+    pictures = [name for name in names if name.lower().endswith(SUFFIXES) and name.count("/") > 1]
+    if pictures and not any(name.lower().endswith(TABLES) for name in names):
+        raise UserError(
+            f"{path}: its images lie in folders of folders ({printable(pictures[0])}), which say no class: give a "
+            "folder with one folder of images for each class."
+        )
 
 
 def _has_images(folder: Path) -> bool:
@@ -178,6 +209,8 @@ def _folder_source(root: Path, classes: Sequence[str]) -> FolderSource:
     if all(name.isdecimal() for name in classes) and [int(name) for name in classes] != list(range(len(classes))):
         notes.append(f"{root}: the classes are numbered {', '.join(classes[:4])}...; their labels are 0, 1, 2, ...")
     labels = [label_of.get(name.split("/")[0], 0) for name in names]
+    if empty := [name for name, label in label_of.items() if label not in set(labels)]:
+        notes.append(f"{root}: {len(empty):,} of the {len(classes):,} classes have no image ({printable(empty[0])}).")
     synsets = tuple(map(printable, classes)) or (printable(root.absolute().name),)
     return FolderSource(root, names, labels, synsets, tuple(notes))
 
@@ -222,6 +255,7 @@ def _hub_source(source: str) -> HubSource:
         names=[names[row] for row in rows],
         labels=labels[rows].tolist(),
         synsets=_hub_synsets(names, labels, loaded.features[classes[0]].names),
+        place=Path(source) if Path(source).exists() else None,
     )
 
 

@@ -44,6 +44,10 @@ FLOOR_IMAGES = 10_000
 ENCODE_BATCH = 32
 
 
+#: Images whose two halves have a covariance each.
+LEAST = 4
+
+
 class Preparation:
     """The stages before training, for the variants that are asked for."""
 
@@ -117,6 +121,8 @@ class Preparation:
             raise UserError(
                 f"the images are {images.side} pixels wide, suite {self.suite.name} wants {self.suite.side}."
             )
+        if len(images) < LEAST:
+            raise UserError(f"{len(images)} images are too few: give at least {LEAST}, whose halves are compared.")
         if images.num_classes > self.suite.num_classes:
             raise UserError(
                 f"the images have {images.num_classes} classes, suite {self.suite.name} {self.suite.num_classes}; "

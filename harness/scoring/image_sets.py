@@ -23,7 +23,7 @@ from recipes.data.files import Files, FolderFiles, H5Files, Survey, ZipFiles, le
 from recipes.data.images import StoredImages, is_store, open_images, stack
 
 THREADS = 8
-_JPEG = "are JPEGs: compression changes FID (5.80 for 2.50 in one report); keep samples as PNG or .npz"
+_JPEG = "are JPEGs, WebPs or GIFs: compression changes FID (5.80 for 2.50 in one report); keep samples as PNG or .npz"
 
 
 class ImageSet(Protocol):

@@ -29,7 +29,7 @@ UNDECODABLE = (
 )  # fmt: skip
 #: More pixels are refused before they are unpacked: Pillow's own bound for a likely bomb, 256 MiB of RGB.
 MOST_PIXELS = 2**28 // 3
-_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 262, 339, 0
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 258, 262, 339, 0
 #: What is done to odd pictures, after "N of M images ".
 ODD = {
     "16-bit": "have 16 bits a channel: the high byte is taken",
@@ -91,6 +91,12 @@ def _rgba(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image | None:
         solid = np.asarray(image) != image.info["transparency"]
         shown.putalpha(PIL.Image.fromarray(solid.astype(np.uint8) * np.uint8(255)))
         return shown
+    if image.mode == "L" and isinstance(image.info.get("transparency"), int):  # a key of the file's own 2 or 4 bits
+        scale = next((scale for bits, scale in ((";2", 85), (";4", 17)) if any(bits in str(t) for t in image.tile)), 1)
+        shown = image.convert("RGBA")
+        solid = np.asarray(image) != image.info["transparency"] * scale
+        shown.putalpha(PIL.Image.fromarray(solid.astype(np.uint8) * np.uint8(255)))
+        return shown
     return image.convert("RGBA")
 
 
@@ -105,6 +111,27 @@ def _high_byte(image: PIL.ImageFile.ImageFile) -> NDArray[np.uint8]:
     return (np.asarray(image) >> (bits - 8)).astype(np.uint8)
 
 
+def _refuse_deep(image: PIL.ImageFile.ImageFile, tags: Any) -> None:
+    """Refuse more than 8 bits where Pillow would take them for 8, scale them, or compare half of them.
+
+    Raises:
+        ValueError: it is such a picture.
+    """
+    tiles = [str(tile) for tile in image.tile]
+    shallow = image.mode[0] not in "IF" and not any(";16" in tile or ";12" in tile for tile in tiles)
+    if shallow and max(np.atleast_1d(tags.get(_BITS, 8))) > 8:
+        raise ValueError("TIFF of more than 8 bits in planes of channels: write it with 8 bits")
+    if image.format == "PPM" and shallow and any(_maximum(tile.args) > 255 for tile in image.tile):
+        raise ValueError("PPM of more than 8 bits: write it as PNG, or with 8 bits")
+    if "transparency" in image.info and image.mode == "RGB" and not shallow:
+        raise ValueError("16-bit colours of which one is transparent: write it with 8 bits or an alpha channel")
+
+
+def _maximum(arguments: Any) -> int:
+    """Of a PPM's decoder, the value that is white."""
+    return arguments[-1] if isinstance(arguments, tuple) and isinstance(arguments[-1], int) else 0
+
+
 def as_rgb(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image:
     """An opened picture in RGB, 8 bits.
 
@@ -116,6 +143,7 @@ def as_rgb(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image:
     tags: Any = getattr(image, "tag_v2", {})
     if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
         raise ValueError("signed pixels have no agreed range: write it with 8 bits, unsigned")
+    _refuse_deep(image, tags)
     if (rgba := _rgba(image)) is not None:
         page = PIL.Image.new("RGBA", rgba.size, "white")
         page.alpha_composite(rgba)

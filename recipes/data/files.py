@@ -37,6 +37,8 @@ LABELS = "dataset.json"
 MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
 #: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+#: Formats that keep less than they were given: of WebP most files, of GIF 256 colours.
+LOSSY = ("JPEG", "MPO", "WEBP", "GIF")
 #: Files whose bytes are hashed at a time.
 _HASHED_AT_ONCE, _THREADS = 1024, 8
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
@@ -136,7 +138,7 @@ def left_out(files: Files) -> list[str]:
     plain = [name for name in files.names if not is_junk(name)]
     has_encoded, out = any(name.lower().endswith(SUFFIXES) for name in plain), []
     for found, what in (
-        ([n for n in plain if n.lower().endswith(".npy") and has_encoded], "arrays beside pictures"),
+        ([n for n in plain if n.lower().endswith((".npy", ".npz")) and has_encoded], "arrays beside pictures"),
         ([n for n in plain if n.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz"))], "archives inside the set"),
         ([n for n in plain if "." not in (last := n.rsplit("/", 1)[-1]) and last.upper() != last], "without a suffix"),
         ([n for n in named if is_junk(n)], "hidden, or made by a file manager or notebook"),
@@ -194,7 +196,7 @@ def _looked_at(raw: bytes, name: str) -> tuple[str, ...]:
         return ()
     try:
         with opened(raw) as image:
-            return (*oddities(image), *(("jpeg",) if image.format in ("JPEG", "MPO") else ()))
+            return (*oddities(image), *(("jpeg",) if image.format in LOSSY else ()))
     except UNDECODABLE:  # reading says so
         return ()
 

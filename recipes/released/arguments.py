@@ -17,6 +17,8 @@ _TARGET = _PREDICTION | {"target", "output", "mean", "loss"}
 #: Words of a value that no network of a velocity has.
 _OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "xstart", "start", "sample", "data", "edm", "ddpm"}
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
+#: Other networks that grew out of DiT or beside it.
+_OTHER_MODEL = re.compile(r"LightningDiT|DDT|MDT|MaskDiT|U-?ViT|FiT|UNet", re.IGNORECASE)
 #: Arguments of discrete diffusion, and of networks that a SiT is not: true, or a number, they say so.
 _DISCRETE = {
     *("noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"),
@@ -32,6 +34,7 @@ _VELOCITY = {"v", "velocity"}
 PATHS = {"linear": "linear", "cosine": "cosine", "Linear": "linear", "GVP": "cosine"}
 #: The files of DiT's release hold no arguments, only their names say what they are.
 _DIT_FILE = re.compile(r"DiT-(S|B|L|XL)-\d-\d+x\d+\.pt")
+_REMEDY = "give a checkpoint of a SiT that predicts the velocity."
 Convention = Literal["repa", "sit"]
 
 
@@ -109,26 +112,38 @@ def judge(args: Mapping[str, Any], name: str) -> bool:
     Raises:
         UserError: it says that it is something else; without the name of the file.
     """
-    remedy = "give a checkpoint of a SiT that predicts the velocity."
     if not args and _DIT_FILE.fullmatch(name):
-        raise UserError(f"it is a DiT of the release, which predicts noise at 1000 steps; {remedy}")
-    says = False
-    for key, value in args.items():
-        text, lower = str(value), key.lower()
-        words, said = set(lower.split("_")), set(re.split(r"[^a-z0-9]+", text.lower()))
-        if _MODEL.fullmatch(lower) and isinstance(value, str):
-            if re.search(r"(^|[^A-Za-z])DiT", text, re.IGNORECASE):
-                raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {remedy}")
-        elif isinstance(value, str) and words & _TARGET:
-            if said & _OTHER or (words & _PREDICTION and text.lower() not in _VELOCITY):
-                raise UserError(f"it predicts {text} ({key}), not the velocity; {remedy}")
-            says |= text.lower() in _VELOCITY
-        elif (value is True and words & _PREDICTION and words & _OTHER) or (lower in _DISCRETE and value):
-            raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {remedy}")
-        elif lower in _ARCHITECTURE and value:
-            raise UserError(f"it was built with {key} = {text}, which a SiT has not; give a checkpoint of a SiT.")
+        raise UserError(f"it is a DiT of the release, which predicts noise at 1000 steps; {_REMEDY}")
+    says = [_says_velocity(key, value) for key, value in args.items()]
     path_of(args)
-    return says
+    return any(says)
+
+
+def _says_velocity(key: str, listed: Any) -> bool:
+    """Whether one argument says that a velocity is predicted.
+
+    Raises:
+        UserError: it says something else.
+    """
+    value = listed[0] if isinstance(listed, list) and len(listed) == 1 else listed
+    text, lower = str(value), key.lower()
+    words, said = set(lower.split("_")), set(re.split(r"[^a-z0-9]+", text.lower()))
+    if _MODEL.fullmatch(lower) and isinstance(value, str):
+        if re.search(r"(^|[^A-Za-z])DiT", text, re.IGNORECASE):
+            raise UserError(f"it is a DiT ({key} = {text}), which predicts noise at 1000 steps; {_REMEDY}")
+        if _OTHER_MODEL.search(text) or said & {"noise", "eps", "epsilon", "score"}:
+            raise UserError(f"it is another network than a SiT, or another target ({key} = {text}); {_REMEDY}")
+    elif isinstance(value, str) and words & _TARGET:
+        if said & _OTHER or (words & _PREDICTION and text.lower() not in _VELOCITY):
+            raise UserError(f"it predicts {text} ({key}), not the velocity; {_REMEDY}")
+        return text.lower() in _VELOCITY
+    elif value is False and words & _PREDICTION and words & _VELOCITY:
+        raise UserError(f"it was trained with {key} = {text}, so it predicts no velocity; {_REMEDY}")
+    elif (value in (True, 1) and words & _PREDICTION and words & _OTHER) or (lower in _DISCRETE and value):
+        raise UserError(f"it was trained with {key} = {text}, which is no velocity's; {_REMEDY}")
+    elif lower in _ARCHITECTURE and value:
+        raise UserError(f"it was built with {key} = {text}, which a SiT has not; give a checkpoint of a SiT.")
+    return False
 
 
 def _path_said(args: Mapping[str, Any]) -> str | None:

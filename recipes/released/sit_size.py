@@ -85,7 +85,7 @@ def _heads(given: int | None, hidden: int, depth: int) -> int:
     known = {(size[0], size[1]): size[2] for size in SIZES.values()}
     heads = given or known.get((hidden, depth))
     if heads is None or hidden % heads:
-        raise UserError(f"a SiT of width {hidden} and depth {depth} is none of the papers'; say how many heads it has.")
+        raise UserError(f"a SiT of width {hidden} and depth {depth} is none of the papers'; give its --heads.")
     return heads
 
 

@@ -271,7 +271,9 @@ def load_for_sampling(
         tokenizer = Autoencoder(run.spec.tokenizer)
         tokenizer.load_state_dict(tuned)
     if tokenizer is None:
-        raise UserError(f"{run.folder} holds no tokenizer of its own; name the one that it was trained on.")
+        raise UserError(
+            f"{run.folder} holds no tokenizer of its own; name the one that it was trained on with --tokenizer."
+        )
     for network in (sit, tokenizer):
         network.to(device or torch.device("cpu")).eval().requires_grad_(False)
     return sit, tokenizer
