@@ -921,3 +921,87 @@ def test_large_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     shards = feature_shards.Shards(tmp_path / "shards", len(IMAGES))
     found = feature_shards.measure(opened_set(tmp_path / "x.npz"), Watched(), shards, batch=64, world=World())
     assert (found.rows, max(seen)) == (len(IMAGES), 2)
+
+
+def planar_tiff(image: np.ndarray) -> bytes:
+    """16 bits a channel, a plane for each channel."""
+    height, width, _ = image.shape
+    planes = (image.astype("<u2") * 256).transpose(2, 0, 1).tobytes()
+    size, start = height * width * 2, 8
+    offsets = start + len(planes)
+    bits = offsets + 12
+    counts = bits + 6
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 3, offsets), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 3, counts), (284, 3, 1, 2),
+    ]  # fmt: skip
+    tail = struct.pack("<3I", *(start + k * size for k in range(3))) + struct.pack("<3H", 16, 16, 16)
+    tail += struct.pack("<3I", size, size, size)
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", offsets + len(tail)) + planes + tail + directory + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "told"),
+    [
+        ("x.tif", planar_tiff(IMAGES[0]), "planes of channels"),
+        ("x.ppm", b"P6 16 16 65535\n" + (IMAGES[0].astype(">u2") * 256).tobytes(), "PPM of more than 8 bits"),
+        ("x.ppm", b"P6 16 16 1023\n" + (IMAGES[0].astype(">u2") * 4).tobytes(), "PPM of more than 8 bits"),
+    ],
+)
+def test_deep_pictures_that_pillow_takes_for_shallow_are_refused(name, raw, told):
+    with pytest.raises(ValueError, match=told):
+        decode(raw, name)
+
+
+def test_a_ppm_of_8_bits_is_read():
+    assert np.array_equal(decode(b"P6 16 16 255\n" + IMAGES[0].tobytes(), "x.ppm"), IMAGES[0])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_transparent_grey_of_few_bits(bits):
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
+    rows = np.packbits(np.unpackbits(levels[..., None], axis=2)[..., 8 - bits :].reshape(4, -1), axis=1)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)
+    raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", body)
+    shown = decode(raw + chunk(b"IEND", b""), "x.png")[..., 0]
+    assert np.array_equal(shown, np.where(levels == 1, 255, levels * (255 // (2**bits - 1))))
+
+
+def test_replaced_rows_of_a_data_set_are_seen(tmp_path):
+    import datasets
+
+    def save(shift: int) -> None:
+        cells = []
+        for image in IMAGES:
+            file = io.BytesIO()
+            PIL.Image.fromarray(np.roll(image, shift, 0)).save(file, "PNG")
+            cells.append({"bytes": file.getvalue(), "path": None})
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        made = datasets.Dataset.from_dict({"image": cells, "label": [k % 2 for k in range(N)]}, features=kinds)
+        made.to_parquet(str(tmp_path / "x.parquet"))
+
+    save(0)
+    prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)
+    prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)  # nothing to do
+    save(3)
+    with pytest.raises(UserError, match="changed"):
+        prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)
+
+
+def test_trees_that_say_no_class_are_refused(tmp_path):
+    for animal in ("cat", "dog"):
+        write_folder(tmp_path / "nested" / animal / "2020")
+        write_folder(tmp_path / "split" / {"cat": "train", "dog": "test"}[animal])
+    with pytest.raises(UserError, match="folders of folders"):
+        open_source(str(tmp_path / "nested"))
+    with pytest.raises(UserError, match=r"splits \(test, train\) and no classes"):
+        open_source(str(tmp_path / "split"))
+    write_folder(tmp_path / "tree" / "n00000001")
+    (tmp_path / "tree" / "n00000002").mkdir()
+    assert "1 of the 2 classes have no image (n00000002)" in open_source(str(tmp_path / "tree")).notes[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.cli.app import main
+from harness.cli.session import store_of
 from harness.pipeline.cache_contents import ABANDONED_SECONDS, choose, damage, items, remove
 from recipes.core import checkpoint
 from recipes.core.errors import UserError
@@ -177,3 +179,9 @@ def test_who_is_there_is_asked(store, run, answer, left, capsys, monkeypatch):
     run("cache", "remove", "measured-00aa", "--cache", store.root)
     assert "measured-00aa" in capsys.readouterr().out
     assert ("measured-00aa" in by_name(store)) == left
+
+
+def test_a_cache_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    """What is registered in it is: a relative root would look like another place, and its images like spare ones."""
+    monkeypatch.chdir(tmp_path)
+    assert store_of(Path("cache")).root == tmp_path / "cache"

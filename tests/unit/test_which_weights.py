@@ -494,3 +494,17 @@ def test_tensors_of_other_dimensions_are_no_sit(shape, tmp_path):
             else:
                 with pytest.raises(UserError):
                     read_checkpoint(path, heads=4)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"model_type": "noise"}, {"v_prediction": False}, {"predict_velocity": False}, {"predict_eps": 1},
+        {"prediction": ["noise"]}, {"model": "LightningDiT-S/2"}, {"model": "MDT-S/2"}, {"model": "U-ViT-S"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_says_another_target_or_network(args, tmp_path):
+    path = written(tmp_path / "x.pt", {"ema": EMA, "args": args})
+    with pytest.raises(UserError, match="velocity"):
+        read_checkpoint(path, heads=4)
