@@ -131,7 +131,7 @@ def load_claims(path: Path) -> tuple[Claim, ...]:
         PublishedError: it is none; the claim and the key are named.
     """
     try:
-        ledger = _Ledger.model_validate(yaml.load(path.read_text(), Loader=LOADER))
+        ledger = _Ledger.model_validate(LOADER(path.read_text()).get_single_data())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PublishedError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     except ValidationError as error:

@@ -145,7 +145,7 @@ def load_file(path: Path) -> tuple[Row, ...]:
         PublishedError: not such a file, or a row that lacks something (its source, say) or says something unknown.
     """
     try:
-        content = yaml.load(path.read_text(), Loader=LOADER)  # nosec B506: both are safe loaders
+        content = LOADER(path.read_text()).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PublishedError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     rows = content.get("rows") if isinstance(content, dict) else None

@@ -228,6 +228,8 @@ def _live(line: Connection) -> None:
             _work(line, known, variants, scored)
         except Exception as error:
             _send(line, _portable(error))
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # it is over: nothing is left to be saved
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _follow() -> None:

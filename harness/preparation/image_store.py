@@ -106,7 +106,8 @@ def _refuse_changed(out: Path, shard: int, source: ImageSource) -> None:
             f"images from {printable(source.names[0])} to {printable(source.names[-1])} changed since {out} was "
             f"prepared from them: remove {out} and run again, or choose another folder."
         )
-    write_text(path, facts.model_copy(update={"state": _kept(state)}).model_dump_json(indent=1))
+    if _kept(state) != facts.state:
+        write_text(path, facts.model_copy(update={"state": _kept(state)}).model_dump_json(indent=1))
 
 
 def square(raw: bytes, side: int) -> tuple[tuple[str, ...], NDArray[np.uint8]]:

@@ -517,7 +517,7 @@ def test_folders_that_are_wrong(tmp_path):
     (tmp_path / "b.png").unlink()
     PIL.Image.fromarray(pictures(0, 1, 8)[0]).save(tmp_path / "b.jpg")
     assert "1 of 2 images" in FolderImages(tmp_path).warnings[0]
-    assert "JPEGs: compression changes FID" in FolderImages(tmp_path).warnings[0]
+    assert "JPEGs, WebPs or GIFs: compression changes FID" in FolderImages(tmp_path).warnings[0]
 
 
 def test_an_npz_cut_short_is_named(tmp_path):
