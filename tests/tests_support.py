@@ -20,7 +20,7 @@ def pictures(seed: int, count: int, side: int = 32) -> np.ndarray:
 
 
 class Toy:
-    """A feature network that costs nothing: random projections of coarse pixels."""
+    """A feature network that costs nothing: random projections of coarse pixels, none negative, as Inception's."""
 
     convention, content, notes = "toy", "t" * 64, ()
 
@@ -32,7 +32,7 @@ class Toy:
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         self.looked += len(images)
         coarse = F.adaptive_avg_pool2d(images.float(), 4).flatten(1)
-        return {FEATURES: coarse @ self._features, LOGITS: coarse @ self._logits, SPATIAL: coarse[:, :7].clone()}
+        return {FEATURES: coarse @ self._features.abs(), LOGITS: coarse @ self._logits, SPATIAL: coarse[:, :7].clone()}
 
 
 def write_sets(root: Path, **sets: np.ndarray) -> Path:

@@ -232,7 +232,8 @@ def report(
     if not wanted:
         raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
     place = out or runs[0] / "report"
-    refuse_unwritable("--out", place)
+    if out is not None or runs[0].is_dir():  # what is no folder is refused by its own name
+        refuse_unwritable("--out", place)
     say(build.build(whole, place, wanted))
 
 

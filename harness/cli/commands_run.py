@@ -79,6 +79,7 @@ def train(choices: Several) -> None:
         grid = pipeline_run_suite.grid_of(variants_of(session.suite, choices.recipes), session.seeds)
         work = work_of(session, choices.jobs, len(grid))
         prepared = pipeline_session.prepare(session, [variant for variant, _ in grid])
+        pipeline_run_suite.refuse_second_specifications(session, prepared, grid)
         work(session, prepared, grid, False)
         if session.world.main:
             for variant, seed in grid:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.core.errors import UserError
+
 #: Options whose several values are one text with commas between.
 JOINED = ("--metrics", "--format")
 #: Options whose values may hold commas themselves.
 UNSPLIT = ("--set",)
+_SPAN = re.compile(r"\d+\s*(-|:|\.\.\.?)\s*\d+")
 
 
 def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
@@ -26,6 +29,9 @@ def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
 
     Returns:
         The same as the parser wants it: `JOINED` options once with commas, the others once for each value.
+
+    Raises:
+        UserError: a span of numbers, as 0-3.
     """
     at, command = _leaf(arguments, command)
     options = {flag: p for p in command.params if p.param_type_name == "option" for flag in p.opts}
@@ -47,6 +53,8 @@ def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
             values.append(words.popleft())
         if flag not in UNSPLIT:
             values = [part.strip() for text in values for part in text.split(",") if part.strip()] or values[:1]
+        if flag.endswith("seeds") and (span := next(filter(_SPAN.fullmatch, values), None)):
+            raise UserError(f"{flag} {span}: spans are not read; name each, as {flag} 0 1 2.")
         if flag not in JOINED:
             out += [part for one in values for part in (flag, one)] or [word]
         elif flag in joined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,9 +90,10 @@ def store_of(cache: Path | None) -> Store:
         UserError: it is not there and cannot be made.
     """
     from harness.assets.cache import Store
-    from recipes.core.content import default_cache
+    from recipes.core.content import CACHE_VARIABLE, default_cache
 
     root = (cache or default_cache()).absolute()  # what is registered in it is named by its whole path
+    os.environ[CACHE_VARIABLE] = str(root)  # hashes of what was read, and the worker processes', lie there too
     if not root.is_dir():  # one that is there may be shared and not ours to write to
         refuse_unwritable("--cache", root)
     return Store(root)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.features.base import FEATURES, Outputs
+from recipes.core.precision import matrix_products
 from recipes.models.encoder import DINOV2, Encoder, load_encoder
 
 SIDE = 224
@@ -57,6 +58,7 @@ class DinoV2:
         """See `FeatureNetwork`."""
         return self.encoder.notes
 
+    @matrix_products("fp32")
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, H, W) -> float32 (N, width)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL, Outputs
 from recipes.core.errors import UserError
+from recipes.core.precision import matrix_products
 from recipes.core.state_dicts import network_in, notes_of
 from recipes.core.weights import check_finite, content_of, load_state
 
@@ -59,6 +60,7 @@ class Inception:
         # The block's output begins with its first branch, which is the layer that is wanted.
         self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
+    @matrix_products("fp32")
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """uint8 (N, 3, H, W), resized to 299 by TensorFlow 1's bilinear rule inside."""
@@ -66,6 +68,7 @@ class Inception:
         assert self._spatial is not None
         return {FEATURES: features.float(), LOGITS: logits.float(), SPATIAL: self._spatial.float()}
 
+    @matrix_products("fp32")
     @torch.no_grad()
     def pool(self, pixels: Tensor) -> Tensor:
         """``pool_3`` (N, 2048) of images that are 299 pixels wide already, float32 in [0, 255]."""

@@ -17,6 +17,7 @@ from harness.features.base import FEATURES, SPATIAL
 from harness.metrics.frechet import Moments
 from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
+from recipes.core.weights import some
 from recipes.data.files import UNZIPPABLE
 
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
@@ -79,9 +80,14 @@ def read_adm_reference(path: Path) -> AdmReference:
                     raise UserError(f"{path} holds {here} and no {other}: download the reference again.")
                 if mean in names:
                     moments[output] = _moments(path, mean, covariance, file[mean], file[covariance])
-                    warnings[output] = _oddities(path, covariance, file[covariance])
+                    warnings[output] = _oddities(path, mean, covariance, file[mean], file[covariance])
     except UNZIPPABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error}).") from None
+    if not moments and IMAGES not in names and len(names) > 1:
+        raise UserError(
+            f"{path} holds {some(names)}; a reference has its mean as mu, its covariance as sigma (those of sFID as "
+            f"mu_s, sigma_s), or images as {IMAGES}: save its arrays under these names."
+        )
     return AdmReference(path, moments, IMAGES in names, warnings)
 
 
@@ -125,9 +131,13 @@ def _mistaken(mean: NDArray[Any], covariance: NDArray[Any]) -> str:
     return ""
 
 
-def _oddities(path: Path, name: str, covariance: NDArray[Any]) -> tuple[str, ...]:
-    """Of a covariance (D, D), floating, that has passed."""
+def _oddities(path: Path, mu: str, name: str, mean: NDArray[Any], covariance: NDArray[Any]) -> tuple[str, ...]:
+    """Of a mean (D,) and a covariance (D, D), floating, that have passed."""
     found = []
+    if not mean.any():
+        found.append(f"{path.name}: {mu} is 0 everywhere, as of features that were centred: FID is then another's.")
+    elif mean.min() < 0:
+        found.append(f"{path.name}: {mu} is negative in places, which the mean of Inception's features never is.")
     narrow = covariance.astype(np.float32)
     if np.array_equal(narrow, covariance) and not (narrow.view(np.uint32) & LOW_BITS).any():
         found.append(f"{path.name}: {name} was rounded to 16 bits, which moves FID; take statistics in float64.")

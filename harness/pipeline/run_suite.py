@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
+from harness.pipeline.checkpoints import open_run
 from harness.pipeline.score import score
 from harness.pipeline.session import Session, prepare
 from harness.pipeline.tokenizers import examine
 from harness.pipeline.train import train
 from harness.preparation.base import Prepared
+from harness.records.schema import ScoreRecord
+from harness.results.run_folders import name_of
+from recipes.core.errors import UserError
 
 #: (variant, training seed) of each run.
 Grid = Sequence[tuple[str, int]]
@@ -29,9 +34,30 @@ def grid_of(variants: Sequence[str], seeds: Sequence[int]) -> Grid:
     return [(variant, seed) for seed in seeds for variant in variants]
 
 
+def refuse_second_specifications(session: Session, prepared: Prepared, grid: Grid) -> None:
+    """See before anything is trained that a results folder has one specification of each training seed of a variant.
+
+    Raises:
+        UserError: it has scores of another, as when its tokenizer was made again.
+    """
+    specs = {cell: open_run(session, prepared, *cell).spec for cell in grid}
+    for r in session.records.all():
+        if not isinstance(r, ScoreRecord) or r.search or (r.variant, r.seed) not in specs:
+            continue
+        if r.run != (spec := specs[r.variant, r.seed]).digest():
+            there = f"{shlex.quote(str(session.folder))} {name_of(r)}"
+            raise UserError(
+                f"{session.folder} has scores of {name_of(r)}, and {spec.name} would be trained by another "
+                "specification, as when its tokenizer was made again: "
+                f"`repa-bench runs remove {there}` takes the first away, or choose another --out."
+            )
+
+
 def run_suite(session: Session, variants: Sequence[str], seeds: Sequence[int], work: Work = in_turn) -> None:
     """Prepare, then train and score every variant with every seed."""
     prepared = prepare(session, variants)
     prepared.require_evaluator()
+    grid = grid_of(variants, seeds)
+    refuse_second_specifications(session, prepared, grid)
     examine(session, prepared, variants)
-    work(session, prepared, grid_of(variants, seeds), True)
+    work(session, prepared, grid, True)

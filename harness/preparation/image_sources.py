@@ -23,7 +23,7 @@ _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
 #: What parts of a data set are called.
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 #: Files that say the labels of a data set's images.
-TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
+TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")
 
 
 class ImageSource(Protocol):
@@ -152,7 +152,7 @@ def open_source(source: str) -> ImageSource:
             raise UserError(f"{path} holds no synset folders itself: give {path / 'train'}.")
         if _has_images(path):
             return _folder_source(path, [])
-        _refuse_nested(path)
+        _refuse_others(path)
     elif not path.exists() and (source.startswith(("/", "~", ".")) or source.count("/") != 1):
         raise UserError(
             f"{source} does not exist: give a folder of synset folders (nXXXXXXXX/*.JPEG), or a Hugging Face dataset "
@@ -161,19 +161,27 @@ def open_source(source: str) -> ImageSource:
     return _hub_source(source if not path.exists() else str(path))
 
 
-def _refuse_nested(path: Path) -> None:
-    """Refuse pictures in folders of folders: which of the folders are classes, nobody can tell.
+def _refuse_others(path: Path) -> None:
+    """Refuse a folder that is none of classes and holds no data set. Of pictures in folders of folders nobody can tell
+    which of the folders are classes.
 
     Raises:
-        UserError: it holds such pictures, and no files of a data set that says their labels.
+        UserError: it holds no files that say the labels of images.
     """
     names = [name for name in FolderFiles(path).names if not is_junk(name)]
+    if any(name.lower().endswith(TABLES) for name in names):
+        return
     pictures = [name for name in names if name.lower().endswith(SUFFIXES) and name.count("/") > 1]
-    if pictures and not any(name.lower().endswith(TABLES) for name in names):
+    if not pictures:
+        there = f"its files are as {printable(names[0])}" if names else "it is empty"
         raise UserError(
-            f"{path}: its images lie in folders of folders ({printable(pictures[0])}), which say no class: give a "
-            "folder with one folder of images for each class."
+            f"{path} holds no images ({', '.join(SUFFIXES)}) and no Hugging Face data set; {there}: give a folder with "
+            "one folder of images for each class."
         )
+    raise UserError(
+        f"{path}: its images lie in folders of folders ({printable(pictures[0])}), which say no class: give a folder "
+        "with one folder of images for each class."
+    )
 
 
 def _has_images(folder: Path) -> bool:

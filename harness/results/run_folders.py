@@ -61,6 +61,8 @@ def entries(folder: Path) -> list[Entry]:
 def instead(folder: Path) -> str:
     """What to do where a folder was taken for a results folder and is none: the end of a sentence."""
     makes = f"`repa-bench run --out {shlex.quote(str(folder))}` makes"
+    if folder.exists() and not folder.is_dir():
+        return "it is a file: name the results folder that it lies in"
     if not folder.is_dir():
         return f"there is no such folder, and {makes} one"
     found = [path.parent for level in range(1, DEPTH + 1) for path in sorted(folder.glob("*/" * level + file.FILE))]

@@ -18,6 +18,8 @@ NEGLIGIBLE = 1e-10
 FULL = 0.95
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
+#: Times by which the features of two sets of images may differ in variance, and in the length of their mean.
+SPREAD, LENGTH = 100, 5
 #: Width and height.
 Size = tuple[int, int] | None
 
@@ -53,7 +55,8 @@ def _pixels(size: tuple[int, int]) -> str:
 
 def of_numbers(wanted: Sequence[str], real: Measured, fake: Measured, rules: Rules) -> list[str]:
     """Fewer images than a metric's features, subsets or splits want."""
-    found = _of_widths([name for name in wanted if name in FRECHET], real, fake)
+    distances = [name for name in wanted if name in FRECHET]
+    found = _of_widths(distances, real, fake) + _of_scales(distances, real, fake)
     if "kid" in wanted and (size := kid_subset(real.rows, fake.rows)) < KID_SUBSET:
         found.append(
             f"kid: its subsets are of {size:,} images instead of {KID_SUBSET:,}, since there are {fake.rows:,} samples "
@@ -71,6 +74,27 @@ def of_numbers(wanted: Sequence[str], real: Measured, fake: Measured, rules: Rul
             f"{', '.join(balls)}: {fake.rows:,} samples and {real.rows:,} reference images; with fewer than "
             f"{MANIFOLD_IMAGES:,} of each they depend on the numbers, and compare only where these are the same."
         )
+    return found
+
+
+def _of_scales(distances: Sequence[str], real: Measured, fake: Measured) -> list[str]:
+    """Features that vary or lie as those of no two sets of images do."""
+    found = []
+    for name in distances:
+        ours, theirs = fake.moments(METRICS[name].output), real.moments(METRICS[name].output)
+        spreads = float(ours.covariance.trace()), float(theirs.covariance.trace())
+        lengths = float(ours.mean.norm()), float(theirs.mean.norm())
+        for narrow, what, other in ((0, "samples", "reference"), (1, "reference", "samples")):
+            if SPREAD * spreads[narrow] < spreads[1 - narrow]:
+                found.append(
+                    f"{name}: the features of the {what} vary by less than 1/{SPREAD} that of the {other}: nearly one "
+                    "image many times, or statistics of another scale."
+                )
+        if LENGTH * min(lengths) < max(lengths):
+            found.append(
+                f"{name}: the mean of the features is {lengths[0]:.3g} long for the samples and {lengths[1]:.3g} for "
+                "the reference: they are hardly of one network."
+            )
     return found
 
 

@@ -19,7 +19,18 @@ from harness.scoring.array_files import NpzImages as NpzImages
 from harness.scoring.array_files import holds_arrays
 from recipes.core.errors import UserError
 from recipes.data.decoding import ODD, SUFFIXES, UNDECODABLE, decode
-from recipes.data.files import Files, FolderFiles, H5Files, Survey, ZipFiles, left_out, pictures, printable, survey
+from recipes.data.files import (
+    Files,
+    FolderFiles,
+    H5Files,
+    Survey,
+    ZipFiles,
+    is_junk,
+    left_out,
+    pictures,
+    printable,
+    survey,
+)
 from recipes.data.images import StoredImages, is_store, open_images, stack
 
 THREADS = 8
@@ -70,6 +81,16 @@ def batches(images: ImageSet, size: int) -> Iterator[Tensor]:
         yield images.read(start, min(start + size, len(images)))
 
 
+def _instead(files: Files) -> str:
+    """What to do with files of which none is a picture."""
+    plain = [name for name in files.names if not is_junk(name)]
+    if left_out(files):
+        return f"write PNGs. {left_out(files)[0]}"
+    if any(name.lower().endswith(".npz") for name in plain):
+        return "of several .npz, give one at a time, or join their arr_0 into one file."
+    return f"its files are as {printable(plain[0])}; give a set of images." if plain else "it is empty; give another."
+
+
 class NamedImages:
     """Image files of a folder, a zip or an HDF5 file, by name. Labels are not looked at."""
 
@@ -81,8 +102,7 @@ class NamedImages:
         """
         self.files, self._rows = files, pictures(files)
         if not self._rows:
-            more = f" {left_out(files)[0]}" if left_out(files) else ""
-            raise UserError(f"{files.path} holds no image ({', '.join(SUFFIXES)}).{more}")
+            raise UserError(f"{files.path} holds no image ({', '.join(SUFFIXES)}): {_instead(files)}")
         self.names = [files.names[row] for row in self._rows]
         self._pool, self._shape = ThreadPoolExecutor(THREADS, "decode"), self._decoded(0).shape
 

@@ -17,6 +17,7 @@ from harness.sampling.sampler import to_uint8
 from harness.scoring.image_sets import ImageSet, NamedSet
 from recipes.core.errors import UserError
 from recipes.core.finite import finite
+from recipes.core.precision import matrix_products
 from recipes.core.spec import digest_of
 from recipes.data.files import natural, printable
 from recipes.models.autoencoder import Autoencoder, to_signed
@@ -231,6 +232,7 @@ class Paired:
 def on_uint8_images(distance: Distance, device: torch.device) -> Distance:
     """A distance of images in [-1, 1] as one of uint8 images."""
 
+    @matrix_products("fp32")
     @torch.no_grad()
     def measure(a: Tensor, b: Tensor) -> Tensor:
         x, y = (2 * image.to(device, torch.float32) / 255 - 1 for image in (a, b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -34,6 +35,9 @@ def visible(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say what `name` was probably meant to be: ``" Did you mean 'repa_e'?"``, or the list of what exists."""
     choices = sorted(known)
+    parts = [part for part in re.split(r"[^\w-]+", name) if part]
+    if len(parts) > 1 and set(parts) <= set(choices):
+        return f" Write them with spaces between: {' '.join(parts)}."
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
         return f" Did you mean '{close[0]}'?"

@@ -29,6 +29,8 @@ UNDECODABLE = (
 )  # fmt: skip
 #: More pixels are refused before they are unpacked: Pillow's own bound for a likely bomb, 256 MiB of RGB.
 MOST_PIXELS = 2**28 // 3
+#: Formats that keep less than they were given: of WebP most files, of GIF 256 colours; and what TIFFs are packed by.
+LOSSY, _LOSSY_PACKING = ("JPEG", "MPO", "WEBP", "GIF"), ("jpeg", "tiff_jpeg", "webp")
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 258, 262, 339, 0
 #: What is done to odd pictures, after "N of M images ".
 ODD = {
@@ -64,6 +66,11 @@ def oddities(image: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
     rgba = _rgba(image)
     found["transparent"] = rgba is not None and rgba.getchannel("A").getextrema() != (255, 255)
     return tuple(kind for kind in ODD if found[kind])
+
+
+def is_lossy(image: PIL.ImageFile.ImageFile) -> bool:
+    """Whether an opened picture was packed by what keeps less than it was given."""
+    return image.format in LOSSY or image.info.get("compression") in _LOSSY_PACKING
 
 
 def _frames(image: PIL.ImageFile.ImageFile) -> int:

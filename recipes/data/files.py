@@ -30,15 +30,14 @@ from recipes.core.content import State, content_of, remembered
 from recipes.core.errors import UserError
 from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
-from recipes.data.decoding import SUFFIXES, UNDECODABLE, UNREAD, oddities, opened
+from recipes.data.decoding import SUFFIXES, UNDECODABLE, UNREAD, is_lossy, oddities, opened
 
 LABELS = "dataset.json"
 #: Bytes of a picture or array, and of the labels, unpacked: more is refused, not allocated.
 MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
 #: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
-JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
-#: Formats that keep less than they were given: of WebP most files, of GIF 256 colours.
-LOSSY = ("JPEG", "MPO", "WEBP", "GIF")
+JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
+        "thumbnails", "thumbnail", "thumbs"}  # fmt: skip
 #: Files whose bytes are hashed at a time.
 _HASHED_AT_ONCE, _THREADS = 1024, 8
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
@@ -196,7 +195,7 @@ def _looked_at(raw: bytes, name: str) -> tuple[str, ...]:
         return ()
     try:
         with opened(raw) as image:
-            return (*oddities(image), *(("jpeg",) if image.format in LOSSY else ()))
+            return (*oddities(image), *(("jpeg",) if is_lossy(image) else ()))
     except UNDECODABLE:  # reading says so
         return ()
 

@@ -157,10 +157,15 @@ def _weights_of(loaded: Mapping[str, Any], given: Weights | None) -> tuple[dict[
             "shadow_params are a list without names); copy the average into the model, and save its state_dict() as "
             "'ema'."
         )
+    for network in (average, raw):
+        if network is not None and not network.state[ANCHOR].any():
+            raise UserError(
+                f"'{network.place or ANCHOR}' is of zeros, as an average that was never taken; give another checkpoint."
+            )
     if average is not None:
         if given is not None:
             raise UserError(f"--weights decides nothing: it names its average '{average.place}'. Leave it out.")
-        return {"ema": average, "raw": raw} if raw is not None else {"ema": average}, None
+        return ({"ema": average, "raw": raw}, _copied(average, raw)) if raw is not None else ({"ema": average}, None)
     if raw is None:
         sharded = any("flat_param" in name for name in loaded) and " (FSDP's flat parameters: save a full state dict)"
         raise UserError(
@@ -178,6 +183,16 @@ def _weights_of(loaded: Mapping[str, Any], given: Weights | None) -> tuple[dict[
         f"it holds raw weights alone ('{raw.place}') and no average, so protocols of EMA weights are refused: name one "
         "of raw weights, as --protocol repa-e-v3+raw; if they are the average, import them again with --weights ema"
     )
+
+
+def _copied(average: Found, raw: Found) -> str | None:
+    """A sentence where an average is none, as of training that never took it."""
+    if all(name in raw.state and torch.equal(value, raw.state[name]) for name, value in average.state.items()):
+        return (
+            f"its average '{average.place}' equals its raw weights '{raw.place}', tensor for tensor: one is a copy of "
+            "the other, unless this is step 0"
+        )
+    return None
 
 
 def _unread_average(loaded: Any, keys: tuple[str, ...] = ()) -> str | None:

@@ -17,6 +17,9 @@ import warm
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
+from harness.records.file import RecordFile
+from harness.records.schema import ScoreRecord
+
 # Of a run that repeats another one, only these may differ.
 VOLATILE = {"provenance", "train_seconds", "device_seconds", "step_seconds", "sample_seconds", "check"}
 
@@ -221,6 +224,10 @@ def test_replay_passes_on_the_recorded_folder_and_fails_on_a_changed_one(tmp_pat
     [
         (["run", "--suite", "digit"], "Did you mean 'digits'"),
         (["run", "--recipes", "repa-e"], "Did you mean 'repa_e'"),
+        (["run", "--recipes", "repa+repa_e"], "Write them with spaces between: repa repa_e."),
+        (["run", "--seeds", "0-3"], "--seeds 0-3: spans are not read; name each, as --seeds 0 1 2."),
+        (["run", "--seeds", "0..3"], "--seeds 0..3: spans are not read"),
+        (["report", __file__], "it is a file: name the results folder that it lies in"),
         (["run", "--set", "sit.dept=3"], "Did you mean 'depth'"),
         (["run", "--set", "sit.depth"], "write it as KEY=VALUE"),
         (["run", "--set", "sit.depth=deep"], "sit.depth"),
@@ -253,6 +260,21 @@ def test_results_of_another_specification_are_refused(finished):
     assert done.returncode == 2
     assert "choose another --out" in " ".join(done.stderr.split())
     assert (out / "records.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_a_second_specification_of_a_seed_is_refused_before_it_is_trained(command, finished, tmp_path):
+    """As after a tokenizer was made again."""
+    out, cache = finished
+    there = RecordFile(tmp_path)
+    for record in RecordFile(out).all():
+        if isinstance(record, ScoreRecord) and record.variant == "vanilla":
+            record = record.model_copy(update={"run": "another0" + record.run})
+        there.append(record)
+    done = repa_bench(command, "--suite", "smoke", "--out", tmp_path, cache=cache)
+    assert done.returncode == 2, done.stderr
+    assert f"repa-bench runs remove {tmp_path} vanilla-seed0-another0` takes the first away" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_milestones_that_were_passed_by_are_refused(finished, tmp_path):

@@ -15,7 +15,8 @@ from harness.scoring.image_sets import open_samples
 from recipes.core.errors import UserError
 
 DIM = 12
-MEAN = np.random.default_rng(0).normal(size=DIM)
+#: Of the size of the toy network's features.
+MEAN = 10 + np.random.default_rng(0).normal(size=DIM)
 SIGMA = np.cov(np.random.default_rng(1).normal(size=(DIM, 200)) * np.arange(1, DIM + 1)[:, None])
 
 
@@ -112,6 +113,37 @@ def test_what_is_odd_is_told_beside_the_number(name, tmp_path):
     found = score(tmp_path, tmp_path / "odd.npz")
     assert found["fid"] > 0
     assert any(sentence in warning for warning in found["warnings"]), found["warnings"]
+
+
+ODD_MEANS = {
+    "centred": (0 * MEAN, ["mu is 0 everywhere"]),
+    "turned round": (-MEAN, ["mu is negative in places"]),
+    "another network's": (1e10 * MEAN, ["the mean of the features is"]),
+}
+
+
+@pytest.mark.parametrize("name", ODD_MEANS)
+def test_odd_means_are_told_beside_the_number(name, tmp_path):
+    mean, sentences = ODD_MEANS[name]
+    np.savez(tmp_path / "odd.npz", mu=mean, sigma=SIGMA)
+    found = score(tmp_path, tmp_path / "odd.npz")
+    for sentence in sentences:
+        assert any(sentence in warning for warning in found["warnings"]), found["warnings"]
+
+
+@pytest.mark.parametrize("factor", [1e-5, 1e3])
+def test_covariances_of_another_scale_are_told(factor, tmp_path):
+    np.savez(tmp_path / "odd.npz", mu=MEAN, sigma=factor * SIGMA)
+    found = score(tmp_path, tmp_path / "odd.npz")
+    what = "samples" if factor > 1 else "reference"
+    assert any(f"the features of the {what} vary by less than 1/100" in w for w in found["warnings"])
+
+
+@pytest.mark.parametrize("names", [("MU", "SIGMA"), ("mean", "cov"), ("m", "s")])
+def test_statistics_under_other_names_are_named(names, tmp_path):
+    np.savez(tmp_path / "named.npz", **dict(zip(names, (MEAN, SIGMA), strict=True)))
+    with pytest.raises(UserError, match=rf"named\.npz holds .*{names[0]}.*mu, its covariance as sigma"):
+        read_adm_reference(tmp_path / "named.npz")
 
 
 def score(tmp_path: Path, reference: Path) -> dict:

@@ -54,15 +54,19 @@ def repeated(images: np.ndarray, *places: int) -> np.ndarray:
 
 FAKE, REAL = pictures(1, MANY), pictures(2, MANY)
 WIDE, TALL = pictures(1, MANY, 64)[:, :32], pictures(2, MANY, 64)[:, :, :32]
+NARROW = ["features of the samples vary by less than 1/100 that of the reference", "mean of the features is 0 long"]
+NEARLY = REAL[:1] // 2 + np.random.default_rng(0).integers(0, 3, REAL.shape, dtype=np.uint8)
 SETS = {
+    "one image with a little noise": (NEARLY, REAL, "fid", [NARROW[0]]),
+    "a reference of one image": (FAKE, NEARLY, "fid", ["features of the reference vary by less than 1/100"]),
     "black": (with_flat(FAKE, 3, 0), REAL, "fid", ["3 of the 30 samples are of one colour", "2 of the 30 .* copies"]),
     "one white": (with_flat(FAKE, 1, 255), REAL, "fid", ["1 of the 30 samples are of one colour"]),
     "grey behind a JPEG": (with_flat(FAKE, 4, 128, 2), REAL, "fid", ["4 of the 30 samples are of one colour"]),
-    "all black": (0 * FAKE, REAL, "fid", ["30 of the 30 samples are of one colour", "29 of the 30 .* copies"]),
+    "all black": (0 * FAKE, REAL, "fid", ["30 of the 30 samples are of one colour", "29 of the 30 .* copies", *NARROW]),
     "black reference": (FAKE, with_flat(REAL, 2, 0), "fid", ["2 of the 30 reference images are of one", "1 of the 30"]),
     "a copy": (repeated(FAKE, 7), REAL, "fid", ["1 of the 30 samples are copies of others; 29 differ"]),
     "copies": (repeated(FAKE, 3, 9, 20), REAL, "fid", ["3 of the 30 samples are copies of others; 27 differ"]),
-    "collapsed": (repeated(FAKE, *range(MANY)), REAL, "fid", ["29 of the 30 samples are copies of others; 1 differ"]),
+    "collapsed": (repeated(FAKE, *range(MANY)), REAL, "fid", ["29 of the 30 .* copies of others; 1 diff", NARROW[0]]),
     "a reference twice": (FAKE, repeated(REAL, 1), "fid", ["1 of the 30 reference images are copies"]),
     "a set twice": (np.concatenate((FAKE, FAKE)), REAL, "fid", ["30 of the 60 samples are copies of others"]),
     "one of its own": (np.concatenate((FAKE, REAL[4:5])), REAL, "fid", ["1 of the 31 samples are the reference's own"]),

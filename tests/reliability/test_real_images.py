@@ -251,6 +251,7 @@ def test_pillow_is_given_formats_everywhere():
 JUNK = (
     ".ipynb_checkpoints/000000-checkpoint.png", ".thumbnails/a.png", ".Trash-1000/files/a.png", "._000000.png",
     "__MACOSX/._000000.png", "__MACOSX/a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.png", "lost+found/a.png", ".a.png",
+    "thumbnails/a.png", "Thumbs/a.png",
 )  # fmt: skip
 
 
@@ -283,6 +284,37 @@ def test_what_no_sampler_drew_is_left_out_and_counted(kind, junk, tmp_path):
     (told,) = opened_set(place).warnings
     assert "1 left out, hidden, or made by a file manager" in told
     assert junk in told
+
+
+def test_lossy_pictures_in_a_tiff_are_counted(tmp_path):
+    folder = write_folder(tmp_path / "a")
+    PIL.Image.fromarray(IMAGES[0]).save(folder / "000000.tif", compression="jpeg")
+    (folder / "000000.png").unlink()
+    (told,) = opened_set(folder).warnings
+    assert "1 of" in told
+    assert "compression changes FID" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("a.npz", "join their arr_0"), ("a.txt", "are as a.txt"), ("a.heic", "write PNGs"), ("", "empty")],
+)
+def test_a_folder_without_a_picture_says_what_it_holds(name, remedy, tmp_path):
+    place = tmp_path / "set"
+    place.mkdir()
+    if name:
+        (place / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"holds no image .*{remedy}"):
+        opened_set(place)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "late.npy", "00002"])
+def test_a_folder_without_classes_or_a_data_set(name, tmp_path):
+    for animal in ("cat", "dog", "emu"):
+        (tmp_path / "set" / animal).mkdir(parents=True)
+        (tmp_path / "set" / animal / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"no Hugging Face data set; its files are as cat/{name}"):
+        open_source(str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("name", ["late.png", "00001/late.png", "00002"])

@@ -16,6 +16,7 @@ from harness.cli.app import main
 from harness.cli.session import store_of
 from harness.pipeline.cache_contents import ABANDONED_SECONDS, choose, damage, items, remove
 from recipes.core import checkpoint
+from recipes.core.content import CACHE_VARIABLE, default_cache
 from recipes.core.errors import UserError
 
 
@@ -184,4 +185,6 @@ def test_who_is_there_is_asked(store, run, answer, left, capsys, monkeypatch):
 def test_a_cache_is_named_by_its_whole_path(tmp_path, monkeypatch):
     """What is registered in it is: a relative root would look like another place, and its images like spare ones."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     assert store_of(Path("cache")).root == tmp_path / "cache"
+    assert default_cache() == tmp_path / "cache"  # what is remembered of files lies there too

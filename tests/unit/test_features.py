@@ -14,8 +14,10 @@ from harness.assets.cache import Store
 from harness.assets.networks import load_network, network_name
 from harness.features import dinov2
 from harness.features.base import CLEAN, DINOV2, FEATURES, FeatureNetworks, outputs_of
+from harness.features.inception import Inception
 from harness.suites.imagenet256 import imagenet_smoke
 from recipes.core.errors import UserError
+from recipes.core.precision import matrix_products
 from recipes.models.encoder import DINOV2 as SIZES
 from recipes.models.encoder import Encoder
 
@@ -140,3 +142,24 @@ def test_fd_dinov2_by_the_command(tiny, tmp_path, monkeypatch, capsys):
 
 def test_the_smoke_suites_network_is_the_same_interface():
     assert imagenet_smoke().features in networks.NETWORKS
+
+
+@pytest.mark.parametrize("name", ["dinov2", "inception"])
+def test_no_feature_network_computes_in_tf32(name, tiny):
+    """Whatever a protocol samples in: NVIDIA's TF32 has ten bits, and moves FID."""
+    seen = []
+
+    def spy(images):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return torch.zeros(1, 1, 1), torch.zeros(1, 1)
+
+    if name == "dinov2":
+        network = load_network("dinov2-vit-b", Store(tiny["dinov2-vit-b"].parent), CPU, tiny["dinov2-vit-b"])
+        network.encoder.network.forward_features = lambda images: spy(images)[0]
+    else:
+        network = Inception.__new__(Inception)
+        network.network, network.device, network._spatial = spy, CPU, torch.zeros(1, 1)
+    with matrix_products("tf32"):
+        network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        assert torch.get_float32_matmul_precision() == "high"
+    assert seen == [(False, "highest")]

@@ -117,6 +117,23 @@ def test_raw_weights_and_their_average_are_told_apart(tmp_path, form):
     assert kept.keys() == SiT(SPEC).state_dict().keys()
 
 
+@pytest.mark.parametrize("form", ["ema", "model"])
+def test_weights_of_zeros_are_refused(tmp_path, form):
+    zeros = {name: torch.zeros_like(value) for name, value in RAW.items()}
+    with pytest.raises(UserError, match=f"'{form}' is of zeros"):
+        imported(tmp_path, {"model": RAW, "ema": EMA} | {form: zeros})
+
+
+def test_an_average_that_is_a_copy_says_so(tmp_path):
+    said: list[str] = []
+    imported(tmp_path, {"model": RAW, "ema": RAW}, on_note=said.append)
+    assert any("its average 'ema' equals its raw weights 'model', tensor for tensor" in note for note in said)
+    said.clear()
+    (tmp_path / "other").mkdir()
+    imported(tmp_path / "other", {"model": RAW, "ema": EMA}, on_note=said.append)
+    assert not any("equals" in note for note in said)
+
+
 RAW_ALONE = {
     "model": {"model": RAW},
     "no average": {"model": RAW, "ema": None},
