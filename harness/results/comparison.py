@@ -47,6 +47,8 @@ class GuidanceChoice:
     """FID of the choice under generation seeds that it was not made by."""
     unguided: Spread | None
     """FID without guidance under the same."""
+    runs: tuple[str, ...]
+    """That were sampled, by the first eight digits of their digests."""
 
     @property
     def at_the_edge(self) -> bool:
@@ -181,6 +183,10 @@ class Comparison:
         end = max((r.step for r in found), default=0)
         return sorted((r for r in found if r.step == end), key=lambda r: r.seed)
 
+    def alignment_steps(self) -> list[int]:
+        """Every step at which alignment was measured."""
+        return sorted({r.step for r in self.alignments})
+
     def generation_noise(self) -> Spread | None:
         """|difference of FID| between two generation seeds of one checkpoint."""
         pairs = [
@@ -221,7 +227,8 @@ class Comparison:
             ]
             return spread(fids) if fids else None
 
-        return GuidanceChoice(variant, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]))
+        runs = tuple(dict.fromkeys(r.run[:8] for r in self.searches if r.variant == variant))
+        return GuidanceChoice(variant, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]), runs)
 
     def training(self, r: ScoreRecord) -> str:
         """What tells trainings of one specification apart."""
