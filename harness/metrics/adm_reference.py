@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from harness.metrics.frechet import Moments
 from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
 from recipes.core.weights import some
+from recipes.data.decoding import array_header
 from recipes.data.files import UNZIPPABLE
 
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
@@ -26,6 +28,8 @@ STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 IMAGES = "arr_0"
 #: Of a covariance's largest number, differences that somebody's float32 explains.
 TOLERANCE = 1e-6
+#: Of any network that looks at images, more than enough: a covariance of so many is half a gigabyte.
+MOST_FEATURES = 8192
 #: Of any covariance of features.
 MOST = 1e30
 #: Bits of a float32 that formats of 16 bits do not have.
@@ -73,14 +77,17 @@ def read_adm_reference(path: Path) -> AdmReference:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
+            for name in names & {name for pair in STATISTICS.values() for name in pair}:
+                _refuse_large(path, archive, name)
         with np.load(path, allow_pickle=False) as file:
             for output, (mean, covariance) in STATISTICS.items():
                 if (mean in names) != (covariance in names):
                     here, other = (mean, covariance) if mean in names else (covariance, mean)
                     raise UserError(f"{path} holds {here} and no {other}: download the reference again.")
                 if mean in names:
-                    moments[output] = _moments(path, mean, covariance, file[mean], file[covariance])
-                    warnings[output] = _oddities(path, mean, covariance, file[mean], file[covariance])
+                    m, s = file[mean], file[covariance]
+                    moments[output] = _moments(path, mean, covariance, m, s)
+                    warnings[output] = _oddities(path, mean, covariance, m, s)
     except UNZIPPABLE as error:
         raise UserError(f"{path} cannot be read as an .npz ({error}).") from None
     if not moments and IMAGES not in names and len(names) > 1:
@@ -89,6 +96,28 @@ def read_adm_reference(path: Path) -> AdmReference:
             f"mu_s, sigma_s), or images as {IMAGES}: save its arrays under these names."
         )
     return AdmReference(path, moments, IMAGES in names, warnings)
+
+
+def _refuse_large(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    """See what an array would take before it is read: a few kilobytes may say that they are gigabytes.
+
+    Raises:
+        UserError: it is of more features than any network has, or has not as many bytes as its header says.
+    """
+    with archive.open(f"{name}.npy") as member:
+        shape, _, dtype = array_header(member)
+        offset = member.tell()
+    if max(shape, default=0) > MOST_FEATURES:
+        raise UserError(
+            f"{path}: {name} is of shape {shape}; no network has more than {MOST_FEATURES:,} features. Write the "
+            "statistics, or download the reference, again."
+        )
+    size, wanted = archive.getinfo(f"{name}.npy").file_size - offset, math.prod(shape) * dtype.itemsize
+    if size != wanted and not dtype.hasobject:
+        raise UserError(
+            f"{path}: {name} has {size:,} bytes and {shape} are {wanted:,}: it was damaged or cut short. Write the "
+            "statistics, or download the reference, again."
+        )
 
 
 def _moments(path: Path, mean: str, covariance: str, m: NDArray[Any], s: NDArray[Any]) -> Moments:

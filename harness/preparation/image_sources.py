@@ -223,16 +223,29 @@ def _folder_source(root: Path, classes: Sequence[str]) -> FolderSource:
     return FolderSource(root, names, labels, synsets, tuple(notes))
 
 
+def _own_cache(path: Path) -> str | None:
+    """Where what `datasets` converts of files on this machine is kept: it knows them by path and time of change alone,
+    which rsync and tar set back.
+    """
+    import datasets
+
+    if not path.exists():
+        return None
+    state = State.of([(str(path), path.stat())]) if path.is_file() else FolderFiles(path).state
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "repa-bench" / state.digest)
+
+
 def _load_hub(source: str) -> Any:
     import datasets
 
+    cache = _own_cache(Path(source).absolute())
     try:
         if any((Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(source)
             return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
         if Path(source).is_file():
-            return datasets.load_dataset("parquet", data_files=source, split="train")  # nosec B615
-        return datasets.load_dataset(source, split="train")  # nosec B615
+            return datasets.load_dataset("parquet", data_files=source, split="train", cache_dir=cache)  # nosec B615
+        return datasets.load_dataset(source, split="train", cache_dir=cache)  # nosec B615
     except Exception as error:  # `datasets` raises what its transports raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,6 +25,8 @@ LOCK = f".{FILE}.lock"
 DAMAGED_FILE = "records.damaged.jsonl"
 #: A line's own digest, beside its fields.
 CHECK = "check"
+#: Of a SHA-256 in hex.
+DIGEST_LENGTH = 64
 
 
 def parse(line: str, where: str) -> AnyRecord:
@@ -36,7 +39,7 @@ def parse(line: str, where: str) -> AnyRecord:
     try:
         fields = load_json(line)
         check = fields.pop(CHECK, None)
-        sound = check is None or check == digest_of(fields)
+        sound = not _is_renamed(fields) if check is None else check == digest_of(fields)
     except (ValueError, AttributeError, TypeError):
         sound = False
     if not sound:
@@ -53,6 +56,12 @@ def parse(line: str, where: str) -> AnyRecord:
             f"{where}: {key or 'line'}: {first['msg']}. Remove the line, or read the file with the version that wrote "
             "it."
         ) from None
+
+
+def _is_renamed(fields: Mapping[str, Any]) -> bool:
+    """Whether a line without a digest has it under another name; lines of the first versions had none."""
+    texts = ((key, value) for key, value in fields.items() if isinstance(value, str) and len(value) == DIGEST_LENGTH)
+    return any(value == digest_of({k: v for k, v in fields.items() if k != key}) for key, value in texts)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

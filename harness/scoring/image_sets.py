@@ -22,7 +22,6 @@ from recipes.data.decoding import ODD, SUFFIXES, UNDECODABLE, decode
 from recipes.data.files import (
     Files,
     FolderFiles,
-    H5Files,
     Survey,
     ZipFiles,
     is_junk,
@@ -31,6 +30,7 @@ from recipes.data.files import (
     printable,
     survey,
 )
+from recipes.data.hdf5 import H5Files
 from recipes.data.images import StoredImages, is_store, open_images, stack
 
 THREADS = 8
@@ -227,9 +227,9 @@ def _open_file(path: Path, flag: str) -> ImageSet:
         return NamedImages(H5Files(path))
     wanted = "give an .npz or .npy of uint8 (N, H, W, 3), a folder or zip of images, or a prepared set"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                return NamedImages(ZipFiles(path))
+        files = ZipFiles(path)
+        if not any(name.endswith("/data.pkl") for name in files.names):
+            return NamedImages(files)
     elif tarfile.is_tarfile(path):
         raise UserError(f"{flag} {path} is a tar archive: unpack it and give the folder.")
     elif path.suffix.lower() in SUFFIXES:

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import struct
-import threading
 import weakref
 import zipfile
 import zlib
@@ -26,10 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.core.content import State, content_of, remembered
+from recipes.core.content import State, remembered
 from recipes.core.errors import UserError
 from recipes.core.jsons import load_json
-from recipes.core.spec import digest_of
 from recipes.data.decoding import SUFFIXES, UNDECODABLE, UNREAD, is_lossy, oddities, opened
 
 LABELS = "dataset.json"
@@ -38,6 +36,14 @@ MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
 #: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
         "thumbnails", "thumbnail", "thumbs"}  # fmt: skip
+_ASTRAY = "links that lead nowhere or in a circle, or no files"
+#: Suffixes of what lies beside pictures and is none.
+_BESIDE = (
+    ".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".log", ".xml", ".pdf", ".py", ".sh",
+    ".pt", ".pth", ".pkl", ".parquet", ".arrow", ".lock", ".sha256", ".md5", ".toml", ".ini", ".mp4", ".cache",
+)  # fmt: skip
+#: Bytes in which the end of a zip lies: its longest comment, and the records before it.
+_END_OF_ZIP = 2**16 + 2**10
 #: Files whose bytes are hashed at a time.
 _HASHED_AT_ONCE, _THREADS = 1024, 8
 #: What the zip reader raises for bytes that are not a whole archive, or whose directory says what cannot be.
@@ -78,6 +84,11 @@ class Files(Protocol):
     @property
     def missing(self) -> list[str]:
         """Links that lead nowhere or in a circle, what is no file (a pipe, a device), what a list of names lacks."""
+        ...
+
+    @property
+    def missing_are(self) -> str:
+        """What `missing` are, in words."""
         ...
 
     @property
@@ -128,7 +139,11 @@ def pictures(files: Files) -> list[int]:
     return encoded or [row for row in rows if files.names[row].lower().endswith(".npy")]
 
 
-_UNLISTED = "not in the list of names"
+def _is_strange(name: str) -> bool:
+    """Whether a suffix is none of pictures, arrays, archives and what is written beside them: it may be a torn name."""
+    suffix = PurePosixPath(name).suffix.lower()
+    known = (*SUFFIXES, *UNREAD, ".npy", ".npz", ".zip", ".tar", ".tgz", ".gz", *_BESIDE)
+    return suffix not in ("", *known)
 
 
 def left_out(files: Files) -> list[str]:
@@ -140,12 +155,10 @@ def left_out(files: Files) -> list[str]:
         ([n for n in plain if n.lower().endswith((".npy", ".npz")) and has_encoded], "arrays beside pictures"),
         ([n for n in plain if n.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz"))], "archives inside the set"),
         ([n for n in plain if "." not in (last := n.rsplit("/", 1)[-1]) and last.upper() != last], "without a suffix"),
+        ([n for n in plain if _is_strange(n)], "by their suffix no pictures"),
         ([n for n in named if is_junk(n)], "hidden, or made by a file manager or notebook"),
         ([n for n in named if not is_junk(n) and n.lower().endswith(UNREAD)], "in a format that is not read"),
-        (
-            files.missing,
-            _UNLISTED if isinstance(files, H5Files) else "links that lead nowhere or in a circle, or no files",
-        ),
+        (files.missing, files.missing_are),
     ):
         if found:
             first = printable(found[0]) + ", ..." * (len(found) > 1)
@@ -230,6 +243,8 @@ def _walk(
 class FolderFiles:
     """The files below a folder, named by their path inside it."""
 
+    missing_are = _ASTRAY
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names, self.missing = list[str](), list[str]()
@@ -252,13 +267,18 @@ class FolderFiles:
         path = self.path / self.names[row]
         try:
             with path.open("rb") as file:
-                _refuse_large(path, self.names[row], os.fstat(file.fileno()).st_size)
+                refuse_large(path, self.names[row], os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}). Restore it.") from None
 
 
-def _refuse_large(path: Path, name: str, size: int) -> None:
+def refuse_large(path: Path, name: str, size: int) -> None:
+    """See that a byte string is not larger than what is meant.
+
+    Raises:
+        UserError: it is.
+    """
     most = MOST_LABEL_BYTES if name == LABELS else MOST_BYTES
     if size > most:
         raise UserError(
@@ -279,13 +299,36 @@ def _refuse_escape(path: Path, member: zipfile.ZipInfo) -> None:
         raise UserError(f"{path}: the member {member.filename!r} is a link. Get the file elsewhere.")
 
 
+def _refuse_swallowed(path: Path, found: int) -> None:
+    """Compare the members of a zip with the number of them that its end says: damage may hide one behind another.
+
+    Raises:
+        zipfile.BadZipFile: they are fewer, or more.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END_OF_ZIP))
+        end = file.read()
+    at, wide = end.rfind(b"PK\5\6"), end.rfind(b"PK\6\6")
+    if at < 0 or len(end) < at + 12:
+        return
+    (said,) = struct.unpack_from("<H", end, at + 10)
+    if said == 0xFFFF and 0 <= wide <= len(end) - 40:
+        (said,) = struct.unpack_from("<Q", end, wide + 32)
+    if said not in (found, 0xFFFF):
+        raise zipfile.BadZipFile(f"its end says {said:,} members, its directory has {found:,}")
+
+
 class ZipFiles:
     """The members of a zip file, read by position: no lock, no shared file cursor, one file handle."""
+
+    missing_are = _ASTRAY
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
+                _refuse_swallowed(path, len(archive.infolist()))
                 members = sorted(
                     (m for m in archive.infolist() if not m.filename.endswith("/")), key=lambda m: m.filename
                 )
@@ -298,7 +341,7 @@ class ZipFiles:
         self._offset = np.array([m.header_offset for m in members], dtype=np.int64)
         self._size = np.array([m.compress_size for m in members], dtype=np.int64)
         self._crc = np.array([m.CRC for m in members], dtype=np.int64)
-        self._method = np.array([m.compress_type for m in members], dtype=np.int16)
+        self._method = np.array([m.compress_type for m in members], dtype=np.int64)
         self._encrypted = np.array([bool(m.flag_bits & 1) for m in members])
         self._whole = np.array([m.file_size for m in members], dtype=np.int64)
         self.state, self.missing = State.of([(str(path.absolute()), path.stat())]), list[str]()
@@ -318,13 +361,13 @@ class ZipFiles:
 
     def read(self, row: int) -> bytes:
         """See `Files.read`; checks the CRC."""
-        _refuse_large(self.path, self.names[row], max(int(self._size[row]), int(self._whole[row])))
-        start = int(self._offset[row])
+        refuse_large(self.path, self.names[row], max(int(self._size[row]), int(self._whole[row])))
+        start = max(0, int(self._offset[row]))
         header = os.pread(self._handle, 30, start)
         if len(header) == 30:
             name_length, extra_length = struct.unpack("<HH", header[26:30])
-            raw = os.pread(self._handle, int(self._size[row]), start + 30 + name_length + extra_length)
             try:
+                raw = os.pread(self._handle, int(self._size[row]), start + 30 + name_length + extra_length)
                 if self._encrypted[row]:
                     raise UserError(f"{self.path}: {self.names[row]} is encrypted. Unpack it and zip it again.")
                 if self._method[row] != zipfile.ZIP_STORED:
@@ -335,74 +378,6 @@ class ZipFiles:
             except (zlib.error, OSError):
                 pass
         raise UserError(f"{self.path}: {self.names[row]} is damaged (its CRC is wrong). Copy the zip file again.")
-
-
-class H5Files:
-    """The datasets of an HDF5 file whose names lie in NAME_h5.json beside it, as REPA-E prepares them."""
-
-    def __init__(self, path: Path) -> None:
-        import h5py
-
-        self.path = path
-        listing = path.with_name(f"{path.stem}_h5.json")
-        if not listing.is_file():
-            raise UserError(
-                f"{path} has no {listing.name} beside it, the list of its images' names (REPA-E's form). Write one, or "
-                "save an array as .npz."
-            )
-        names = read_json(listing)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{listing} is not a list of names. Prepare {path.name} again.")
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise UserError(f"{path} is not a whole HDF5 file ({error}). Copy it again.") from None
-        self._lock = threading.Lock()  # h5py is not safe to use from several threads
-        self.names = sorted({*names, *((LABELS,) if LABELS in self._file else ())})
-        self.missing = sorted(self._unlisted())
-        self.state = State.of([(str(path.absolute()), path.stat())])
-
-    def _unlisted(self) -> Iterator[str]:
-        """What lies beside the names. Groups are counted first: a million names need not be read again."""
-        listed: dict[str, set[str]] = {"": set()}
-        for parts in (name.split("/") for name in self.names):
-            for k in range(len(parts)):
-                listed.setdefault("/".join(parts[:k]), set()).add(parts[k])
-        for group, inside in listed.items():
-            if self._is_own(group) and hasattr(held := self._file[group or "/"], "keys") and len(held) > len(inside):
-                yield from (f"{group}/{name}".lstrip("/") for name in held if name not in inside)
-
-    def content(self, rows: Sequence[int]) -> str:
-        """See `Files.content`; of the file as a whole."""
-        return digest_of([[self.names[row] for row in rows], content_of(self.path)])
-
-    def read(self, row: int) -> bytes:
-        """See `Files.read`; refuses what would be read from another file."""
-        name = self.names[row]
-        try:
-            with self._lock:
-                self._refuse_outside(name)
-                data = self._file[name]
-                _refuse_large(self.path, name, data.nbytes)
-                value = data[()]
-        except (KeyError, OSError, AttributeError, TypeError) as error:
-            raise UserError(f"{self.path}: {printable(name)} cannot be read ({error}). Copy the file again.") from None
-        return value if isinstance(value, bytes) else np.asarray(value).tobytes()
-
-    def _is_own(self, path: str) -> bool:
-        """Whether all links on the way are to things in this very file."""
-        import h5py
-
-        parts = [part for part in path.split("/") if part]
-        above = ("/".join(parts[: k + 1]) for k in range(len(parts)))
-        return all(isinstance(self._file.get(p, getlink=True), h5py.HardLink) for p in above)
-
-    def _refuse_outside(self, name: str) -> None:
-        if not self._is_own(name) or self._file[name].external or self._file[name].is_virtual:
-            raise UserError(
-                f"{self.path}: {printable(name)} is a link or lies in another file. Get the file elsewhere, or write "
-                "it with its contents in it."
-            )
 
 
 def row_of(files: Files, name: str) -> int | None:
@@ -427,6 +402,11 @@ def labels_of(files: Files, names: Sequence[str]) -> Tensor:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{where} does not read {{"labels": [["NAME", LABEL], ...]}}. Prepare the set again.') from None
     try:
+        if gone := sorted(table.keys() - set(files.names)):
+            raise UserError(
+                f"{where} has labels of {len(gone):,} images that are not there ({printable(gone[0])}): the set is not "
+                "whole. Restore them, or take their labels out."
+            )
         return torch.tensor([table[name] for name in names], dtype=torch.int64)
     except KeyError as error:
         raise UserError(f"{where} has no label for {printable(error.args[0])}. Prepare the set again.") from None

@@ -28,7 +28,6 @@ from recipes.data.files import (
     LABELS,
     Files,
     FolderFiles,
-    H5Files,
     ZipFiles,
     fingerprint,
     labels_of,
@@ -38,6 +37,7 @@ from recipes.data.files import (
     read_json,
     row_of,
 )
+from recipes.data.hdf5 import H5Files
 
 #: What a preparation writes first and the manifest completes.
 PLAN = "plan.json"
@@ -241,7 +241,7 @@ class StoredImages:
             raise self._damaged(shard, f"the manifest says that it has {facts.bytes} bytes")
         if content_of(path) != facts.sha256:
             raise self._damaged(shard, "its SHA-256 is not the manifest's")
-        loaded = datasets.Dataset.load_from_disk(str(path.parent), keep_in_memory=False)
+        loaded = datasets.Dataset.from_file(str(path), in_memory=False)  # this file, whatever lies beside it
         if len(loaded) != facts.count:
             raise self._damaged(shard, f"it holds {len(loaded)} images, the manifest says {facts.count}")
         return loaded.data

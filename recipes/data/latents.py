@@ -176,7 +176,13 @@ class LatentStore:
         data = read_json(path)
         if not isinstance(data, dict) or "plan" not in data:
             raise UserError(f"{path} is not the manifest of cached latents. Choose the folder that `prepare` wrote.")
-        store = cls(folder, LatentsManifest.parse(data, where=str(path)))
+        manifest = LatentsManifest.parse(data, where=str(path))
+        if manifest != _joined(folder):
+            raise UserError(
+                f"{path} is damaged: it does not say what the .json files of the shards beside it say. Remove "
+                f"{folder}, and prepare the latents again."
+            )
+        store = cls(folder, manifest)
         store.verify()
         return store
 
@@ -387,6 +393,17 @@ def finish_latents(folder: Path) -> LatentStore:
     Raises:
         UserError: names a shard that is missing.
     """
+    manifest = _joined(folder)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    return LatentStore.open(folder)
+
+
+def _joined(folder: Path) -> LatentsManifest:
+    """What the sidecars of all shards say together.
+
+    Raises:
+        UserError: names a shard that is missing.
+    """
     first = _finished(folder, 0)
     if first is None:
         raise UserError(f"{_shard(folder, 0)} is missing: run the preparation again.")
@@ -404,11 +421,9 @@ def finish_latents(folder: Path) -> LatentStore:
     for sidecar in found[1:]:
         total += sidecar.sums
     mean, std = total.statistics()
-    manifest = LatentsManifest(
+    return LatentsManifest(
         plan=plan,
         sha256=tuple(sidecar.sha256 for sidecar in found),
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
-    return LatentStore.open(folder)

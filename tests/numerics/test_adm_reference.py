@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,18 @@ def test_what_is_no_covariance_is_refused(name, tmp_path):
             read_adm_reference(tmp_path / "bad.npz")
         assert re.search(sentence.replace("mu", names[0]).replace("sigma", names[1]), str(told.value))
         assert "again." in str(told.value)
+
+
+@pytest.mark.parametrize(("shape", "sentence"), [((60_000, 60_000), "8,192 features"), ((12, 12), "has 0 bytes")])
+def test_small_files_that_ask_for_much_are_refused(shape, sentence, tmp_path):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        with archive.open("mu.npy", "w") as file:
+            np.save(file, MEAN)
+        archive.writestr("sigma.npy", head.getvalue())
+    with pytest.raises(UserError, match=f"sigma .*{sentence}"):
+        read_adm_reference(tmp_path / "bad.npz")
 
 
 def test_half_a_pair_is_refused(tmp_path):

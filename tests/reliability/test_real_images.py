@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -14,6 +15,7 @@ import zlib
 from pathlib import Path
 
 import h5py
+import imagenet_tree as tree
 import numpy as np
 import PIL.Image
 import pytest
@@ -31,7 +33,7 @@ from harness.scoring.paired_images import Beside, paired_by_name
 from recipes.core import content
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
-from recipes.data import files
+from recipes.data import hdf5
 from recipes.data.decoding import UNDECODABLE, decode, oddities, opened
 from recipes.data.images import open_images
 
@@ -907,9 +909,77 @@ def test_an_hdf5_file_reads_no_other(how, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["a"], other["group/a.png"] = raw, raw
     path = h5_with(tmp_path / "x.h5", lambda file: OUTSIDE[how](file, tmp_path / "other.h5"))
-    for read in (opened_set, files.H5Files(path).read):
+    for read in (opened_set, hdf5.H5Files(path).read):
         with pytest.raises(UserError, match=r"x/a\.png is a link or lies in another file"):
             read(path if read is opened_set else 0)
+
+
+@pytest.mark.parametrize("spelled", ["./{}", "x//../{}", "{}"])
+def test_names_as_find_prints_them(spelled, tmp_path):
+    folder = write_folder(tmp_path / "a", name="00001/{:06d}.png")
+    place = write_h5(tmp_path / "a.h5", folder)
+    listing = place.with_name("a_h5.json")
+    names = json.loads(listing.read_text())
+    listing.write_text(json.dumps([spelled.format(name) for name in names]))
+    if ".." in spelled:
+        with pytest.raises(UserError, match="holds no image"):
+            opened_set(place)
+    else:
+        assert np.array_equal(pixels(place), IMAGES)
+
+
+def test_a_group_is_no_image(tmp_path):
+    path = h5_with(tmp_path / "x.h5", lambda file: file.create_group("x/a.png"))
+    with pytest.raises(UserError, match=r"x/a\.png is no image\. Take it out of x_h5\.json"):
+        opened_set(path)
+
+
+def directory_of(raw: bytearray, number: int) -> int:
+    """Where a member's entry in a zip's directory begins."""
+    at = -1
+    for _ in range(number + 1):
+        at = raw.index(b"PK\1\2", at + 1)
+    return at
+
+
+FLIPS = {
+    "a long comment hides members": (33, 0x01, "its end says"),
+    "another suffix": (46 + len("000001.p"), 0x08, "left out, by their suffix no pictures"),
+    "no signature": (0, 0x20, "is not a whole zip file"),
+    "an unknown method": (11, 0x80, "packed by|is not a whole|cannot be"),
+    "a torn extra field": (30, 0x08, "is not a whole zip file|left out|damaged"),
+    "an offset beyond the file": (44, 0x40, "damaged|is not a whole"),
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_a_flipped_bit_in_the_directory_of_a_zip_is_seen(name, tmp_path):
+    place = write_zip(tmp_path / "a.zip", write_folder(tmp_path / "a"))
+    raw = bytearray(place.read_bytes())
+    offset, bit, sentence = FLIPS[name]
+    raw[directory_of(raw, 1) + offset] ^= bit
+    place.write_bytes(raw)
+    try:
+        found = opened_set(place)
+        told = " ".join(found.warnings)
+        found.read(0, len(found))
+    except UserError as error:
+        told = str(error)
+    assert re.search(sentence, told), told
+
+
+def test_labels_of_images_that_are_not_there_are_refused(tmp_path):
+    place = tree.write_edm2_zip(tmp_path / "a.zip", tree.make_squares(n=6))
+    open_images(place)
+    with zipfile.ZipFile(place) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist()}
+    lost = next(name for name in kept if name.endswith(".png"))
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, content in kept.items():
+            if name != lost:
+                archive.writestr(name, content)
+    with pytest.raises(UserError, match=f"has labels of 1 images that are not there .{lost}.*Restore them"):
+        open_images(place)
 
 
 def test_small_files_that_ask_for_much_are_refused(tmp_path):
@@ -1019,11 +1089,15 @@ def test_replaced_rows_of_a_data_set_are_seen(tmp_path):
         made.to_parquet(str(tmp_path / "x.parquet"))
 
     save(0)
-    prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)
+    first = prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)
     prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)  # nothing to do
+    before = (tmp_path / "x.parquet").stat()
     save(3)
+    os.utime(tmp_path / "x.parquet", ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync and tar do
     with pytest.raises(UserError, match="changed"):
         prepare_images(str(tmp_path / "x.parquet"), tmp_path / "out", side=16)
+    again = prepare_images(str(tmp_path / "x.parquet"), tmp_path / "new", side=16)
+    assert again["content"] != first["content"]
 
 
 def test_trees_that_say_no_class_are_refused(tmp_path):

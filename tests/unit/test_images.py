@@ -335,8 +335,13 @@ def test_sources_that_are_not_there(raw, tmp_path):
         open_source(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=f"give {raw}"):
         open_source(str(raw.parent))
-    with pytest.raises(UserError, match=r"could not be loaded .*accept its terms.*HF_HUB_OFFLINE=0"):
+    with pytest.raises(UserError, match="no Hugging Face data set; it is empty"):
         open_source(str(tmp_path))
+    (tmp_path / "x.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"needs one image column|could not be loaded"):
+        open_source(str(tmp_path))
+    with pytest.raises(UserError, match=r"could not be loaded .*accept its terms.*HF_HUB_OFFLINE=0"):
+        open_source("nobody/nothing")
 
 
 def test_png_is_lossless():

@@ -141,7 +141,7 @@ def test_damage_is_named(images, store, tmp_path):
     with pytest.raises(UserError, match=r"00003\.npy is damaged"):
         LatentStore.open(folder)
     (folder / "00003.npy").unlink()
-    with pytest.raises(UserError, match=r"00003\.npy is damaged"):
+    with pytest.raises(UserError, match=r"00003\.npy is missing"):
         LatentStore.open(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -156,6 +157,33 @@ def test_cached_latents_that_were_touched_are_refused(shard, damage, tmp_path, s
         damage(folder / f"{shard:05d}.npy")
     with pytest.raises(UserError, match=rf"{shard:05d}\.npy is damaged: its SHA-256 is not the manifest's"):
         LatentStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(name, key) for name in ("manifest.json", "00000.json", "00002.json") for key in ("mean", "tokenizer", "count")]
+    + [("manifest.json", "std"), ("00000.json", "square"), ("00002.json", "variance")],
+)
+def test_what_is_said_of_cached_latents_is_checked(name, key, tmp_path):
+    """Their mean and deviation normalise what is trained on."""
+    folder = _latents(tmp_path)
+    text = (folder / name).read_text()
+    found = re.search(rf'"{key}": \[?\s*"?([\w.-]+)', text)
+    assert found is not None
+    at = found.start(1) + (2 if "." in found[1] else 0)
+    other = "7" if text[at] != "7" else "1"
+    (folder / name).write_text(text[:at] + other + text[at + 1 :])
+    with pytest.raises(UserError, match=r"manifest\.json is damaged|holds latents with|is missing"):
+        LatentStore.open(folder)
+
+
+def test_prepared_images_are_those_that_were_hashed(tmp_path):
+    """Whatever lies beside them."""
+    prepare_images(str(tree.write_tree(tmp_path / "raw")), tmp_path / "images", side=16, shard_size=30)
+    before, folder = open_images(tmp_path / "images"), tmp_path / "images" / "00000"
+    shutil.copy(tmp_path / "images" / "00001" / "data-00000-of-00001.arrow", folder / "other.arrow")
+    (folder / "state.json").write_text((folder / "state.json").read_text().replace("data-00000-of-00001", "other"))
+    assert (open_images(tmp_path / "images").pixels(0) == before.pixels(0)).all()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
