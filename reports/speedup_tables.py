@@ -97,5 +97,5 @@ def epochs_table(epochs: Mapping[str, Mapping[str, float | None]], target: float
         f"Epochs to an unguided FID of {target:g}",
         ("recipe", "first checkpoint", "log-log"),
         tuple(rows),
-        "EP_FID@k (arXiv 2605.18324), in epochs of 1,281,167 images; of curves averaged over training seeds.",
+        "EP_FID@k (arXiv 2605.18324), in epochs of ImageNet's training images; of curves averaged over training seeds.",
     )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL
+from harness.metrics.manifold import Points, manifold
 
 
 def pictures(seed: int, count: int, side: int = 32) -> np.ndarray:
@@ -43,3 +44,9 @@ def write_sets(root: Path, **sets: np.ndarray) -> Path:
         for k, image in enumerate(images):
             PIL.Image.fromarray(image).save(root / name / f"{k:06d}.png")
     return root
+
+
+def precision_recall(*, real: Points, fake: Points, k: int = 3, **options: int) -> tuple[float, float]:
+    """Improved precision and recall (arXiv 1904.06991) of features (N, D) and (M, D)."""
+    found = manifold(real=real, fake=fake, k=k, **options)
+    return found.precision, found.recall

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,9 +78,7 @@ def speedup(
 
     if (curves is None) == (not runs):
         raise UserError("name what to compare: results folders, or --curves FILE.csv.")
-    for flag, value in (("--target", target), ("--cv", cv)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} {value:g}: a positive number is meant.")
+    _refuse_not_positive({"--target": target, "--cv": cv})
     if curves is not None:
         noise = None if cv is None else SeedNoise(cv, 0, 1.0, "--cv")
         wanted = part.selection()
@@ -91,6 +90,17 @@ def speedup(
         print(json.dumps(found.as_dict(), indent=1))
     else:
         print_tables(found.text_tables())
+
+
+def _refuse_not_positive(given: Mapping[str, float | None]) -> None:
+    """See that options that are given are positive numbers.
+
+    Raises:
+        UserError: one is not.
+    """
+    for flag, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} {value:g}: a positive number is meant.")
 
 
 @commands.command()
@@ -225,16 +235,26 @@ def report(
         for line in (found := build.check(whole, check)):
             print(visible(f"{check}: {line}"))
         raise typer.Exit(1 if found else 0)
-    wanted = [name.strip() for name in formats.split(",") if name.strip()]
-    for name in wanted:
-        if name not in build.FORMATS:
-            raise UserError(f"--format: there is no format '{name}'.{nearest(name, build.FORMATS)}")
-    if not wanted:
-        raise UserError(f"--format names none; there are {', '.join(build.FORMATS)}.")
+    wanted = _formats(formats, build.FORMATS)
     place = out or runs[0] / "report"
     if out is not None or runs[0].is_dir():  # what is no folder is refused by its own name
         refuse_unwritable("--out", place)
     say(build.build(whole, place, wanted))
+
+
+def _formats(text: str, known: Sequence[str]) -> list[str]:
+    """The formats of a report that were asked for.
+
+    Raises:
+        UserError: there is none of that name, or none is named.
+    """
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--format: there is no format '{name}'.{nearest(name, known)}")
+    if not wanted:
+        raise UserError(f"--format names none; there are {', '.join(known)}.")
+    return wanted
 
 
 runs_app = typer.Typer(cls=ListedByDefault, help="What a results folder holds; take one run away.")

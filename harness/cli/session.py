@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.pipeline.run_suite import Work
     from harness.pipeline.session import Session
     from harness.suites.base import Suite
+    from recipes.core.spec import Execution
 
 
 @contextmanager
@@ -26,7 +27,6 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
     from harness.suites import suite
     from harness.suites.base import Budget
     from recipes.core.distributed import world
-    from recipes.core.spec import Execution
 
     chosen = suite(place.suite, overrides(place.set_ or ()))
     changed = chosen.identity() != suite(place.suite).identity()
@@ -43,18 +43,6 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
     )
     device = "cpu" if place.device == "auto" and not chosen.wants_gpu else place.device
     with world(device) as here:
-        execution = Execution(device=here.device.type)
-        if isinstance(place, Laid):
-            execution = Execution(
-                device=here.device.type,
-                micro_batch=place.micro_batch,
-                compile=here.device.type == "cuda" if place.compile is None else place.compile,
-                checkpointing=place.checkpointing,
-                threads=place.threads,
-                save_every=place.save_every,
-                keep=place.keep,
-                on_nan=place.on_nan.value,
-            )
         yield Session(
             chosen,
             budget,
@@ -62,11 +50,29 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
             store_of(place.cache),
             Reporter(quiet=not here.main),
             world=here,
-            execution=execution,
+            execution=_execution(place, here.device.type),
             data=place.data,
             keep_samples=isinstance(place, Scored) and place.keep_samples,
             seeds=tuple(dict.fromkeys((isinstance(place, Chosen) and place.seeds) or chosen.default_seeds)),
         )
+
+
+def _execution(place: Place, device: str) -> Execution:
+    """How a command computes on a device, which decides no number."""
+    from recipes.core.spec import Execution
+
+    if not isinstance(place, Laid):
+        return Execution(device=device)
+    return Execution(
+        device=device,
+        micro_batch=place.micro_batch,
+        compile=device == "cuda" if place.compile is None else place.compile,
+        checkpointing=place.checkpointing,
+        threads=place.threads,
+        save_every=place.save_every,
+        keep=place.keep,
+        on_nan=place.on_nan.value,
+    )
 
 
 def variants_of(suite: Suite, chosen: Sequence[str] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,27 +156,6 @@ class MomentSums:
         if self.n < 2:
             raise ValueError("a covariance needs at least two samples")
         return Moments(self.mean.clone(), (self.scatter + self.scatter.T) / (2 * (self.n - 1)), self.n)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What to save: n () int64, mean (D,) and scatter (D, D) float64."""
-        return {"n": torch.tensor(self.n), "mean": self.mean, "scatter": self.scatter}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MomentSums:
-        """The reverse of `tensors`.
-
-        Raises:
-            ValueError: a name is missing, or a shape, a type or the count is not what `tensors` gives.
-        """
-        if missing := {"n", "mean", "scatter"} - set(tensors):
-            raise ValueError(f"saved sums lack {sorted(missing)}")
-        n, mean, scatter = tensors["n"], tensors["mean"], tensors["scatter"]
-        dim = mean.numel()
-        if mean.shape != (dim,) or scatter.shape != (dim, dim) or {mean.dtype, scatter.dtype} != {torch.float64}:
-            raise ValueError("saved sums are not a float64 mean (D,) and scatter (D, D)")
-        if n.numel() != 1 or n.is_floating_point() or int(n) < 0:
-            raise ValueError("saved sums hold no count")
-        return cls(int(n), mean.clone(), scatter.clone())
 
 
 def _leading(ascending: Tensor, rank: int) -> Tensor:

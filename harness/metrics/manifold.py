@@ -91,16 +91,6 @@ def _manifold(k: int, balls: Tensor, covered: Tensor, recalled: Tensor) -> Manif
     )
 
 
-def precision_recall(*, real: Points, fake: Points, k: int = 3, budget: int = BUDGET) -> tuple[float, float]:
-    """Improved precision and recall (arXiv 1904.06991) of features (N, D) and (M, D); see `manifold`.
-
-    Returns:
-        precision, the share of `fake` inside a k-nearest-neighbour ball of `real`, and recall, the reverse.
-    """
-    result = manifold(real=real, fake=fake, k=k, budget=budget)
-    return result.precision, result.recall
-
-
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No TF32 or bfloat16 in products, which the bound on their error does not allow for."""

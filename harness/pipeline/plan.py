@@ -17,7 +17,7 @@ from harness.pipeline.probe import Probe, probe
 from harness.pipeline.rehearsal import Whole, rehearse, scoring, whole
 from harness.results.inference import SeedNoise, detectable, seeds_to_detect
 from harness.results.noise import NOISE
-from harness.suites.base import Budget, Suite, draws_of
+from harness.suites.base import IMAGENET_TRAIN, Budget, Suite, draws_of
 from harness.suites.digits import DigitsSuite
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
@@ -28,7 +28,6 @@ from recipes.training.build import build_networks, layout
 from recipes.training.flops import flops_per_step
 from recipes.training.spec import RunSpec
 
-IMAGENET_TRAIN = 1_281_167
 #: A lossless PNG of a photograph takes about 0.6 of its pixels.
 PNG_SHARE = 0.6
 #: Bytes for each parameter in training: float32 weights, gradients and two moments.

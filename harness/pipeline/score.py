@@ -112,6 +112,17 @@ class Outcome:
     few: list[str] = field(default_factory=list)
     """What their number, which the protocol says, is too small for."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, in the main process."""
+        assert self.metrics is not None
+        return {
+            **self.metrics.model_dump(exclude_none=True),
+            **self.more,
+            "n_fake": self.count,
+            "warnings": self.dubious + self.few,
+            **({"samples": str(self.kept)} if self.kept else {}),
+        }
+
 
 def draw_and_score(
     session: Session,
@@ -159,11 +170,9 @@ def _score_record(
 ) -> ScoreRecord:
     """Of a judged evaluation; `flops` is the cost of one training step."""
     assert outcome.metrics is not None
-    spec, clock, variant = (
-        evaluation.run.spec,
-        evaluation.run.clock(evaluation.step),
-        session.suite.variants[evaluation.run.spec.variant],
-    )
+    spec, clock = evaluation.run.spec, evaluation.run.clock(evaluation.step)
+    variant = session.suite.variants[spec.variant]
+    dubious = [f"at step {evaluation.step} under {evaluation.protocol.label}, {about}" for about in outcome.dubious]
     pace = pace_of(evaluation.run, evaluation.step)
     return ScoreRecord(
         **session.common(),
@@ -173,11 +182,7 @@ def _score_record(
         recipe=spec.recipe,
         seed=spec.train.seed,
         run=spec.digest(),
-        notes=[
-            *notes_of_run(evaluation.run, evaluation.step),
-            *pace.notes,
-            *(f"at step {evaluation.step} under {evaluation.protocol.label}, {told}" for told in outcome.dubious),
-        ],
+        notes=[*notes_of_run(evaluation.run, evaluation.step), *pace.notes, *dubious],
         weights_hash=evaluation.run.weights_hash(evaluation.step),
         step=evaluation.step,
         images=evaluation.step * spec.train.batch_size,
@@ -229,7 +234,6 @@ def score_imported(
     opened = [open_imported(session, folder, tokenizer, step, protocol) for protocol in protocols]
     prepared = prepare(session, [])
     evaluations = [replace(evaluation, assets=prepared.evaluator_assets) for evaluation in opened]
-    evaluator = prepared.require_evaluator()
     out: dict[str, Any] = {"run": str(folder), "recipe": evaluations[0].run.spec.recipe, "step": evaluations[0].step}
     out["warnings"] = notes_of(evaluations[0])
     for evaluation in evaluations:
@@ -245,14 +249,10 @@ def score_imported(
                 continue
             outcome.shards.clear()
         out[evaluation.protocol.label] = {
-            **outcome.metrics.model_dump(exclude_none=True),
-            **outcome.more,
-            "n_fake": outcome.count,
-            "n_real": evaluator.reference.count or 0,
+            **outcome.as_dict(),
+            "n_real": prepared.require_evaluator().reference.count or 0,
             "protocol_digest": evaluation.protocol_digest,
             "assets": dict(evaluation.assets),
-            "warnings": outcome.dubious + outcome.few,
-            **({"samples": str(outcome.kept)} if outcome.kept else {}),
         }
     return out
 

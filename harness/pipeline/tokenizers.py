@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,25 +61,22 @@ def measure_tokenizer(
     """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
     evaluator = prepared.require_evaluator()
     originals = evaluator.reference_images[:RECONSTRUCTED]
-    tokenizer = tokenizer.to(session.world.device)
-    latent, images = _reconstructed(tokenizer, originals, session.suite.chunk)
-    called = name if run is None else run.spec.name
+    latent, images = _reconstructed(tokenizer.to(session.world.device), originals, session.suite.chunk)
+    called, trained = name if run is None else run.spec.name, _of_run(run)
     for note in of_a_set(rows_about(images), f"reconstructions by {called}"):
-        session.note(note, run.spec.variant if run else None, run.spec.train.seed if run else None)
-    grid = f"reconstructions/{called}-{step or 0:07d}.png"
-    save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
+        session.note(note, trained["variant"], trained["seed"])
+    grid, chunk = f"reconstructions/{called}-{step or 0:07d}.png", session.suite.chunk
     components = grid.replace(".png", "-latents.png")
+    save_grid(session.folder / grid, torch.cat((originals[:GRID_COLUMNS], images[:GRID_COLUMNS])), GRID_COLUMNS)
     shown = principal_images(latent, session.suite.image_size)[:GRID_COLUMNS]
     save_grid(session.folder / components, shown, GRID_COLUMNS)
-    fake = Measured([outputs_of(images.split(session.suite.chunk), evaluator.network)])
-    pairs = list(zip(images.split(session.suite.chunk), originals.split(session.suite.chunk), strict=True))
+    fake = Measured([outputs_of(images.split(chunk), evaluator.network)])
+    pairs = list(zip(images.split(chunk), originals.split(chunk), strict=True))
     distances = [evaluator.lpips(a, b).cpu() for a, b in pairs] if evaluator.lpips else None
     return TokenizerRecord(
         **session.common(),
         name=name,
-        variant=run.spec.variant if run else None,
-        seed=run.spec.train.seed if run else None,
-        run=run.spec.digest() if run else None,
+        **trained,
         step=step,
         rfid=frechet.frechet_distance(real=evaluator.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
         psnr=float(torch.cat([reconstruction.psnr_each(a, b) for a, b in pairs]).mean()),
@@ -92,6 +90,13 @@ def measure_tokenizer(
         grid=grid,
         components=components,
     )
+
+
+def _of_run(run: Run | None) -> dict[str, Any]:
+    """What a record says of the run that trained a tokenizer, if one did."""
+    if run is None:
+        return {"variant": None, "seed": None, "run": None}
+    return {"variant": run.spec.variant, "seed": run.spec.train.seed, "run": run.spec.digest()}
 
 
 def _reconstructed(tokenizer: Autoencoder, originals: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

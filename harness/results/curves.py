@@ -13,6 +13,7 @@ from harness.results.estimate import Estimate, estimate
 from harness.results.inference import SeedNoise, holm, verdict
 from harness.results.seed_notes import TO_THE_END, seed_notes, verdict_notes
 from harness.results.speedup import Curve, Panel, Point, at_steps, average, crossing
+from harness.suites.base import IMAGENET_TRAIN
 from recipes.core.errors import UserError, nearest
 
 #: Columns of a table that count a budget, and the currency that each is.
@@ -30,8 +31,6 @@ WITH_TOKENIZER = {currency: f"{currency}+tokenizer" for currency in CURRENCIES}
 _PLAIN = {counted: currency for currency, counted in WITH_TOKENIZER.items()}
 #: So much above its lowest, a baseline's last FID is an odd target.
 RISES = 1.05
-#: Images of ImageNet-1K's train set: an epoch.
-EPOCH = 1_281_167
 
 
 def title(currency: str) -> str:
@@ -355,7 +354,7 @@ def _families(found: Sequence[RecipeSpeedup]) -> list[RecipeSpeedup]:
 
 
 def epochs_to(observations: Sequence[Observation], target: float) -> dict[str, dict[str, float | None]]:
-    """EP_FID@k (arXiv 2605.18324) of every recipe: epochs of 1,281,167 images until its average curve reaches an FID.
+    """EP_FID@k (arXiv 2605.18324) of every recipe: epochs of ImageNet until its average curve reaches an FID.
 
     The FIDs have to be unguided; that is for the caller to know.
 
@@ -372,8 +371,8 @@ def epochs_to(observations: Sequence[Observation], target: float) -> dict[str, d
         seeds = _Seeds.of([o for o in observations if o.recipe == recipe])
         found = crossing(average(list(seeds.panel("images").values())), target)
         out[recipe] = {
-            "first_checkpoint": None if found is None else found.at / EPOCH,
-            "loglog": None if found is None or found.loglog is None else found.loglog / EPOCH,
+            "first_checkpoint": None if found is None else found.at / IMAGENET_TRAIN,
+            "loglog": None if found is None or found.loglog is None else found.loglog / IMAGENET_TRAIN,
         }
     return out
 

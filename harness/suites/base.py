@@ -12,6 +12,9 @@ from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spe
 from recipes.registry import Recipe, find_recipe
 from recipes.training.spec import RunSpec
 
+#: Images of ImageNet's training set.
+IMAGENET_TRAIN = 1_281_167
+
 
 class Variant(Spec):
     """A recipe, or a recipe with changed options: a configuration, never copied code."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
-from recipes.core.errors import UserError, nearest
+from recipes.core.errors import UserError
 from recipes.core.precision import full_precision
 from recipes.core.spec import Count, Spec
 from recipes.core.state_dicts import find, network_in, notes_of
@@ -195,17 +195,6 @@ DINOV2: dict[str, EncoderSpec] = {
     for spec in (_dinov2("s", "vit_small_patch14_dinov2", 384), *ENCODERS.values())
     if spec.name.startswith("dinov2-")
 }
-
-
-def encoder_spec(name: str) -> EncoderSpec:
-    """The encoder of that name.
-
-    Raises:
-        UserError: no such encoder, with the nearest one.
-    """
-    if name not in ENCODERS:
-        raise UserError(f"there is no encoder '{name}'.{nearest(name, ENCODERS)}")
-    return ENCODERS[name]
 
 
 class Encoder(nn.Module):

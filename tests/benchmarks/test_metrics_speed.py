@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests_support import precision_recall
 
 from harness.features.base import FEATURES, LOGITS, SPATIAL
 from harness.metrics.evaluate import DEFAULT, evaluate
 from harness.metrics.frechet import Moments, MomentSums, frechet_distance
-from harness.metrics.manifold import Manifold, manifold, manifolds, precision_recall
+from harness.metrics.manifold import Manifold, manifold, manifolds
 from harness.scoring import feature_shards
 from harness.scoring.image_sets import FolderImages
 from harness.scoring.score_images import Job

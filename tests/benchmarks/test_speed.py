@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from tests_support import precision_recall
 
 from harness.metrics.frechet import Moments, frechet_distance
-from harness.metrics.manifold import precision_recall
 from harness.suites import suite
 from recipes.base import Networks
 from recipes.core.batch import Batch

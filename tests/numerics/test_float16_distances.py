@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests_support import precision_recall
 from torch import Tensor
 
 from harness.checks import adm_evaluator, crosscheck
-from harness.metrics.manifold import precision_recall
 from harness.runtime.progress import Reporter
 
 WIDTH, K = 2048, 3

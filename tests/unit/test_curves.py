@@ -11,7 +11,6 @@ import pytest
 from harness.cli.app import main
 from harness.results.curve_csv import read_csv
 from harness.results.curves import (
-    EPOCH,
     WITH_TOKENIZER,
     Observation,
     Selection,
@@ -23,6 +22,7 @@ from harness.results.curves import (
     select,
 )
 from harness.results.inference import SeedNoise
+from harness.suites.base import IMAGENET_TRAIN
 from recipes.core.errors import UserError
 
 HEADER = "recipe,seed,generation_seed,step,fid"
@@ -63,7 +63,7 @@ def test_by_hand(tmp_path):
     assert (steps["verdict"], flops["verdict"]) == ("better", "worse")
     assert set(steps["by_seed"]) == {"0", "1"}
     epochs = epochs_to(read_csv(write(tmp_path)), 5.0)
-    assert epochs["fast"]["loglog"] == pytest.approx(200 * math.sqrt(1.01) * 256 / EPOCH, rel=1e-6)
+    assert epochs["fast"]["loglog"] == pytest.approx(200 * math.sqrt(1.01) * 256 / IMAGENET_TRAIN, rel=1e-6)
     assert epochs["slow"]["loglog"] is None  # 5 * sqrt(1.01) is its last
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
-from recipes.models.encoder import ENCODERS, Encoder, EncoderSpec, encoder_spec, load_encoder
+from recipes.models.encoder import ENCODERS, Encoder, EncoderSpec, load_encoder
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 # Millions, of the networks without classifier and pooling.
@@ -52,12 +52,6 @@ def test_every_entry_builds_and_gives_256_tokens(spec):
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(
         MILLIONS[spec.name] - 0.002 * (not spec.final_norm), abs=0.06
     )
-    assert encoder_spec(spec.name) is spec
-
-
-def test_an_unknown_name_has_its_nearest():
-    with pytest.raises(UserError, match="Did you mean 'dinov2-vit-b'"):
-        encoder_spec("dinov2-vitb")
 
 
 def expected(spec: EncoderSpec, network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
