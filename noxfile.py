@@ -1,4 +1,5 @@
-"""Sessions of repa-bench. All share one environment: torch with CUDA is 5 GB, too much for one each.
+"""Sessions of repa-bench. All share one environment: torch with CUDA is 5 GB, too much for one each. What only
+developers need is installed when a session first wants it.
 
 nox -s demo              the comparison on real digits, minutes on two cores
 nox -s repa_e -- ARGS    train and score one recipe; ARGS go to `repa-bench run`
@@ -26,23 +27,29 @@ nox.options.error_on_external_run = False
 
 
 def made(folder: Path, python: str, extra: str) -> bool:
-    """Make an environment, or bring it up to date when pyproject.toml has changed; whether that could be done."""
+    """Make an environment, or bring it up to date when pyproject.toml has changed; whether that could be done.
+
+    An environment that has more than an extra, `dev` more than none, will do for it.
+    """
     stamp, wanted = folder / "repa-bench.stamp", hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
+    done = stamp.read_text().split() if stamp.exists() else []
+    if done[:1] == [wanted] and extra in ("", *done[1:]):
         return True
-    print(f"setting up {folder} (once; torch is about 3 GB)", flush=True)
+    extra = extra or " ".join(done[1:])  # what was there is brought up to date too
+    print(f"setting up {folder} (once; torch and what it brings are about 3 GB to fetch, 6 on the disk)", flush=True)
     if not (folder / BIN).exists():
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
     pip = [str(folder / BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]"], check=False).returncode:
+    if subprocess.run([*pip, "--editable", f"{ROOT}[{extra}]" if extra else str(ROOT)], check=False).returncode:
         return False
-    stamp.write_text(wanted)
+    stamp.write_text(f"{wanted} {extra}")
+    print(f"repa-bench lies in {folder / BIN}; `source {folder / BIN / 'activate'}` puts it on the path", flush=True)
     return True
 
 
-def environment(session: nox.Session) -> None:
-    """The shared environment."""
-    if not made(ENVIRONMENT, sys.executable, "dev"):
+def environment(session: nox.Session, command: str) -> None:
+    """The shared environment, with what a command needs."""
+    if not made(ENVIRONMENT, sys.executable, "" if command == "repa-bench" else "dev"):
         session.error("pip could not install what pyproject.toml names")
 
 
@@ -61,7 +68,7 @@ def newer_pythons() -> list[str]:
 
 def run(session: nox.Session, command: str, *arguments: str) -> None:
     """Run a command of the shared environment."""
-    environment(session)
+    environment(session, command)
     session.run(str(ENVIRONMENT / BIN / command), *arguments, external=True)
 
 
