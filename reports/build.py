@@ -21,7 +21,7 @@ from harness.results.claims import judge
 from harness.results.comparison import BASELINE, Comparison, load
 from harness.results.curves import Observation, Selection, title
 from recipes.core.atomic import write_bytes
-from recipes.core.errors import UserError
+from recipes.core.errors import UserError, visible
 from reports import figures, tables
 from reports import table as reports_table
 from reports.pictures import Pictures
@@ -214,6 +214,7 @@ def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # names may hold what a terminal obeys
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -77,6 +77,14 @@ def test_a_report_has_no_link_of_a_record(tmp_path):
     assert not re.search(r"<a [^>]*href=\"(?!#run-)", files["index.html"].decode())
 
 
+@pytest.mark.parametrize("text", ["\x1b[31mred\x07", "a\x00b", "\x9b2J", "up\x08", "\u202eright to left"])
+def test_a_page_holds_nothing_that_a_terminal_obeys(text, tmp_path):
+    files = render(Wanted([written(tmp_path, label=text, notice=text, about=text)]), ["md", "html", "tex", "csv"])
+    for name in ("index.html", "report.md", "tables.tex", "results.csv"):
+        shown = files[name].decode()
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), name
+
+
 STARTS = ("=", "+", "-", "@", "\t=", "\r=", "\n@", " =", "＝", "\u00a0=")
 
 
