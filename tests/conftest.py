@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from recipes.core.content import CACHE_VARIABLE
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The first draw imports torch kernels and can be slow; no deadline, and the same examples every time.
 hypothesis.settings.register_profile("repa-bench", deadline=None, derandomize=True, max_examples=40)
@@ -26,3 +28,14 @@ GOLDEN = Path(__file__).parent / "golden"
 def generator() -> torch.Generator:
     """A fresh seeded generator."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache_variable():
+    """Commands that run in this process set it, for their own: the next file's tests have what was there."""
+    before = os.environ.get(CACHE_VARIABLE)
+    yield
+    if before is None:
+        os.environ.pop(CACHE_VARIABLE, None)
+    else:
+        os.environ[CACHE_VARIABLE] = before

@@ -58,7 +58,7 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
 
 
 def _execution(place: Place, device: str) -> Execution:
-    """How a command computes on a device, which decides no number."""
+    """How a command computes on a device, as its options say."""
     from recipes.core.spec import Execution
 
     if not isinstance(place, Laid):

@@ -19,6 +19,7 @@ from harness.metrics.manifold import Points
 
 #: Outputs above this many bytes are gathered in a file and memory-mapped.
 IN_MEMORY = 64 * 2**20
+CPU = torch.device("cpu")
 
 
 def mapped(folder: Path, like: NDArray[Any], rows: int) -> NDArray[Any]:
@@ -67,7 +68,7 @@ class Measured:
         """
         self._parts, self._folder, self.notes = list(parts), folder, tuple(notes)
         self._known: dict[str, Moments] = dict(known or {})
-        self._moments: dict[tuple[str, torch.device | None], Moments] = {}
+        self._moments: dict[str, Moments] = {}
         self._points: dict[str, Points] = {}
         self.digest, self.size, self.seen = digest, size, seen
         self.rows = sum(len(next(iter(part.values()))) for part in self._parts)
@@ -96,22 +97,21 @@ class Measured:
         return {name: torch.as_tensor(self.points(name)) for name in names}
 
     def moments(self, name: str, device: torch.device | None = None) -> Moments:
-        """Mean and covariance of an output, in float64, on a device; computed once.
+        """Mean and covariance of an output, in float64, on a device (default: the CPU); computed once.
 
         Raises:
             ValueError: fewer than two rows, or a value that is not finite.
         """
-        key = name, device
-        if key not in self._moments:
-            self._moments[key] = self._compute_moments(name, device)
-        return self._moments[key]
+        if name not in self._moments:
+            self._moments[name] = self._known.get(name) or self._compute_moments(name, device or CPU)
+        # Kept where it is wanted, with its spectrum: it is not computed for another device again.
+        self._moments[name] = self._moments[name].to(device or CPU)
+        return self._moments[name]
 
-    def _compute_moments(self, name: str, device: torch.device | None) -> Moments:
-        if name in self._known:
-            return self._known[name] if device is None else self._known[name].to(device)
+    def _compute_moments(self, name: str, device: torch.device) -> Moments:
         sums = MomentSums.empty(self._parts[0][name].shape[1], device)
         for part in self._parts:
-            sums.add(part[name] if device is None else part[name].to(device))
+            sums.add(part[name].to(device))
         return sums.moments()
 
     def points(self, name: str) -> Points:

@@ -42,6 +42,7 @@ _BESIDE = (
     ".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".log", ".xml", ".pdf", ".py", ".sh",
     ".pt", ".pth", ".pkl", ".parquet", ".arrow", ".lock", ".sha256", ".md5", ".toml", ".ini", ".mp4", ".cache",
 )  # fmt: skip
+_KNOWN = frozenset((*SUFFIXES, *UNREAD, ".npy", ".npz", ".zip", ".tar", ".tgz", ".gz", *_BESIDE))
 #: Bytes in which the end of a zip lies: its longest comment, and the records before it.
 _END_OF_ZIP = 2**16 + 2**10
 #: Files whose bytes are hashed at a time.
@@ -141,9 +142,8 @@ def pictures(files: Files) -> list[int]:
 
 def _is_strange(name: str) -> bool:
     """Whether a suffix is none of pictures, arrays, archives and what is written beside them: it may be a torn name."""
-    suffix = PurePosixPath(name).suffix.lower()
-    known = (*SUFFIXES, *UNREAD, ".npy", ".npz", ".zip", ".tar", ".tgz", ".gz", *_BESIDE)
-    return suffix not in ("", *known)
+    _, dot, suffix = name.rsplit("/", 1)[-1].rpartition(".")
+    return bool(dot) and f".{suffix.lower()}" not in _KNOWN
 
 
 def left_out(files: Files) -> list[str]:
@@ -315,7 +315,7 @@ def _refuse_swallowed(path: Path, found: int) -> None:
     (said,) = struct.unpack_from("<H", end, at + 10)
     if said == 0xFFFF and 0 <= wide <= len(end) - 40:
         (said,) = struct.unpack_from("<Q", end, wide + 32)
-    if said not in (found, 0xFFFF):
+    if said not in (found, found % 2**16, 0xFFFF):  # some writers count on from 0 after 65,535
         raise zipfile.BadZipFile(f"its end says {said:,} members, its directory has {found:,}")
 
 
