@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from baselines.published import curve
-from harness.records.schema import ScoreRecord
 from harness.results.comparison import Comparison
-from harness.results.curves import currencies, panel
-from harness.results.speedup import average, spread
+from harness.results.curves import currencies
+from harness.results.lines import FidLine, alignment_lines, fid_lines, other_lines
 from reports.table import one_line
 
 STYLES = [
@@ -81,34 +80,31 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
         lowest = at
 
 
-def _draw_variant(axes: Axes, comparison: Comparison, variant: str, currency: str) -> tuple[float, float, str]:
+def _format_fids(axes: Axes) -> None:
+    """FID is on a logarithmic axis, labelled in plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))
+
+
+def _draw_line(axes: Axes, comparison: Comparison, line: FidLine) -> tuple[float, float, str]:
     """Draw a curve, and thinly those of training seeds that did not get to its end; where it ends, and its colour."""
-    colour, marker, dash = style(comparison, variant)
-    whole, short_ones = comparison.complete(variant)
-    curves = {seed: comparison.curve(variant, seed) for seed in (*whole, *short_ones)}
-    for seed in short_ones:
-        x, y = [comparison.budget(r, currency) for r in curves[seed]], [r.metrics.fid for r in curves[seed]]
-        axes.plot(x, y, color=colour, linestyle=dash, linewidth=0.8)
-    groups: dict[int, list[ScoreRecord]] = {}
-    for r in (r for seed in whole for r in curves[seed]):
-        groups.setdefault(r.step, []).append(r)
-    points = {step: group for step, group in sorted(groups.items()) if {r.seed for r in group} == set(whole)}
-    x = [spread([comparison.budget(r, currency) for r in group]).mean for group in points.values()]
-    at = [comparison.fids(variant, step) for step in points]
-    fids = [[found[seed] for seed in whole] for found in at]
-    mean = [spread(group).mean for group in fids]
+    colour, marker, dash = style(comparison, line.variant)
+    for unfinished in line.unfinished:
+        axes.plot(*zip(*unfinished, strict=True), color=colour, linestyle=dash, linewidth=0.8)
+    x, y = zip(*line.mean, strict=True)
     look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "linewidth": 2, "markersize": 6}
-    axes.plot(x, mean, label=short(comparison.variants[variant]), **look)
-    if len(whole) > 1:
-        axes.fill_between(x, [min(g) for g in fids], [max(g) for g in fids], color=colour, alpha=0.15, linewidth=0)
-    return x[-1], mean[-1], colour
+    axes.plot(x, y, label=short(line.label), **look)
+    if line.band:
+        low, high = zip(*line.band, strict=True)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    return x[-1], y[-1], colour
 
 
 def _draw_others(axes: Axes, comparison: Comparison, currency: str) -> None:
     """Curves that are not ours: grey, without a fill, and called so."""
-    for number, recipe in enumerate(dict.fromkeys(o.recipe for o in comparison.others)):
-        curves = panel(comparison.others, recipe, currency)
-        x, y = zip(*average(list(curves.values())), strict=True)
+    for number, (recipe, line) in enumerate(other_lines(comparison, currency).items()):
+        x, y = zip(*line, strict=True)
         axes.plot(x, y, color="#999999", marker=OTHERS[number % len(OTHERS)], linewidth=1, label=short(recipe, 60))
 
 
@@ -139,17 +135,14 @@ def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
         size = (5.4 * len(shown), 4.2)
         figure, panels = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for axes, name in zip(panels[0], shown, strict=True):
-            drawn = [variant for variant in comparison.variants if variant in comparison.on_curve]
-            _label_ends(axes, [_draw_variant(axes, comparison, variant, name) for variant in drawn])
+            _label_ends(axes, [_draw_line(axes, comparison, line) for line in fid_lines(comparison, name)])
             if comparison.others and name in currencies(comparison.others):
                 _draw_others(axes, comparison, name)
             if comparison.scores[0].suite == PUBLISHED_SUITE and name == "iterations":
                 _draw_published(axes, comparison)
             if comparison.speedups is not None:
                 axes.axhline(comparison.speedups.target, color="#555555", linewidth=1, linestyle=(0, (2, 3)))
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))
+            _format_fids(axes)
             axes.grid(axis="y", which="both")
             axes.set_xlabel(AXES[name])
             axes.margins(x=0.1)
@@ -191,31 +184,22 @@ def alignment_figure(comparison: Comparison) -> Figure:
     """CKNNA at every depth of the last checkpoint, and FID against CKNNA at the aligned block over the steps."""
     with plt.rc_context(RC):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 3.8), layout="constrained")
-        last = max(r.step for r in comparison.alignments)
-        for variant, label in comparison.variants.items():
-            colour, marker, dash = style(comparison, variant)
-            found = [r for r in comparison.alignments if r.variant == variant]
-            for k, r in enumerate(r for r in found if r.step == last):
-                depths = range(1, len(r.cknna) + 1)
-                name = short(label) if k == 0 else None
-                left.plot(depths, r.cknna, color=colour, marker=marker, linestyle=dash)
-                right.plot([], [], color=colour, marker=marker, linestyle=dash, label=name)
-            for seed in comparison.seeds(variant):
-                fids = {r.step: r.metrics.fid for r in comparison.curve(variant, seed)}
-                pairs = sorted(
-                    (r.step, r.cknna[r.aligned_depth - 1]) for r in found if r.seed == seed and r.step in fids
-                )
-                x, y = [value for _, value in pairs], [fids[step] for step, _ in pairs]
-                right.plot(x, y, color=colour, marker=marker, linestyle=dash)
+        for line in alignment_lines(comparison):
+            colour, marker, dash = style(comparison, line.variant)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash}
+            for cknna in line.by_depth:
+                left.plot(range(1, len(cknna) + 1), cknna, **look)
+            if line.by_depth:
+                right.plot([], [], label=short(line.label), **look)
+            for points in line.fid_by_cknna:
+                right.plot([x for x, _ in points], [y for _, y in points], **look)
         left.set_xlabel("after block")
-        left.set_ylabel(f"CKNNA with the encoder, step {last:,}")
+        left.set_ylabel(f"CKNNA with the encoder, step {comparison.alignment_steps()[-1]:,}")
         left.xaxis.get_major_locator().set_params(integer=True)
         right.legend(frameon=False, loc="upper right")
         right.set_xlabel("CKNNA after the aligned block")
         right.set_ylabel("FID (lower is better)")
-        right.set_yscale("log")
-        right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        right.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:g}"[0] in "235" else ""))
+        _format_fids(right)
     return figure
 
 

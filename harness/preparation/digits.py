@@ -28,6 +28,7 @@ from harness.suites.digits_specs import SIDE
 from recipes.core.batch import Batch
 from recipes.core.finite import finite
 from recipes.models.autoencoder import Autoencoder, to_signed
+from recipes.models.latent_norm import latent_statistics
 from recipes.training.spec import TrainingInputs
 
 #: Raised when code changes what an asset of an unchanged specification holds.
@@ -50,13 +51,12 @@ class DigitsPreparation:
         tokens = self._tokens(train, reference)
         tokenizer, moments = self._tokenizer(train)
         mean, std = moments.tensors["mean"], moments.tensors["std"]
-        # The latents' own spread: of the posterior means, plus the posterior's variance.
-        spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
+        latent_mean, latent_std = latent_statistics(mean, std)
         inputs = TrainingInputs(
             data=Batch(images=train.images, labels=train.labels, features=(tokens,), mean=mean, std=std),
             tokenizer=tokenizer,
-            latent_mean=mean.mean(dim=(0, 2, 3)),
-            latent_std=spread,
+            latent_mean=latent_mean,
+            latent_std=latent_std,
         )
         evaluator = Evaluator(
             network=network,

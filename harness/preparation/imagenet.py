@@ -32,6 +32,7 @@ from recipes.data.loader import StoredData
 from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.discriminator import PatchDiscriminator
 from recipes.models.encoder import load_encoder
+from recipes.models.latent_norm import latent_statistics
 from recipes.models.perceptual import load_perceptual
 from recipes.released.autoencoder import LatentStatistics, load_autoencoder, load_discriminator
 from recipes.training.spec import TrainingInputs
@@ -247,8 +248,8 @@ class Preparation:
                     parts.append(moments)
                     on_done(int(indices[-1]) + 1)
             mean, std = torch.cat([m for m, _ in parts]).double(), torch.cat([s for _, s in parts]).double()
-            spread = (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
-            return {"mean": mean.mean(dim=(0, 2, 3)), "std": spread}, {}
+            latent_mean, latent_std = latent_statistics(mean, std)
+            return {"mean": latent_mean, "std": latent_std}, {}
 
         spec = {"over": STATISTICS_OVER}
         sources = {"images": self.images.content, "tokenizer": self.hashes[name]}

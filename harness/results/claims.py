@@ -25,7 +25,7 @@ from baselines.published import PublishedError, Row, curve, load_all
 from harness.records.schema import TokenizerRecord
 from harness.results.comparison import Comparison, built_in
 from harness.results.curves import RecipeSpeedup
-from harness.results.inference import Interval, mean_interval
+from harness.results.inference import t_test
 from harness.results.noise import NOISE
 from harness.results.speedup import speedup
 from harness.sampling.protocol import difference, find_protocol
@@ -273,11 +273,12 @@ def _end(value: float | None) -> str:
     return "open" if value is None else f"{value:.2f}"
 
 
-def _at_most(ends: Interval | None, limit: float) -> Answer:
-    """Whether the mean of what an interval is of lies at or below a limit."""
-    if ends is None or ends[0] is None or ends[1] is None:
+def _at_most(values: Sequence[float], limit: float) -> Answer:
+    """Whether the mean of independent values lies at or below a limit, by its 95 % interval."""
+    if (found := t_test(values)) is None:
         return "open"
-    return "yes" if ends[1] <= limit else "no" if ends[0] > limit else "open"
+    low, high = found.interval
+    return "yes" if high <= limit else "no" if low > limit else "open"
 
 
 def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _Finding | None:
@@ -290,7 +291,7 @@ def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _F
         by.setdefault(r.seed, []).append(math.log(float(getattr(r.metrics, rule.metric))))
     logs = [fmean(values) for values in by.values()]
     numbers = f"{math.exp(fmean(logs)):.3f} over {len(logs)} training seed(s), for {rule.at_most:g}"
-    answer = _at_most(mean_interval(logs), math.log(rule.at_most * (1 + TOLERANCE)))
+    answer = _at_most(logs, math.log(rule.at_most * (1 + TOLERANCE)))
     lacks = _lacking(claim, comparison, claim.needs.steps, len(logs))
     return _Finding(answer, numbers, comparison.runs(rule.recipe), lacks)
 
@@ -337,7 +338,7 @@ def _collapse(rule: CollapseRule, claim: Claim, comparison: Comparison) -> _Find
         return None
     shares = [math.exp(fmean(each)) for each in logs]
     numbers = f"variance {shares[0]:.0%}, effective rank {shares[1]:.0%} of before; {order.numbers}"
-    collapsed = [_at_most(mean_interval(each), math.log(COLLAPSED)) for each in logs]
+    collapsed = [_at_most(each, math.log(COLLAPSED)) for each in logs]
     answer: Answer = order.answer if "yes" in collapsed else "open" if "open" in collapsed else "no"
     lacks = order.lacks or _lacking(claim, comparison, min(steps), min(map(len, logs)))
     return _Finding(answer, numbers, order.sources, lacks)
@@ -348,5 +349,5 @@ def _kept(rule: KeptRule, claim: Claim, comparison: Comparison) -> _Finding | No
     if not logs:
         return None
     numbers = f"{math.exp(fmean(logs)):.0%} of before, {len(logs)} seed(s)"
-    answer = _at_most(mean_interval(logs), math.log1p(rule.tolerance))
+    answer = _at_most(logs, math.log1p(rule.tolerance))
     return _Finding(answer, numbers, comparison.runs(rule.recipe), _lacking(claim, comparison, steps, len(logs)))

@@ -56,6 +56,38 @@ Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
+class TTest:
+    """Student's t test of a mean being 0."""
+
+    mean: float
+    error: float
+    """Its standard error."""
+    freedom: float
+    """Degrees of freedom."""
+
+    @property
+    def half(self) -> float:
+        """Half of the 95 % interval of the mean."""
+        return float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.error
+
+    @property
+    def p(self) -> float:
+        """Two-sided."""
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / max(self.error, LEAST)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, of the mean."""
+        return self.mean - self.half, self.mean + self.half
+
+
+def t_test(values: Sequence[float]) -> TTest | None:
+    """Of independent values; None of fewer than two."""
+    n = len(values)
+    return TTest(fmean(values), stdev(values) / math.sqrt(n), n - 1) if n > 1 else None
+
+
+@dataclass(frozen=True)
 class LogCurve:
     """Log budget, rising, and log FID of one training seed's checkpoints, (k,) each."""
 
@@ -191,8 +223,8 @@ class _Differences:
         """Half of a 95 % interval of the mean at u, the two-sided p-value of a mean of 0, and whether it is below 0."""
         (mean,), (variance,), (freedom,) = self.at(np.array([u]), shift)
         error = max(math.sqrt(variance), LEAST)
-        half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
-        return half, float(2 * stdtr(freedom, -abs(mean) / error)), bool(mean < 0)
+        found = TTest(float(mean), error, float(freedom))
+        return found.half, found.p, bool(mean < 0)
 
     def near(self, u: float, shift: float) -> bool:
         """Whether every seed of both sides was scored near there."""
@@ -326,20 +358,6 @@ def holm(p: Sequence[float]) -> list[float]:
     return out
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % of the mean of independent values, by Student's t; None of fewer than two."""
-    if len(values) < 2:
-        return None
-    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
-
-
-def mean_p(values: Sequence[float]) -> float:
-    """Two-sided p-value of a mean of 0, by Student's t, of two values or more."""
-    error = max(stdev(values) / math.sqrt(len(values)), LEAST)
-    return float(2 * stdtr(len(values) - 1, -abs(fmean(values)) / error))
-
-
 @dataclass(frozen=True)
 class SeedNoise:
     """How far training seeds spread on a suite, as it was measured."""
@@ -355,8 +373,7 @@ class SeedNoise:
 
     def half(self, seeds: int, others: int) -> float:
         """Half of the 95 % interval of a difference of mean log FIDs, over so many seeds on either side."""
-        t = float(stdtrit(self.freedom or 1e6, (1 + LEVEL) / 2))
-        return t * self.cv * math.sqrt(1 / seeds + 1 / others)
+        return TTest(0.0, self.cv * math.sqrt(1 / seeds + 1 / others), self.freedom or 1e6).half
 
 
 def power(factor: float, seeds: int, noise: SeedNoise, recipes: int = 1) -> float:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.results.comparison import load
-from harness.results.inference import SeedNoise, Verdict, holm, mean_interval, mean_p, verdict
+from harness.results.inference import SeedNoise, Verdict, holm, t_test, verdict
 from harness.results.noise import NOISE
 from harness.sampling.protocol import difference
 from recipes.core.errors import UserError
@@ -85,11 +85,8 @@ def _pair(
     if not shared:
         return None
     logs = [math.log(theirs[seed] / ours[seed]) for seed in shared]
-    ends, centre = mean_interval(logs), fmean(logs)
-    if ends is None and noise is not None:
-        half = noise.half(1, 1)
-        ends = centre - half, centre + half
-    p = mean_p(logs) if len(logs) > 1 else None
+    found, centre = t_test(logs), fmean(logs)
+    half = found.half if found else noise.half(1, 1) if noise else None
     first, second = (math.exp(fmean(math.log(x[seed]) for seed in shared)) for x in (ours, theirs))
-    interval = None if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
-    return Pair(variant, label, step, first, second, math.exp(centre), interval, len(logs), p)
+    interval = None if half is None else (math.exp(centre - half), math.exp(centre + half))
+    return Pair(variant, label, step, first, second, math.exp(centre), interval, len(logs), found.p if found else None)

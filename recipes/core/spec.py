@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -44,7 +45,7 @@ def digest_of(value: Any) -> str:
 def _not_finite(value: Any, key: str = "") -> str | None:
     """The dotted key of the first number in nested data that is not finite."""
     if isinstance(value, float):
-        return key if value - value != 0 else None
+        return None if math.isfinite(value) else key
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     found = (_not_finite(inner, f"{key}.{name}" if key else str(name)) for name, inner in items)
     return next((name for name in found if name is not None), None)

@@ -12,6 +12,14 @@ from recipes.core.precision import at_least_float32
 EPS, MOMENTUM = 1e-4, 0.1
 
 
+def latent_statistics(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (C,) each, of latents drawn from posteriors of which these are (N, C, h, w) each.
+
+    The variance of a draw is that of the posterior means plus the mean of the posteriors' variances.
+    """
+    return mean.mean(dim=(0, 2, 3)), (mean.var(dim=(0, 2, 3)) + std.square().mean(dim=(0, 2, 3))).sqrt()
+
+
 class LatentNorm(nn.BatchNorm2d):
     """Standardises tokenizer latents (N, C, h, w): by running statistics, or by those of the effective batch."""
 

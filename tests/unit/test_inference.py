@@ -17,10 +17,9 @@ from harness.results.inference import (
     detectable,
     holm,
     infer,
-    mean_interval,
-    mean_p,
     power,
     seeds_to_detect,
+    t_test,
     verdict,
 )
 
@@ -268,11 +267,12 @@ def test_holm_lies_between_none_and_bonferroni(p):
 
 
 def test_a_mean_of_values():
-    low, high = mean_interval([1.0, 2.0, 3.0])
+    found = t_test([1.0, 2.0, 3.0])
+    low, high = found.interval
     assert (low + high) / 2 == pytest.approx(2)
     assert high - 2 == pytest.approx(4.3026527 / math.sqrt(3))
-    assert mean_p([1.0, 2.0, 3.0]) == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
-    assert mean_interval([1.0]) is None
+    assert found.p == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
+    assert t_test([1.0]) is None
 
 
 NOISE = SeedNoise(cv=0.04, freedom=6, slope=0.5, source="test")
