@@ -665,6 +665,7 @@ def test_a_tokenizer_by_its_file(place, tmp_path):
 # --- doctor --metrics -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak  # each metric is compared with its library above
 def test_the_doctor_compares_three_libraries(place, tmp_path):
     store = Store(tmp_path)
     catalogue.register(store, "inception", place / "weights.pth", published=False)

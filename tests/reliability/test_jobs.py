@@ -175,6 +175,7 @@ def test_a_signal_saves_every_run_and_the_same_command_continues(number, code, o
         assert results_of(out) == results_of(one[0])
 
 
+@pytest.mark.soak  # of one process: test_faults.py
 def test_a_second_ctrl_c_stops_at_once(one, two, tmp_path):
     def strike(process: subprocess.Popen[str]) -> None:
         process.send_signal(signal.SIGSTOP)  # two at once: the step that the first lets end takes milliseconds
@@ -187,6 +188,7 @@ def test_a_second_ctrl_c_stops_at_once(one, two, tmp_path):
     assert code == 130, told
 
 
+@pytest.mark.soak
 def test_workers_do_not_outlive_their_parent(one, two, tmp_path):
     out = tmp_path / "out"
     code, _ = interrupted(out, one[1], two, lambda process: process.kill())

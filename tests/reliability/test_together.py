@@ -349,7 +349,7 @@ main()
 
 
 @pytest.mark.skipif(not _can_mount(), reason="this machine lets nobody mount a small disk (unshare -rm)")
-@pytest.mark.parametrize("kilobytes", [100, 300])
+@pytest.mark.parametrize("kilobytes", [pytest.param(100, marks=pytest.mark.soak), 300])
 def test_an_export_that_does_not_fit_leaves_nothing(kilobytes, tmp_path):
     """Of 413 kB: in the weights of diffusers' form, and in the released form."""
     disk = tmp_path / "disk"
