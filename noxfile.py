@@ -160,7 +160,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Kill fifty runs of the smoke suite at random moments, and whatever else is too slow for every day. Half an hour."""
+    """Kill fifty runs of the smoke suite at random moments, and what else is too slow for every day. Half an hour."""
     run(session, "pytest", "-m", "soak", "-s", *session.posargs)
 
 
