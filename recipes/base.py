@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from recipes.core.batch import Batch
 from recipes.core.draws import Draws
 from recipes.core.interpolant import NoisyLatents, PathName, TimeSampling, interpolate, sample_times
-from recipes.core.spec import Fraction, Spec
-from recipes.models.sit import SiT
+from recipes.core.losses import denoising_loss
+from recipes.core.spec import Count, Fraction, NotNegative, Spec
+from recipes.core.step import Step, Update
+from recipes.models.heads import HeadKind, spatially_normalized
+from recipes.models.sit import SiT, SiTOutput, SiTSpec
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,23 @@ class Needs:
 
     features: bool = False
     """An encoder's patch tokens, and projectors to them."""
+    class_token: bool = False
+    """The encoder's class token."""
+    attention: tuple[int, ...] = ()
+    """Layers of the first encoder, counted from 1, whose attention logits are wanted."""
     tokenizer: bool = False
     """To train it: the recipe then sees images instead of cached latents."""
     discriminator: bool = False
     """To train it."""
     perceptual: bool = False
     """LPIPS, frozen."""
+    across: int | None = 1
+    """How many images a loss looks across: 1, each by itself; None, those of the global batch."""
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it looks at an encoder at all."""
+        return self.features or self.class_token or bool(self.attention)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -63,6 +78,35 @@ class Objective(Spec):
     label_dropout: Fraction = 0.1
 
 
+class Alignment(Objective):
+    """The options of every recipe that aligns tokens with an encoder's: the heads, and what they are to meet."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"projector", "kernel", "gamma"})
+
+    projector: HeadKind = "mlp"
+    kernel: Count = 1
+    """Of the projector, where it is a convolution."""
+    gamma: NotNegative | None = None
+    """Share of the mean that iREPA's spatial normalisation takes from the encoder's tokens; None: as they are."""
+
+    def targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The encoders' tokens, (N, tokens, width) each."""
+        return tuple(f if self.gamma is None else spatially_normalized(f, self.gamma) for f in batch.features)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The SiT's pass of one iteration."""
+
+    latents: Tensor
+    """Clean and normalised, (N, C, h, w)."""
+    point: NoisyLatents
+    """What was made of them."""
+    labels: Tensor
+    """int64 (N,), some of them dropped."""
+    out: SiTOutput
+
+
 def diffuse(latents: Tensor, draws: Draws, options: Objective) -> NoisyLatents:
     """Noise normalised latents (N, C, h, w) at times drawn for this step."""
     t = sample_times(draws.uniform("time"), options.path, options.time_sampling)
@@ -74,8 +118,64 @@ def drop_labels(labels: Tensor, null_class: int, draws: Draws, options: Objectiv
     return torch.where(draws.uniform("label_dropout") < options.label_dropout, null_class, labels)
 
 
-def cached_latents(batch: Batch, draws: Draws) -> Tensor:
+def cached_latents(step: Step) -> Tensor:
     """Latents drawn anew from the frozen tokenizer's cached posterior, (N, C, h, w)."""
-    assert batch.mean is not None
-    assert batch.std is not None
-    return batch.mean + batch.std * draws.normal_like("posterior", batch.mean)
+    mean, std = step.batch.mean, step.batch.std
+    assert mean is not None
+    assert std is not None
+    return mean + std * step.draws.normal_like("posterior", mean)
+
+
+class SiTRecipe:
+    """What every recipe that trains a SiT is made of. What one of them changes is a method of its own."""
+
+    Options: ClassVar[type[Objective]] = Objective
+    averaged: Sequence[str] = ("sit",)
+
+    def __init__(self, networks: Networks, options: Any) -> None:
+        self.sit: SiT = networks.sit
+        self.networks: dict[str, nn.Module] = {"sit": networks.sit}
+        self.options = options
+
+    @classmethod
+    def needs(cls, options: Any, number: int = 0) -> Needs:
+        """What it is given besides the SiT in iteration `number`: here nothing."""
+        return Needs()
+
+    @classmethod
+    def changes(cls, options: Any) -> Sequence[int]:
+        """The iterations, rising, from which on it needs less or computes otherwise: here none."""
+        return ()
+
+    @classmethod
+    def shape(cls, options: Any, sit: SiTSpec, widths: tuple[int, ...]) -> SiTSpec:
+        """Its network: a suite's SiT with the heads that the recipe wants on it, for encoders of these widths."""
+        return sit.changed(encoder_widths=widths if cls.needs(options).features else ())
+
+    def updates(self, step: Step) -> Iterator[Update]:
+        """Yield the optimizer steps of one iteration, in order."""
+        raise NotImplementedError
+
+    def sit_loss(self, latents: Tensor, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The SiT's loss on normalised latents, and what to log."""
+        point = diffuse(latents, step.draws, self.options)
+        labels = drop_labels(step.batch.labels, self.sit.null_class, step.draws, self.options)
+        seen = Pass(latents, point, labels, self.forward(point, labels, step))
+        denoising, logs = self.denoising_loss(seen, step)
+        extra, more = self.extra_loss(seen, step)
+        return denoising if extra is None else denoising + extra, {**logs, **more}
+
+    def forward(self, point: NoisyLatents, labels: Tensor, step: Step) -> SiTOutput:
+        """The SiT's pass."""
+        out: SiTOutput = self.sit(point.x_t, point.t, labels)
+        return out
+
+    def denoising_loss(self, seen: Pass, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The mean squared error of the velocity."""
+        assert seen.out.velocity is not None
+        denoising = denoising_loss(seen.out.velocity, seen.point.target).mean()
+        return denoising, {"denoising": denoising.detach()}
+
+    def extra_loss(self, seen: Pass, step: Step) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        """What a recipe adds to it, weighted, and what to log: here nothing."""
+        return None, {}

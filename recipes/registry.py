@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from recipes.base import Needs, Networks, Objective
+from recipes.base import Needs, Networks, Objective, SiTRecipe
+from recipes.contrastive import Contrastive
 from recipes.core.errors import UserError, nearest
+from recipes.dispersive import Dispersive
+from recipes.haste import Haste
+from recipes.irepa import IRepa
+from recipes.layersync import LayerSync
+from recipes.models.sit import SiTSpec
+from recipes.reg import Reg
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
+from recipes.sra import Sra
 from recipes.vanilla import Vanilla
 
-RECIPES: dict[str, type[Vanilla]] = {"vanilla": Vanilla, "repa": Repa, "repa_e": RepaE}
+RECIPES: dict[str, type[SiTRecipe]] = {
+    "vanilla": Vanilla,
+    "repa": Repa,
+    "repa_e": RepaE,
+    "irepa": IRepa,
+    "reg": Reg,
+    "haste": Haste,
+    "layersync": LayerSync,
+    "sra": Sra,
+    "contrastive": Contrastive,
+    "dispersive": Dispersive,
+}
 ENTRY_POINTS = "repa_bench.recipes"
 
 
@@ -26,20 +45,33 @@ def recipe_names() -> list[str]:
 class Recipe:
     """A recipe's class and its options, parsed once."""
 
-    kind: type[Vanilla]
+    kind: type[SiTRecipe]
     options: Objective
 
     @property
     def needs(self) -> Needs:
-        """What it is given besides the SiT."""
+        """What it is given besides the SiT, at most."""
         return self.kind.needs(self.options)
 
-    def on(self, networks: Networks) -> Vanilla:
+    @property
+    def changes(self) -> Sequence[int]:
+        """The iterations from which on it needs less or computes otherwise."""
+        return self.kind.changes(self.options)
+
+    def needs_at(self, number: int) -> Needs:
+        """What it is given in one iteration."""
+        return self.kind.needs(self.options, number)
+
+    def shape(self, sit: SiTSpec, widths: tuple[int, ...]) -> SiTSpec:
+        """Its network, for encoders of these widths."""
+        return self.kind.shape(self.options, sit, widths)
+
+    def on(self, networks: Networks) -> SiTRecipe:
         """The recipe at work on networks."""
         return self.kind(networks, self.options)
 
 
-def recipe_class(name: str) -> type[Vanilla]:
+def recipe_class(name: str) -> type[SiTRecipe]:
     """The recipe class of that name.
 
     Raises:
@@ -51,7 +83,7 @@ def recipe_class(name: str) -> type[Vanilla]:
     if name in RECIPES:
         return RECIPES[name]
     if outside:
-        loaded: type[Vanilla] = outside[0].load()
+        loaded: type[SiTRecipe] = outside[0].load()
         return loaded
     raise UserError(f"there is no recipe '{name}'.{nearest(name, recipe_names())}")
 

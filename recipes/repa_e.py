@@ -10,14 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
-from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
-from recipes.base import Needs, Networks, Objective, diffuse
-from recipes.core.batch import Batch
-from recipes.core.draws import Draws
+from recipes.base import Needs, Networks, diffuse
 from recipes.core.frozen import frozen
-from recipes.core.loop import Update
 from recipes.core.losses import (
     alignment_loss,
     denoising_loss,
@@ -28,6 +24,7 @@ from recipes.core.losses import (
     l2_loss,
 )
 from recipes.core.precision import at_least_float32, outside_autocast
+from recipes.core.step import Step, Update
 from recipes.models.autoencoder import Posterior, to_signed
 from recipes.repa import Repa
 
@@ -53,15 +50,9 @@ class RepaE(Repa):
         batch_norm: bool = True
         """Standardise the SiT's latents by each batch's statistics; off, by those that the run started with."""
 
-        @model_serializer(mode="wrap")
-        def _dumped(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-            """Without LPIPS and GAN their number format is left out: digests of before it was an option still hold."""
-            dumped: dict[str, Any] = handler(self)
-            if not (self.perceptual or self.gan):
-                del dumped["loss_precision"]
-            return dumped
-
-    options: Options
+        def left_out(self) -> set[str]:
+            """Without LPIPS and GAN their number format too, which was no option before."""
+            return super().left_out() | (set() if self.perceptual or self.gan else {"loss_precision"})
 
     def __init__(self, networks: Networks, options: Options) -> None:
         super().__init__(networks, options)
@@ -74,24 +65,23 @@ class RepaE(Repa):
         self.sit.pos_embed.requires_grad_(options.train_pos_embed)
 
     @classmethod
-    def needs(cls, options: Objective) -> Needs:
+    def needs(cls, options: Any, number: int = 0) -> Needs:
         """Everything; a network whose term has no weight is left out."""
-        assert isinstance(options, cls.Options)
         gan, perceptual = bool(options.gan), bool(options.perceptual)
         return Needs(features=True, tokenizer=True, discriminator=gan, perceptual=perceptual)
 
-    def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
+    def updates(self, step: Step) -> Iterator[Update]:
         """Step the tokenizer, the discriminator and the SiT."""
         if not self.vae.training:
             self.vae.train()
-        assert batch.images is not None
-        images = to_signed(batch.images, next(self.vae.parameters()))
+        assert step.batch.images is not None
+        images = to_signed(step.batch.images, next(self.vae.parameters()))
         posterior = self.vae.encode(images)
-        latents = posterior.sample(draws.normal_like("posterior", posterior.mean))
+        latents = posterior.sample(step.draws.normal_like("posterior", posterior.mean))
         self.sit.bn.observe(latents)
         reconstruction = self.vae.decode(latents)
         terms = self.reconstruction_terms(images, reconstruction, posterior)
-        terms |= self.latent_terms(latents, batch, draws)
+        terms |= self.latent_terms(latents, step)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         logs = {name: value.detach() for name, (_, value) in terms.items()}
         yield Update("vae", loss, logs)
@@ -105,7 +95,7 @@ class RepaE(Repa):
         latents = latents.detach()
         _, variance = self.sit.bn.batch_statistics(move=self.options.batch_norm)
         normal = self.sit.bn.normalize_batch(latents) if self.options.batch_norm else self.sit.bn.normalize(latents)
-        loss, sit_logs = self.sit_loss(normal, batch, draws)
+        loss, sit_logs = self.sit_loss(normal, step)
         yield Update("sit", loss, {**sit_logs, "latent_variance": variance.mean()})
 
     def reconstruction_terms(
@@ -129,15 +119,21 @@ class RepaE(Repa):
     def _loss_precision(self) -> AbstractContextManager[None]:
         return outside_autocast() if self.options.loss_precision == "fp32" else nullcontext()
 
-    def latent_terms(self, latents: Tensor, batch: Batch, draws: Draws) -> dict[str, tuple[float, Tensor]]:
+    def latent_terms(self, latents: Tensor, step: Step) -> dict[str, tuple[float, Tensor]]:
         """(weight, value) of what the frozen SiT says of the latents: running statistics, no label dropout."""
         diffusion = self.options.vae_diffusion
         if not (self.options.vae_alignment or diffusion):
             return {}
         with frozen(self.sit):
-            point = diffuse(self.sit.bn.normalize(latents), draws, self.options)
-            out = self.sit(point.x_t, point.t, batch.labels, stop_at_alignment=not diffusion)
-            terms = {"vae_align": (self.options.vae_alignment, alignment_loss(out.projected, batch.features))}
+            point = diffuse(self.sit.bn.normalize(latents), step.draws, self.options)
+            depth = None if diffusion else self.sit.spec.encoder_depth
+            out = self.sit(point.x_t, point.t, step.batch.labels, stop_after=depth)
+            terms = {
+                "vae_align": (
+                    self.options.vae_alignment,
+                    alignment_loss(out.projected, self.options.targets(step.batch)),
+                )
+            }
             if diffusion:
                 terms["vae_denoising"] = (diffusion, denoising_loss(out.velocity, point.target).mean())
         return terms

@@ -8,147 +8,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.sampling.solvers import Guidance, Solver, sample_latents
-from recipes.base import Networks, Objective
+from harness.checks.recorded import (
+    OUTPUT_BOUND,
+    PATHS,
+    RECORDED_DTYPE,
+    SOLVERS,
+    STEP_BOUND,
+    Folder,
+    RecordedDraws,
+    Replayed,
+    count_steps,
+    relative_error,
+)
+from harness.checks.replay_followups import FOLLOWUPS
+from harness.sampling.solvers import Guidance, sample_latents
+from recipes.base import Networks, Objective, SiTRecipe
 from recipes.core.batch import Batch
 from recipes.core.errors import UserError
-from recipes.core.interpolant import PathName, interpolate
-from recipes.core.jsons import load_json
+from recipes.core.interpolant import interpolate
 from recipes.core.loop import Trainer, subset
 from recipes.core.losses import alignment_loss, denoising_loss, kl_loss
 from recipes.core.spec import OptimizerSpec, TrainSpec
-from recipes.models.autoencoder import Autoencoder
-from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
-from recipes.models.sit import SiT, SiTSpec
-from recipes.released.autoencoder import autoencoder_from_compvis, autoencoder_spec, autoencoder_to_compvis
+from recipes.core.step import Step
+from recipes.released.autoencoder import autoencoder_spec, autoencoder_to_compvis
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
 from recipes.vanilla import Vanilla
-
-OUTPUT_BOUND = 1e-5
-STEP_BOUND = 1e-3
-RECORDED_DTYPE = torch.float32
-PATHS: tuple[PathName, ...] = ("linear", "cosine")
-SOLVERS: dict[str, Solver] = {
-    "ode_euler": "ode_euler",
-    "ode_heun": "ode_heun",
-    "sde_em": "sde_euler_maruyama",
-}
-FILES = ("sit_forward", "samplers", "autoencoder", "vanilla_steps", "repa_steps", "repa_e_steps")
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """One recorded quantity against ours."""
-
-    quantity: str
-    error: float
-    """||ours - theirs|| / ||theirs||."""
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within its bound; NaN is not."""
-        return self.error <= self.bound
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs|| in float64; infinite where the shapes differ."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    ours, theirs = ours.double(), theirs.double()
-    scale = float(torch.linalg.vector_norm(theirs))
-    return float(torch.linalg.vector_norm(ours - theirs)) / (scale or 1.0)
-
-
-class Folder:
-    """A folder of the golden form, with every size read from it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.meta: dict[str, Any] = load_json((path / "meta.json").read_bytes())
-            self.dims: dict[str, Any] = self.meta["dims"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is not a replay folder: meta.json cannot be read ({error}).") from None
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """One file, floating-point tensors as float64."""
-        path = self.path / f"{name}.safetensors"
-        try:
-            loaded = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}). A replay folder holds {', '.join(FILES)}.") from None
-        return {k: v.double() if v.is_floating_point() else v for k, v in loaded.items()}
-
-    def sit(self, state: Mapping[str, Tensor]) -> SiT:
-        """A float64 SiT with the given weights."""
-        widths = [
-            state[f"projectors.{k}.4.weight"].shape[0]
-            for k in range(sum(bool(re.fullmatch(r"projectors\.\d+\.4\.weight", name)) for name in state))
-        ]
-        d = self.dims
-        spec = SiTSpec(
-            latent_size=self.meta["latent_size"],
-            channels=d["zc"],
-            num_classes=d["classes"],
-            patch_size=d["patch"],
-            hidden=d["hidden"],
-            depth=d["depth"],
-            heads=d["heads"],
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / d["hidden"],
-            encoder_depth=d["enc_depth"],
-            encoder_widths=tuple(widths),
-            projector_width=d["proj"],
-        )
-        sit = SiT(spec).double()
-        sit.load_state_dict(dict(state))
-        return sit
-
-    def vae(self, state: Mapping[str, Tensor]) -> Autoencoder:
-        """A float64 autoencoder from CompVis weights."""
-        spec = autoencoder_spec(state)
-        vae = Autoencoder(spec).double()
-        vae.kl.load_state_dict(autoencoder_from_compvis(state, len(spec.multipliers)))
-        return vae
-
-    def discriminator(self, state: Mapping[str, Tensor]) -> PatchDiscriminator:
-        """A float64 discriminator; its depth shows in its keys."""
-        layers = sum(name.endswith("running_mean") for name in state)
-        discriminator = PatchDiscriminator(DiscriminatorSpec(base_width=self.dims["ndf"], layers=layers)).double()
-        discriminator.load_state_dict(dict(state))
-        return discriminator
-
-
-@dataclass(frozen=True)
-class RecordedDraws:
-    """The random numbers of a recorded step, under the purposes that recipes ask for."""
-
-    recorded: Mapping[str, Tensor]
-
-    def uniform(self, purpose: str) -> Tensor:
-        """See `recipes.core.draws.Draws`."""
-        if purpose == "label_dropout":
-            # Recorded as a decision: 1 = dropped. Any threshold in (0, 1) reads 0.0 and 1.0 the same way.
-            return 1.0 - self.recorded["drop"].double()
-        return self.recorded[{"time": "t"}[purpose]]
-
-    def normal_like(self, purpose: str, like: Tensor) -> Tensor:
-        """See `recipes.core.draws.Draws`."""
-        return self.recorded[{"posterior": "eps", "noise": "noise"}[purpose]].to(like.dtype)
-
-    def take(self, rows: Tensor) -> RecordedDraws:
-        """See `recipes.core.draws.Draws`."""
-        return RecordedDraws({name: value[rows] for name, value in self.recorded.items()})
 
 
 class MeanSquares(nn.Module):
@@ -223,10 +113,6 @@ def replay_autoencoder(folder: Folder) -> Iterator[Replayed]:
         yield Replayed(f"autoencoder.{name}", relative_error(value, g[name]), OUTPUT_BOUND)
 
 
-def _count_steps(tensors: Mapping[str, Tensor]) -> int:
-    return 1 + max(int(found[1]) for name in tensors if (found := re.match(r"step(\d+)\.", name)))
-
-
 def _batch(step: Mapping[str, Tensor], num_pixels: int) -> Batch:
     blank = torch.zeros(len(step["y"]), 3, num_pixels, num_pixels, dtype=torch.uint8)
     return Batch(
@@ -238,7 +124,7 @@ def _batch(step: Mapping[str, Tensor], num_pixels: int) -> Batch:
     )
 
 
-def _logged(recipe: Vanilla, logs: Mapping[str, Tensor]) -> dict[str, float]:
+def _logged(recipe: SiTRecipe, logs: Mapping[str, Tensor]) -> dict[str, float]:
     """Our logs under the names and scalings of the recorded ones."""
     values = {name: float(value) for name, value in logs.items()}
     renamed = {"l1": "reconstruction", "grad_norm_discriminator": "grad_norm_disc"}
@@ -252,7 +138,7 @@ def _logged(recipe: Vanilla, logs: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _replay_steps(
-    folder: Folder, file: str, log: str, build: Callable[[Folder, Mapping[str, Tensor]], Vanilla]
+    folder: Folder, file: str, log: str, build: Callable[[Folder, Mapping[str, Tensor]], SiTRecipe]
 ) -> Iterator[Replayed]:
     """Train the recorded steps through the one loop; compare every logged scalar and every network's change."""
     g = folder.tensors(file)
@@ -261,7 +147,7 @@ def _replay_steps(
         seed=0, batch_size=folder.dims["B"], optimizers={name: OptimizerSpec() for name in recipe.networks}
     )
     trainer = Trainer(recipe, spec)
-    for step in range(_count_steps(g)):
+    for step in range(count_steps(g)):
         recorded = subset(g, f"step{step}")
         batch, draws = _batch(recorded, folder.dims["img"]), RecordedDraws(recorded)
         # Vanilla has no alignment term; the recording measures it all the same.
@@ -273,10 +159,10 @@ def _replay_steps(
     yield from _compare_changes(file, g, trainer)
 
 
-def _measure_alignment(recipe: Vanilla, batch: Batch, draws: RecordedDraws) -> dict[str, Tensor]:
+def _measure_alignment(recipe: SiTRecipe, batch: Batch, draws: RecordedDraws) -> dict[str, Tensor]:
     watcher = Repa(Networks(sit=recipe.sit), Repa.Options())
     with torch.no_grad():
-        return dict(next(watcher.updates(batch, draws)).logs)
+        return dict(next(watcher.updates(Step(0, batch, draws))).logs)
 
 
 def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> Iterator[Replayed]:
@@ -298,15 +184,15 @@ def _compare_changes(file: str, g: Mapping[str, Tensor], trainer: Trainer) -> It
         yield Replayed(f"{file}.change.{recorded}", relative_error(torch.cat(mine), change), STEP_BOUND)
 
 
-def _vanilla(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+def _vanilla(folder: Folder, g: Mapping[str, Tensor]) -> SiTRecipe:
     return Vanilla(Networks(sit=folder.sit(subset(g, "before.sit"))), Objective())
 
 
-def _repa(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+def _repa(folder: Folder, g: Mapping[str, Tensor]) -> SiTRecipe:
     return Repa(Networks(sit=folder.sit(subset(g, "before.sit"))), Repa.Options())
 
 
-def _repa_e(folder: Folder, g: Mapping[str, Tensor]) -> Vanilla:
+def _repa_e(folder: Folder, g: Mapping[str, Tensor]) -> SiTRecipe:
     networks = Networks(
         sit=folder.sit(subset(g, "before.sit")),
         vae=folder.vae(subset(g, "before.vae")),
@@ -323,6 +209,11 @@ def replay(path: Path) -> Iterator[Replayed]:
         UserError: the folder is not of the golden form.
     """
     folder = Folder(path)
+    if (method := folder.meta.get("method")) is not None:
+        if method not in FOLLOWUPS:
+            raise UserError(f"{path}: there is no replay of the method '{method}'; known are {', '.join(FOLLOWUPS)}.")
+        yield from FOLLOWUPS[method](folder)
+        return
     yield from replay_sit_forward(folder)
     yield from replay_samplers(folder)
     yield from replay_autoencoder(folder)

@@ -14,7 +14,7 @@ from harness.cli.session import store_of
 
 if TYPE_CHECKING:
     from harness.assets.cache import Store
-    from harness.checks.replay import Replayed
+    from harness.checks.recorded import Replayed
 
 
 commands = typer.Typer()

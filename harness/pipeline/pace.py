@@ -7,7 +7,9 @@ that shares the machine with others has no such stretch: its pace is measured be
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from statistics import median
 
@@ -37,18 +39,44 @@ def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World
         UserError: somebody else works on the run.
     """
     with held(run.folder):
-        train = run.spec.train
-        trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
-        stream = batches(inputs.data, seed=train.seed, batch_size=train.batch_size, start=0, stop=sys.maxsize)
-        times = step_times(trainer, stream, QUIET_SECONDS, least=QUIET_STEPS)
-        write_text(run.folder / FILE, row_text({"step_seconds": median(times), "steps": len(times)}))
+        train, rows = run.spec.train, ""
+        for begin in (0, *run.spec.method.changes):
+            trainer = build_trainer(run.spec, inputs, execution=execution, world=world)
+            trainer.position = begin
+            stream = batches(inputs.data, seed=train.seed, batch_size=train.batch_size, start=begin, stop=sys.maxsize)
+            times = step_times(trainer, stream, QUIET_SECONDS, least=QUIET_STEPS)
+            rows += row_text({"step_seconds": median(times), "steps": len(times)})
+        write_text(run.folder / FILE, rows)
 
 
-def quiet(run: Run) -> float | None:
-    """Seconds of a step in the run's quiet stretch, if that was measured."""
+def quiet(run: Run, step: int = 1) -> float | None:
+    """Mean seconds of the first `step` steps by the run's quiet stretches, one for each phase, if they were measured."""
     rows, _ = read_rows(run.folder / FILE, step_seconds=float)  # damaged is as good as absent: measure it again
-    found: float | None = rows[0]["step_seconds"] if rows else None
-    return found if found is not None and 0 < found < inf else None
+    paces = [row["step_seconds"] for row in rows]
+    if len(paces) <= len(run.spec.method.changes) or not all(0 < pace < inf for pace in paces):
+        return None
+    return mean_pace(run.spec.method.changes, paces, step)
+
+
+def mean_pace(changes: Sequence[int], paces: Sequence[float], step: int) -> float:
+    """Mean seconds of the first `step` steps, of which those from each change on have a pace of their own."""
+    bounds = [0, *changes, max(step, *changes, 0)] if changes else [0, step]
+    return (
+        sum(pace * max(0, min(end, step) - begin) for pace, (begin, end) in zip(paces, pairwise(bounds), strict=True))
+        / step
+    )
+
+
+def _logged(changes: Sequence[int], steps: Sequence[int], seconds: Sequence[float]) -> float | None:
+    """Mean seconds of a step by the log: of each phase the median of its stretches, or what the one before had."""
+    marks, paces = [(0, 0.0), *zip(steps, seconds, strict=True)], list[float]()
+    for begin, end in pairwise((0, *changes, sys.maxsize)):
+        inside = [(s, t) for s, t in marks if begin <= s <= end]
+        since, clock = inside[0] if inside else (0, 0.0)
+        found = steady([s - since for s, _ in inside[1:]], [t - clock for _, t in inside[1:]])
+        if found is not None or paces:
+            paces.append(paces[-1] if found is None else found)
+    return mean_pace(changes, paces, steps[-1]) if paces else None
 
 
 @dataclass(frozen=True)
@@ -63,10 +91,11 @@ class Pace:
 
 def pace_of(run: Run, step: int) -> Pace:
     """The quiet stretch if there is one, else what the log says."""
-    if (measured := quiet(run)) is not None:
+    changes = run.spec.method.changes
+    if (measured := quiet(run, step)) is not None:
         return Pace(measured, "quiet stretch", [])
     rows, damaged = run.log(step)
     steps, seconds = [int(row["step"]) for row in rows], [float(row["seconds"]) for row in rows]
-    found = steady(steps, seconds)
-    notes = disturbances(steps, seconds) + left_out(run.log_path, damaged)
+    found = _logged(changes, steps, seconds)
+    notes = ([] if changes else disturbances(steps, seconds)) + left_out(run.log_path, damaged)
     return Pace(found, None if found is None else "median of the log", notes)

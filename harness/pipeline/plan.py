@@ -25,7 +25,7 @@ from recipes.core.spec import Execution
 from recipes.data.latents import disk_estimate
 from recipes.models.sit import SiT
 from recipes.training.build import build_networks, layout
-from recipes.training.flops import flops_per_step
+from recipes.training.flops import flops_to
 from recipes.training.spec import RunSpec
 
 #: A lossless PNG of a photograph takes about 0.6 of its pixels.
@@ -241,7 +241,7 @@ def _cell(
     parameters = {k: sum(p.numel() for p in n.parameters()) for k, n in trained.items() if n is not None}
     total, sit = sum(parameters.values()), parameters["sit"]
     milestones = budget.milestones()
-    flops = flops_per_step(spec, suite.image_size)
+    flops = flops_to(spec, suite.image_size, milestones[-1])
     once, more = (sum(p.samples * p.nfe for _, p, _ in draws_of(suite, budget, first=f)) for f in (True, False))
     evaluations = once + (seeds - 1) * more
     kept = 4 * (total + sit)
@@ -254,8 +254,8 @@ def _cell(
         batch_size=spec.train.batch_size,
         layout=str(layout(spec, execution, World(size=devices, device=torch.device(kind)))),
         parameters=parameters,
-        flops_per_step=flops,
-        training_flops=float(flops) * milestones[-1] * seeds,
+        flops_per_step=flops // milestones[-1],
+        training_flops=float(flops) * seeds,
         sampling_flops=float(flops_per_evaluation(spec)) * evaluations,
         state_bytes=STATE_BYTES * total + 4 * sit,
         checkpoint_bytes=seeds * (len(milestones) * kept + execution.keep * 8 * total),
@@ -272,7 +272,9 @@ def flops_per_evaluation(spec: RunSpec) -> int:
         sit = SiT(spec.sit)
         side = spec.sit.latent_size
         latents = torch.zeros(1, spec.sit.channels, side, side)
-        sit(latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64), project=False)
+        width = spec.sit.class_width
+        token = None if width is None else torch.zeros(1, width)
+        sit(latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64), class_token=token, project=False)
     return int(counter.get_total_flops())
 
 

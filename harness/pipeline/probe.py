@@ -61,6 +61,10 @@ def random_batch(spec: RunSpec, count: int, side: int) -> Batch:
         images=torch.randint(0, 256, (count, 3, side, side), generator=g, dtype=torch.uint8),
         labels=torch.randint(0, spec.sit.num_classes, (count,), generator=g),
         features=tuple(torch.randn(count, spec.sit.tokens, width, generator=g) for width in stored),
+        class_tokens=tuple(torch.randn(count, width, generator=g) for width in stored),
+        attention=tuple(
+            torch.randn(count, 4, spec.sit.tokens, spec.sit.tokens, generator=g) for _ in spec.method.needs.attention
+        ),
         mean=torch.randn(latent, generator=g),
         std=torch.rand(latent, generator=g),
     )

@@ -32,7 +32,7 @@ from harness.scoring.image_files import write_npz
 from harness.scoring.sample_set import LABELS, Evaluation, draw
 from recipes.core.errors import UserError
 from recipes.core.spec import digest_of
-from recipes.training.flops import flops_per_step
+from recipes.training.flops import flops_to
 from recipes.training.run_folder import Run, load_for_sampling
 
 #: Metrics of a record, those that the feature network has.
@@ -61,7 +61,6 @@ def score_evaluations(session: Session, prepared: Prepared, evaluations: Sequenc
     if not missing:
         return
     run, search, finished = missing[0].run, missing[0].search, 0
-    flops = flops_per_step(run.spec, session.suite.image_size)
     with (
         held(run.folder, on=session.world.main),
         threads_of(session),
@@ -72,7 +71,7 @@ def score_evaluations(session: Session, prepared: Prepared, evaluations: Sequenc
             on_sample = _offset(on_step, finished)
             outcome = draw_and_score(session, prepared, evaluation, on_sample, keep=session.keep_samples and not search)
             if outcome.metrics is not None:
-                session.records.append(_score_record(session, prepared, evaluation, flops, outcome))
+                session.records.append(_score_record(session, prepared, evaluation, outcome))
                 outcome.shards.clear()
             finished += evaluation.protocol.samples
 
@@ -165,10 +164,8 @@ def draw_and_score(
     return Outcome(found, drawn.rows, seconds, grid, kept, shards, extra, dubious, few)
 
 
-def _score_record(
-    session: Session, prepared: Prepared, evaluation: Evaluation, flops: int, outcome: Outcome
-) -> ScoreRecord:
-    """Of a judged evaluation; `flops` is the cost of one training step."""
+def _score_record(session: Session, prepared: Prepared, evaluation: Evaluation, outcome: Outcome) -> ScoreRecord:
+    """Of a judged evaluation."""
     assert outcome.metrics is not None
     spec, clock = evaluation.run.spec, evaluation.run.clock(evaluation.step)
     variant = session.suite.variants[spec.variant]
@@ -186,7 +183,8 @@ def _score_record(
         weights_hash=evaluation.run.weights_hash(evaluation.step),
         step=evaluation.step,
         images=evaluation.step * spec.train.batch_size,
-        flops=evaluation.step * flops,
+        flops=flops_to(spec, session.suite.image_size, evaluation.step),
+        changes=[change for change in spec.method.changes if change < evaluation.step],
         train_seconds=clock["seconds"],
         device_seconds=clock["device_seconds"],
         step_seconds=pace.step_seconds,

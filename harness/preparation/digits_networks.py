@@ -86,7 +86,7 @@ class TokenEncoder(nn.Module):
             x = torch.where(masked[..., None], self.mask_token, x)
         x = x + self.position
         for k, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
-            x = x + attention(self.norms[2 * k](x))
+            x = x + attention(self.norms[2 * k](x))[0]
             x = x + mlp(self.norms[2 * k + 1](x))
         out: Tensor = self.norm(x)
         return out

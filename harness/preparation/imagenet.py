@@ -266,14 +266,14 @@ class Preparation:
         return TrainingInputs(
             data=StoredData(
                 labels=self.images.labels,
-                images=self.images if needs.features or needs.tokenizer else None,
+                images=self.images if needs.encoder or needs.tokenizer else None,
                 latents=None if needs.tokenizer else self.latents[name],
                 threads=self.context.execution.threads,
             ),
             tokenizer=None if chosen.from_scratch else self.tokenizers[name],
             latent_mean=statistics.mean,
             latent_std=statistics.std,
-            encoders=tuple(self.encoders[e] for e in chosen.encoders) if needs.features else (),
+            encoders=tuple(self.encoders[e] for e in chosen.encoders) if needs.encoder else (),
             perceptual=self.perceptual if needs.perceptual else None,
             discriminator=None if chosen.from_scratch else self.discriminators.get(name),
         )

@@ -56,12 +56,14 @@ class ScoreRecord(_Base):
     step: Count
     images: Annotated[int, Field(ge=1)]
     flops: Annotated[int, Field(ge=1)]
+    changes: list[int] = []
+    """Steps before this one from which on the recipe costs otherwise, as where a term stops."""
     train_seconds: Positive
     """Wall-clock seconds of training, evaluation and checkpoints left out."""
     device_seconds: Positive
     """The same, times the devices that were at work."""
     step_seconds: Positive | None = None
-    """Seconds of one training step up to here, without what else the machine did; see `harness.pipeline.pace`."""
+    """Mean seconds of a training step up to here, without what else the machine did; see `harness.pipeline.pace`."""
     step_seconds_from: PaceSource | None = None
     protocol: Protocol
     protocol_digest: str

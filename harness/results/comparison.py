@@ -245,7 +245,8 @@ class Comparison:
     def budget(self, r: ScoreRecord, currency: str) -> float:
         """What a checkpoint cost; device-seconds by the pace of its run."""
         if currency == "device_seconds":
-            return r.step * self.paces[self.training(r)][0]
+            # Where the cost of a step changes, each checkpoint has a mean of its own.
+            return r.step * (_pace([r])[0] if r.changes else self.paces[self.training(r)][0])
         return float({"iterations": r.step, "images": r.images, "flops": r.flops}[currency])
 
     @cached_property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from harness.sampling.solvers import LAST_SDE_TIME, Guidance, Solver, number_of_evaluations
 from recipes.core.errors import UserError, nearest
@@ -15,12 +15,12 @@ from recipes.core.precision import Precision
 from recipes.core.spec import Count, Fraction, NotNegative, Spec, digest_of
 
 LabelRule = Literal["balanced", "uniform"]
-#: Context of a dump that has every field of a protocol, for who sets one by its key.
-EVERY_FIELD = "every field"
 
 
 class Protocol(Spec):
     """How a checkpoint is sampled and scored."""
+
+    ADDED = frozenset({"guidance_class_scale"})
 
     name: str
     version: Count = 2
@@ -35,6 +35,8 @@ class Protocol(Spec):
     guidance_scale: NotNegative = 1.0
     guidance_low: Fraction = 0.0
     guidance_high: Fraction = 1.0
+    guidance_class_scale: NotNegative | None = None
+    """Of REG's class token, which 0 leaves unguided; None: as of the image."""
     guidance_channels: Count | None = None
     """Guidance acts on so many of the first latent channels, in SiT's release 3; None: on all, as REPA and REPA-E."""
     labels: LabelRule = "balanced"
@@ -61,7 +63,13 @@ class Protocol(Spec):
     @property
     def guidance(self) -> Guidance:
         """Scale, interval and channels."""
-        return Guidance(self.guidance_scale, self.guidance_low, self.guidance_high, channels=self.guidance_channels)
+        return Guidance(
+            self.guidance_scale,
+            self.guidance_low,
+            self.guidance_high,
+            channels=self.guidance_channels,
+            class_scale=self.guidance_class_scale,
+        )
 
     @property
     def nfe(self) -> int:
@@ -80,14 +88,9 @@ class Protocol(Spec):
             told["correct_last_step"] = "last step corrected"
         return told
 
-    @model_serializer(mode="wrap")
-    def _dumped(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """The two fields of `as_sit` are left out where they change nothing: digests of before they came still hold."""
-        dumped: dict[str, Any] = handler(self)
-        if info.context != EVERY_FIELD:
-            for name in {"guidance_channels", "correct_last_step"} - self.as_sit.keys():
-                del dumped[name]
-        return dumped
+    def left_out(self) -> set[str]:
+        """See `Spec.left_out`; the two fields of `as_sit` also where they change nothing."""
+        return super().left_out() | ({"guidance_channels", "correct_last_step"} - self.as_sit.keys())
 
     def guided(self, scale: float, low: float = 0.0, high: float = 1.0) -> Protocol:
         """The same under other guidance, and named so."""
@@ -203,6 +206,6 @@ def find_protocol(name: str) -> Protocol:
 
 def difference(a: Protocol, b: Protocol) -> str:
     """The fields in which two protocols differ, in words: ``labels uniform and balanced, steps 250 and 50``."""
-    absent = {"guidance_channels": None, "correct_last_step": False}
+    absent = {"guidance_channels": None, "guidance_class_scale": None, "correct_last_step": False}
     ours, theirs = (absent | p.model_dump(mode="json") for p in (a, b))
     return ", ".join(f"{k} {ours[k]} and {theirs[k]}" for k in ours if k != "name" and ours[k] != theirs[k])

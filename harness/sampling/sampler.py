@@ -80,16 +80,22 @@ class Sampler:
         spec, indices = self.sit.spec, indices.to(self.sit.pos_embed.device)
         labels = sample_labels(protocol, generation_seed, indices, spec.num_classes)
         shape = (len(indices), spec.channels, spec.latent_size, spec.latent_size)
+        first = KeyedDraws(generation_seed, 0, indices)
         like = torch.empty(shape, dtype=torch.float64, device=indices.device)
+        width = spec.class_width
         latents = sample_latents(
             self.sit,
-            KeyedDraws(generation_seed, 0, indices).normal_like("sample start", like),
+            first.normal_like("sample start", like),
             labels,
             solver=protocol.solver,
             steps=protocol.steps,
             guidance=protocol.guidance,
             path=self.path,
             noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("sample noise", x),
+            class_start=None
+            if width is None
+            else first.normal_like("class start", like.new_empty(len(indices), width)),
+            class_noise=lambda k, x: KeyedDraws(generation_seed, k, indices).normal_like("class noise", x),
             last_step=protocol.last_step,
             correct_last_step=protocol.correct_last_step,
             precision=protocol.precision,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Guidance:
     high: float = 1.0
     channels: int | None = field(default=None, kw_only=True)
     """Of the state: so many of the first are guided, the others follow the conditional drift; None: all are guided."""
+    class_scale: float | None = field(default=None, kw_only=True)
+    """Of a class token (REG): 0 is the conditional drift; None: as the image."""
 
     def active(self, t: float) -> bool:
         """Whether the null class is evaluated at time t."""
@@ -45,6 +47,23 @@ class Guidance:
         if self.channels is None:
             return guided
         return torch.cat((guided[:, : self.channels], conditional[:, self.channels :]), dim=1)
+
+    def combine_class(self, conditional: Tensor, null: Tensor) -> Tensor:
+        """Two drifts of a class token (N, width) to the guided one."""
+        scale = self.scale if self.class_scale is None else self.class_scale
+        return null + scale * (conditional - null) if scale > 0 else conditional
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Contrastive flow matching's correction (arXiv 2506.05350): inside the guidance interval v becomes a v - b u."""
+
+    vector: Tensor
+    """u, (1, C, h, w)."""
+    weight: float = 0.05
+    """b."""
+    velocity: float = 0.95
+    """a."""
 
 
 def times(solver: Solver, steps: int, last_step: float = LAST_SDE_TIME) -> list[float]:
@@ -123,6 +142,8 @@ def guided_drift(
     *,
     path: PathName,
     stochastic: bool,
+    combine: Callable[[Tensor, Tensor], Tensor] | None = None,
+    interference: Interference | None = None,
 ) -> Drift:
     """The drift that a solver integrates: guided velocity, with the score term for the SDE.
 
@@ -133,10 +154,15 @@ def guided_drift(
         guidance: outside its interval the conditional drift is used alone, at half the cost.
         path: the training path.
         stochastic: add the SDE's -w/2 times the score.
+        combine: conditional and null drift to the guided one; `Guidance.combine` by default.
+        interference: of the velocity, before the score.
     """
+    combine = combine or guidance.combine
 
     def evaluate(x: Tensor, t: float, y: Tensor) -> Tensor:
         v = velocity(x, t, y)
+        if interference is not None and guidance.low <= t <= guidance.high:
+            v = interference.velocity * v - interference.weight * interference.vector
         return v - 0.5 * sde_diffusion(t) * score(v, x, t, path) if stochastic else v
 
     def drift(x: Tensor, t: float, gate: float) -> Tensor:
@@ -144,13 +170,18 @@ def guided_drift(
             return evaluate(x, t, labels)
         both = evaluate(torch.cat((x, x)), t, torch.cat((labels, torch.full_like(labels, null_class))))
         conditional, null = both.chunk(2)
-        return guidance.combine(conditional, null)
+        return combine(conditional, null)
 
     return drift
 
 
+def sample_latents(sit: SiT, start: Tensor, labels: Tensor, **settings: Any) -> Tensor:
+    """Integrate from noise to normalised latents, float64, (N, C, h, w); see `sample_states`."""
+    return sample_states(sit, start, labels, **settings)[0]
+
+
 @torch.no_grad()
-def sample_latents(
+def sample_states(
     sit: SiT,
     start: Tensor,
     labels: Tensor,
@@ -160,11 +191,14 @@ def sample_latents(
     guidance: Guidance,
     path: PathName,
     noise: StepNoise,
+    class_start: Tensor | None = None,
+    class_noise: StepNoise | None = None,
     last_step: float = LAST_SDE_TIME,
     correct_last_step: bool = False,
     precision: Precision = "fp32",
-) -> Tensor:
-    """Integrate from noise to normalised latents.
+    interference: Interference | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Integrate from noise to normalised latents, and to a class token where the network has one.
 
     Args:
         sit: the network, in eval mode.
@@ -175,20 +209,44 @@ def sample_latents(
         guidance: scale, interval and channels.
         path: the training path.
         noise: noise of the SDE's steps.
+        class_start: standard normal class tokens, (N, width).
+        class_noise: noise of the SDE's steps for them.
         last_step: the time at which the SDE's last step begins.
         correct_last_step: of Heun's method; the other solvers do not look at it.
         precision: number format of the network; the state is float64 in any case.
+        interference: see there.
 
     Returns:
-        float64, (N, C, h, w).
+        float64, (N, C, h, w), and (N, width).
     """
-    dtype = sit.x_embedder.proj.weight.dtype
+    dtype, shape = sit.x_embedder.proj.weight.dtype, start.shape[1:]
+
+    def images(x: Tensor) -> Tensor:
+        return x if class_start is None else x[:, : shape.numel()].unflatten(1, shape)
+
+    def packed(image: Tensor, token: Tensor | None) -> Tensor:
+        # The solvers are elementwise: image and class token go through them as one row.
+        return image if token is None else torch.cat((image.flatten(1), token), dim=1)
+
+    def token(x: Tensor) -> Tensor | None:
+        return None if class_start is None else x[:, shape.numel() :]
 
     def velocity(x: Tensor, t: float, y: Tensor) -> Tensor:
         time = torch.full((len(x),), t, dtype=dtype, device=x.device)
+        now = token(x)
         with autocast(precision, x.device):
-            out: Tensor = sit(x.to(dtype), time, y, project=False).velocity
-        return out.double()
+            more = {} if now is None else {"class_token": now.to(dtype)}
+            out = sit(images(x).to(dtype), time, y, project=False, **more)
+        return packed(out.velocity.double(), None if now is None else out.class_velocity.double())
+
+    def combine(conditional: Tensor, null: Tensor) -> Tensor:
+        both, none = token(conditional), token(null)
+        guided = guidance.combine(images(conditional), images(null))
+        return packed(guided, None if both is None or none is None else guidance.combine_class(both, none))
+
+    def both_noises(k: int, x: Tensor) -> Tensor:
+        now = token(x)
+        return packed(noise(k, images(x)), None if now is None or class_noise is None else class_noise(k, now))
 
     drift = guided_drift(
         velocity,
@@ -197,10 +255,15 @@ def sample_latents(
         guidance,
         path=path,
         stochastic=solver == "sde_euler_maruyama",
+        combine=combine,
+        interference=interference,
     )
-    grid, x = times(solver, steps, last_step), start.double()
+    grid = times(solver, steps, last_step)
+    x = packed(start.double(), None if class_start is None else class_start.double())
     if solver == "ode_euler":
-        return ode_euler(drift, x, grid)
-    if solver == "ode_heun":
-        return ode_heun(drift, x, grid, correct_last_step=correct_last_step)
-    return sde_euler_maruyama(drift, x, grid, noise)
+        x = ode_euler(drift, x, grid)
+    elif solver == "ode_heun":
+        x = ode_heun(drift, x, grid, correct_last_step=correct_last_step)
+    else:
+        x = sde_euler_maruyama(drift, x, grid, both_noises)
+    return images(x), token(x)

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.sampling.protocol import EVERY_FIELD
 from harness.suites.digits import DigitsSuite, digits
 from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
-from recipes.core.spec import with_overrides
+from recipes.core.spec import EVERY_FIELD, with_overrides
 from recipes.training.flops import flops_per_step
 
 AnySuite = DigitsSuite | ImagenetSuite

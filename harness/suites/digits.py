@@ -83,14 +83,15 @@ class DigitsSuite(Suite):
             raise UserError(f"variant {name}: suite {self.name} has no GAN and no LPIPS; set both to 0.")
         known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer}
         optimizers = {network: known[network] for network in method.needs.trained}
-        widths = (self.encoder.width,) if method.needs.features else ()
-        used = ["data", "tokenizer", *(["tokens"] if method.needs.features else [])]
+        needs = method.needs
+        seen = {"tokens": needs.features, "class-tokens": needs.class_token, "attention": bool(needs.attention)}
+        used = ["data", "tokenizer", *(name for name, wanted in seen.items() if wanted)]
         return RunSpec(
             suite=self.name,
             variant=name,
             recipe=self.variants[name].recipe,
             options=method.options.model_dump(mode="json"),
-            sit=self.sit.model_copy(update={"encoder_widths": widths}),
+            sit=method.shape(self.sit, (self.encoder.width,)),
             tokenizer=self.tokenizer.autoencoder,
             train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
             inputs={asset: hashes[asset] for asset in used if asset in hashes},

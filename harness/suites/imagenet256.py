@@ -143,8 +143,7 @@ class ImagenetSuite(Suite):
         """The SiT of a variant."""
         variant, size = self.variant(name), self.sizes[self.variant(name).size]
         tokenizer = self.tokenizers[variant.tokenizer]
-        aligned = self.method(name).needs.features
-        return SiTSpec(
+        sit = SiTSpec(
             latent_size=self.side // tokenizer.autoencoder.factor,
             channels=tokenizer.autoencoder.latent_channels,
             num_classes=self.num_classes,
@@ -153,9 +152,9 @@ class ImagenetSuite(Suite):
             depth=size.depth,
             heads=size.heads,
             encoder_depth=variant.encoder_depth,
-            encoder_widths=tuple(self.encoders[e].width for e in variant.encoders) if aligned else (),
             projector_width=self.projector_width,
         )
+        return self.method(name).shape(sit, tuple(self.encoders[e].width for e in variant.encoders))
 
     def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """See `Suite`."""
@@ -178,7 +177,7 @@ class ImagenetSuite(Suite):
             sit=self.sit_spec(name),
             tokenizer=self.tokenizers[variant.tokenizer].autoencoder,
             discriminator=self.discriminator,
-            encoders=tuple(self.encoders[e] for e in variant.encoders) if method.needs.features else (),
+            encoders=tuple(self.encoders[e] for e in variant.encoders) if method.needs.encoder else (),
             perceptual=self.perceptual if method.needs.perceptual else None,
             train=train,
             inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
@@ -191,7 +190,7 @@ class ImagenetSuite(Suite):
         return [
             "images",
             *([] if variant.from_scratch else [variant.tokenizer]),
-            *(variant.encoders if needs.features else ()),
+            *(variant.encoders if needs.encoder else ()),
             *(["vgg16"] if needs.perceptual else []),
         ]
 

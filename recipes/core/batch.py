@@ -20,6 +20,10 @@ class Batch:
     """uint8, (N, 3, H, W), 0..255."""
     features: tuple[Tensor, ...] = ()
     """For each frozen encoder, its patch tokens of the clean image: (N, tokens, width)."""
+    class_tokens: tuple[Tensor, ...] = ()
+    """For each frozen encoder, its class token: (N, width)."""
+    attention: tuple[Tensor, ...] = ()
+    """Attention logits of the first encoder's layers that the recipe asked for: (N, heads, tokens, tokens) each."""
     mean: Tensor | None = None
     """The frozen tokenizer's posterior mean, (N, C, h, w)."""
     std: Tensor | None = None
@@ -45,6 +49,8 @@ class Batch:
             labels=f(self.labels),
             images=None if self.images is None else f(self.images),
             features=tuple(f(x) for x in self.features),
+            class_tokens=tuple(f(x) for x in self.class_tokens),
+            attention=tuple(f(x) for x in self.attention),
             mean=None if self.mean is None else f(self.mean),
             std=None if self.std is None else f(self.std),
         )

@@ -137,6 +137,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def world_rank() -> int:
+    """Which of them this one is."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def differentiable_mean(values: Tensor) -> Tensor:
     """The mean over the processes, with a gradient to each process's share."""
     if world_size() == 1:
@@ -167,6 +172,27 @@ def gather_equal(values: Tensor) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts)
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """The rows (N, ...) of every process in the order of the global batch, with a gradient to each process's own."""
+    if world_size() == 1:
+        return values
+    return _Rows.apply(values)  # type: ignore[no-any-return]
+
+
+class _Rows(torch.autograd.Function):
+    """Each process computes the same loss of all rows; the sum of their gradients is averaged with the parameters'."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return gather_equal(values).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[dist.get_rank()]
 
 
 class GradientAverage:

@@ -91,6 +91,10 @@ class Draws(Protocol):
         """One number in (0, 1) for each image of the batch: float64, shape (N,)."""
         ...
 
+    def integers(self, purpose: str, below: int) -> Tensor:
+        """One of 0 .. below - 1 for each image of the batch: int64, shape (N,)."""
+        ...
+
     def normal_like(self, purpose: str, like: Tensor) -> Tensor:
         """Standard normal numbers with the shape (N, ...), dtype and device of `like`."""
         ...
@@ -116,6 +120,10 @@ class KeyedDraws:
     def uniform(self, purpose: str) -> Tensor:
         """See `Draws.uniform`."""
         return uniform(key_of(self.seed, purpose), self.step, self.items, 1)[:, 0]
+
+    def integers(self, purpose: str, below: int) -> Tensor:
+        """See `Draws.integers`."""
+        return (self.uniform(purpose) * below).long()
 
     def normal_like(self, purpose: str, like: Tensor) -> Tensor:
         """See `Draws.normal_like`."""

@@ -67,12 +67,12 @@ def interpolate(latents: Tensor, noise: Tensor, t: Tensor, path: PathName) -> No
     """Move latents along the path to time t.
 
     Args:
-        latents: normalised latents x, (N, C, h, w).
+        latents: normalised latents x, (N, C, h, w), or what else is noised, (N, ...).
         noise: standard normal, the same shape.
         t: (N,), in [0, 1].
         path: ``linear`` (velocity = noise - x) or ``cosine``.
     """
-    at = coefficients(path, t.to(latents.dtype).reshape(-1, 1, 1, 1))
+    at = coefficients(path, t.to(latents.dtype).reshape(-1, *[1] * (latents.ndim - 1)))
     return NoisyLatents(
         x_t=at.alpha * latents + at.sigma * noise,
         t=t.to(latents.dtype),

@@ -11,8 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,51 +19,11 @@ from recipes.core.batch import Batch
 from recipes.core.distributed import GradientAverage, World
 from recipes.core.draws import Draws, KeyedDraws
 from recipes.core.ema import ema_copy, ema_decay, ema_update, pairs_of
+from recipes.core.optimizers import make_optimizer
 from recipes.core.precision import autocast, matrix_products
-from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.core.spec import TrainSpec
+from recipes.core.step import Recipe, Step, Update
 from recipes.core.watchdog import Finding, Watch, leave_out
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step that a recipe asks for."""
-
-    network: str
-    """Which network the gradients are for; only its optimizer steps."""
-    loss: Tensor
-    """A mean over the images of the micro-batch."""
-    logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, means over the images of the micro-batch; they stay on the device until somebody reads them."""
-
-
-class Recipe(Protocol):
-    """What differs between two ways of training."""
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """The networks that are trained, by name. Each has an optimizer of that name."""
-        ...
-
-    @property
-    def averaged(self) -> Sequence[str]:
-        """Those of them that are sampled from, and so have an EMA."""
-        ...
-
-    def updates(self, batch: Batch, draws: Draws) -> Iterator[Update]:
-        """Yield the optimizer steps of one iteration, in order."""
-        ...
-
-
-def make_optimizer(network: nn.Module, spec: OptimizerSpec) -> torch.optim.AdamW:
-    """AdamW over the parameters that ask for a gradient."""
-    return torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad],
-        lr=spec.lr,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-        fused=True,
-    )
 
 
 class Clock:
@@ -115,14 +73,15 @@ class Trainer:
         *,
         world: World | None = None,
         micro_batch: int | None = None,
-        complete: Callable[[Batch], Batch] = lambda batch: batch,
+        complete: Callable[[Batch, int], Batch] = lambda batch, number: batch,
     ) -> None:
         """Args:
         recipe: its networks, already on the device.
         spec: seed, global batch, optimizers, EMA, precision.
         world: the processes that share the batch; alone by default.
         micro_batch: images that a process runs through the networks at once; its whole share by default.
-        complete: adds to a batch what is computed and not stored (a frozen encoder's tokens). Runs without gradients.
+        complete: adds to a batch what is computed and not stored (a frozen encoder's tokens), given the number of the
+            iteration. Runs without gradients.
         """
         self.recipe = recipe
         self.spec = spec
@@ -179,7 +138,7 @@ class Trainer:
         """
         sound = [buffer.clone() for buffer in self._buffers]
         with matrix_products(self.spec.precision):
-            running = [self.recipe.updates(b, d) for b, d in self._micro_batches(batch, draws)]
+            running = [self.recipe.updates(step) for step in self._steps(batch, draws)]
             logs: dict[str, Tensor] = {}
             happened: dict[str, Tensor] = {}
             while (network := self._backward(running, logs)) is not None:
@@ -197,13 +156,14 @@ class Trainer:
         self.position += 1
         return logs
 
-    def _micro_batches(self, batch: Batch, draws: Draws) -> Iterator[tuple[Batch, Draws]]:
+    def _steps(self, batch: Batch, draws: Draws) -> Iterator[Step]:
+        """One for each micro-batch."""
         for rows in torch.arange(len(batch), device=batch.labels.device).split(self.micro_batch):
             whole = len(rows) == len(batch)
             micro_batch = batch if whole else batch.take(rows)
             with torch.no_grad(), autocast(self.spec.precision, self.device):
-                micro_batch = self._complete(micro_batch)
-            yield micro_batch, draws if whole else draws.take(rows)
+                micro_batch = self._complete(micro_batch, self.position)
+            yield Step(self.position, micro_batch, draws if whole else draws.take(rows), self.averages)
 
     def _backward(self, running: Sequence[Iterator[Update]], logs: dict[str, Tensor]) -> str | None:
         """Let every micro-batch run to its next update and add up the gradients; the name of what they are for."""
@@ -226,12 +186,14 @@ class Trainer:
         spec, optimizer, scaler = self.spec.optimizers[network], self.optimizers[network], self.scalers[network]
         for group in optimizer.param_groups:
             group["lr"] = spec.lr * min(1.0, (self.position + 1) / max(1, spec.warmup_steps))
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters[network], spec.clip_norm)
+        scaler.unscale_(optimizer)  # type: ignore[arg-type]
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters[network] if p.grad is not None])
+        if spec.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters[network], spec.clip_norm, norm)
         happened[network] = self.watch.see(network, norm)
         if not scaler.is_enabled():
             leave_out(optimizer, ~happened[network])
-        scaler.step(optimizer)
+        scaler.step(optimizer)  # type: ignore[arg-type]
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm

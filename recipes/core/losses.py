@@ -1,7 +1,8 @@
-"""The losses of the three recipes: pure functions of tensors, reduced in float32 or better, outside autocast."""
+"""The losses of the recipes: pure functions of tensors, reduced in float32 or better, outside autocast."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,57 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
     cosine: Tensor = torch.linalg.vecdot(a, b) / norms.clamp_min(1e-8)
     return cosine
+
+
+@full_precision
+def channel_cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the mean cosine over the tokens of each channel, (N, T, D) twice: a scalar in [0, 2].
+
+    SRA's release (arXiv 2505.02831) takes PyTorch's default dimension 1, which is that of the tokens.
+    """
+    return 1.0 - F.cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=1).mean()
+
+
+@full_precision
+def smooth_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 with beta 0.05, as in SRA's paper (arXiv 2505.02831): a scalar."""
+    return F.smooth_l1_loss(at_least_float32(student), at_least_float32(teacher), beta=0.05)
+
+
+@full_precision
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Cross-entropy of attention (HASTE, arXiv 2505.16792): a mean over images, heads, queries and pairs of layers.
+
+    Args:
+        student: logits q k / sqrt(width of a head) of some blocks, (N, heads, T, T) each.
+        teacher: those of an encoder's layers; heads are paired by number as far as both have them.
+    """
+    losses = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        heads = min(ours.shape[1], theirs.shape[1])
+        target = at_least_float32(theirs[:, :heads]).softmax(-1)
+        losses.append(-(target * at_least_float32(ours[:, :heads]).log_softmax(-1)).sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+@full_precision
+def dispersive_loss(tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log of the mean of exp(-D / temperature) over all pairs (N, T, d), the diagonal too: a scalar in [-inf, 0].
+
+    D is the squared distance of two images' tokens over their number T d (arXiv 2506.09027, its PyTorch code).
+    """
+    z = at_least_float32(tokens).flatten(1)
+    distances = (z[:, None] - z[None]).square().mean(-1)
+    return torch.logsumexp(-distances.flatten() / temperature, 0) - 2 * math.log(len(z))
+
+
+@full_precision
+def normalized_dispersive_loss(tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """DDT's variant: of normalised tokens, over pairs of different images, 1e-5 under the logarithm: a scalar."""
+    z = F.normalize(at_least_float32(tokens).flatten(1), dim=1)
+    distances = (z[:, None] - z[None]).square().sum(-1)
+    i, j = torch.triu_indices(len(z), len(z), offset=1, device=z.device)
+    return torch.log(torch.exp(-distances[i, j] / temperature).mean() + 1e-5)
 
 
 @full_precision

@@ -6,9 +6,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
@@ -25,6 +33,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 #: Keys that had other names before schema version 2. They are read under both, and count in digests under the old ones,
 #: so that runs and assets of before are found again.
+#: Context of a dump that has every field, for who sets one by its key.
+EVERY_FIELD = "every field"
 RENAMED = {"arm": "variant", "arms": "variants", "default_arms": "default_variants", "mask_share": "mask_fraction"}
 
 
@@ -63,10 +73,29 @@ class Spec(BaseModel):
     """Base of every specification: immutable, no coercion, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later: left out of dumps at their defaults, so that digests of before still hold."""
+
+    def left_out(self) -> set[str]:
+        """Fields that dumps leave out, unless their context is `EVERY_FIELD`."""
+        fields = type(self).model_fields
+        return {name for name in self.ADDED if getattr(self, name) == fields[name].default}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        if info.context != EVERY_FIELD:
+            for name in self.left_out() & dumped.keys():
+                del dumped[name]
+        return dumped
 
     def digest(self) -> str:
         """SHA-256 of the specification; equal specifications have equal digests in every process."""
         return digest_of(self.model_dump(mode="json"))
+
+    def changed(self, **fields: Any) -> Self:
+        """A copy with other values, which are looked at like those of a new one."""
+        return type(self)(**(dict(self) | fields))
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str) -> Self:
@@ -99,14 +128,24 @@ class Spec(BaseModel):
             raise UserError(_told(where, error)) from None
 
 
-class OptimizerSpec(Spec):
-    """AdamW for one network: constant rate after a linear warm-up, gradient norm clipped by itself."""
+#: ``muon`` is Muon with the coefficients of RAEv2, ``muon_torch`` PyTorch's; both leave all but matrices to AdamW.
+OptimizerKind = Literal["adamw", "muon", "muon_torch"]
 
+
+class OptimizerSpec(Spec):
+    """The optimizer of one network: constant rate after a linear warm-up, gradient norm clipped by itself."""
+
+    ADDED = frozenset({"kind", "momentum"})
+
+    kind: OptimizerKind = "adamw"
+    momentum: Beta = 0.95
+    """Of Muon."""
     lr: NotNegative = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
-    clip_norm: Positive = 1.0
+    clip_norm: Positive | None = 1.0
+    """None: gradients are not clipped."""
     warmup_steps: Annotated[int, Field(ge=0, le=2**31)] = 0
 
 

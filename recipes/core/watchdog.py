@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 #: What to do about an update that is not finite: stop, or leave it out and count it.
 OnNaN = Literal["stop", "skip"]
@@ -125,11 +124,11 @@ class Watch:
         )
 
 
-def leave_out(optimizer: Optimizer, bad: Tensor) -> None:
+def leave_out(optimizer: Any, bad: Tensor) -> None:
     """Let an optimizer's next step do nothing if a bool scalar on its device is true; no host waits for it.
 
     PyTorch's fused steps read the attribute ``found_inf`` on the device: it is how `torch.amp.GradScaler` leaves out an
     update, and the only way that needs no synchronisation. It is no public interface; `tests/unit/test_watchdog.py`
     fails if a release of PyTorch no longer looks at it.
     """
-    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    optimizer.found_inf = bad.float()

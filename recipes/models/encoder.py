@@ -10,7 +10,9 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -197,6 +199,18 @@ DINOV2: dict[str, EncoderSpec] = {
 }
 
 
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What a frozen encoder says of some images."""
+
+    patches: Tensor
+    """(N, tokens, width)."""
+    class_token: Tensor | None
+    """(N, width), after the last norm; none where the network has no class token."""
+    attention: tuple[Tensor, ...]
+    """Logits q k / sqrt(width of a head) over patch tokens, (N, heads, tokens, tokens) for each layer."""
+
+
 class Encoder(nn.Module):
     """uint8 images to patch tokens; frozen, always in eval mode."""
 
@@ -225,11 +239,43 @@ class Encoder(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> tokens (N, grid * grid, width), row by row, float32. Follows autocast inside."""
-        tokens: Tensor = self.network.forward_features(self._prepared(images))
-        return tokens[:, self.spec.prefix_tokens :].float()
+        return self.look(images).patches
+
+    @torch.no_grad()
+    def look(self, images: Tensor, *, attention: Sequence[int] = ()) -> EncoderOutput:
+        """What it says of uint8 images (N, 3, H, W).
+
+        Args:
+            images: of any side.
+            attention: layers, counted from 1, whose logits are wanted, without class and register tokens.
+        """
+        seen: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            for layer in attention:
+                inner = self._attention_of(layer)
+
+                def keep(_: nn.Module, __: Any, qkv: Tensor, inner: Any = inner, layer: int = layer) -> None:
+                    q, k, _v = qkv.unflatten(-1, (3, inner.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+                    first = self.spec.prefix_tokens
+                    q, k = inner.q_norm(q)[:, :, first:], inner.k_norm(k)[:, :, first:]
+                    seen[layer] = ((q * inner.scale) @ k.mT).float()
+
+                handle = inner.qkv.register_forward_hook(keep)
+                hooks.callback(handle.remove)
+            tokens: Tensor = self.network.forward_features(self._prepared(images)).float()
+        class_token = tokens[:, 0] if self.spec.prefix_tokens else None
+        return EncoderOutput(tokens[:, self.spec.prefix_tokens :], class_token, tuple(seen[k] for k in attention))
+
+    def _attention_of(self, layer: int) -> Any:
+        blocks = self.network.blocks
+        if layer > len(blocks):
+            raise UserError(f"encoder {self.spec.name} has {len(blocks)} layers, and layer {layer} is wanted.")
+        found = blocks[layer - 1].attn
+        if not (hasattr(found, "qkv") and hasattr(found, "q_norm")):
+            raise UserError(f"encoder {self.spec.name} has no attention whose logits can be taken; name another.")
+        return found
 
     @full_precision
     def _prepared(self, images: Tensor) -> Tensor:

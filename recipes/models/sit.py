@@ -7,14 +7,14 @@ adds projectors after block `encoder_depth`, REPA-E (arXiv 2504.10483) a batch n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +22,7 @@ from recipes.core.draws import seed_of
 from recipes.core.errors import UserError
 from recipes.core.frozen import frozen
 from recipes.core.spec import Count, Depth, Positive, Spec
+from recipes.models.heads import HeadKind, TokenConvolution, TokenLinear, make_projector, make_student_head
 from recipes.models.latent_norm import LatentNorm
 
 TIME_FEATURES = 256
@@ -29,6 +30,8 @@ TIME_FEATURES = 256
 
 class SiTSpec(Spec):
     """The size of a SiT. The papers' models are in `SIZES`."""
+
+    ADDED = frozenset({"qk_norm", "null_class", "projector", "projector_kernel", "class_width", "student_head"})
 
     latent_size: Count
     """Side of the latent, in latent pixels."""
@@ -47,15 +50,15 @@ class SiTSpec(Spec):
     projector_width: Count = 2048
     qk_norm: bool = False
     """Layer norms on queries and keys, an option of REPA's code."""
+    projector: HeadKind = "mlp"
+    projector_kernel: Count = 1
+    """Side of the convolution, odd."""
+    class_width: Count | None = None
+    """Width of an encoder's class token that is one more noised token, in front of the others (REG)."""
+    student_head: bool = False
+    """SRA's head."""
     null_class: bool = True
     """Whether the label table has a row for no label; code that drops none makes none."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is as it was before the field existed, so that runs keep their digests."""
-        new = {"qk_norm": False, "null_class": True}
-        content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if name not in new or value != new[name]}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -65,6 +68,10 @@ class SiTSpec(Spec):
             raise ValueError(f"hidden {self.hidden} does not divide by 4 and by {self.heads} heads")
         if self.encoder_widths and self.encoder_depth > self.depth:
             raise ValueError(f"encoder_depth {self.encoder_depth} is beyond the last block, {self.depth}")
+        if self.projector_kernel % 2 == 0:
+            raise ValueError(f"projector_kernel {self.projector_kernel} is even: the grid would change its size")
+        if self.projector == "convolution" and self.class_width is not None:
+            raise ValueError("a convolution over the token grid has no place for a class token; take the MLP")
         return self
 
     @property
@@ -86,7 +93,13 @@ class SiTOutput:
     projected: tuple[Tensor, ...]
     """The aligned tokens through each projector: (N, tokens, encoder width)."""
     features: Tensor
-    """The aligned tokens themselves: (N, tokens, hidden)."""
+    """The aligned tokens themselves: (N, tokens, hidden), a class token first where there is one."""
+    taps: Mapping[int, Tensor] = field(default_factory=dict)
+    """Tokens after the blocks that were asked for, by their numbers, counted from 1."""
+    logits: Mapping[int, Tensor] = field(default_factory=dict)
+    """Attention logits q k / sqrt(width) of the blocks that were asked for: (N, heads, tokens, tokens)."""
+    class_velocity: Tensor | None = None
+    """(N, class width), where there is a class token."""
 
 
 def sincos_position_embedding(width: int, side: int) -> Tensor:
@@ -154,23 +167,6 @@ class LabelEmbedder(nn.Module):
         return out
 
 
-class TokenLinear(nn.Linear):
-    """A linear layer for tokens.
-
-    In float32 on the CPU it is computed as a convolution of 1 x 1: PyTorch gives matrix products to MKL, which leaves
-    half of an AMD processor's vector width unused, and convolutions to oneDNN, which does not.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (N, T, E)."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        n, tokens, width = x.shape
-        columns = x.reshape(n, tokens, 1, width).permute(0, 3, 1, 2)  # channels last, as they lie
-        out = F.conv2d(columns, self.weight[:, :, None, None], self.bias)
-        return out.permute(0, 2, 3, 1).reshape(n, tokens, -1)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -181,12 +177,13 @@ class Attention(nn.Module):
         self.proj = TokenLinear(hidden, hidden)
         self.q_norm, self.k_norm = (nn.LayerNorm(hidden // heads) if qk_norm else nn.Identity() for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (N, T, D)."""
+    def forward(self, x: Tensor, *, with_logits: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(N, T, D) -> (N, T, D), and the logits (N, heads, T, T) if they are asked for, beside the fused attention."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(self.q_norm(q).type_as(v), self.k_norm(k).type_as(v), v)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        logits = (q * q.shape[-1] ** -0.5) @ k.mT if with_logits else None
+        return self.proj(mixed.transpose(1, 2).flatten(2)), logits
 
 
 class MLP(nn.Module):
@@ -214,34 +211,31 @@ class Block(nn.Module):
         self.mlp = MLP(hidden, int(hidden * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 6 * hidden))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens (N, T, D) under condition (N, D)."""
+    def forward(self, x: Tensor, c: Tensor, *, with_logits: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Tokens (N, T, D) under condition (N, D), and the attention's logits if they are asked for."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_a[:, None] * self.attn(modulate(self.norm1(x), shift_a, scale_a))
-        out: Tensor = x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
-        return out
+        mixed, logits = self.attn(modulate(self.norm1(x), shift_a, scale_a), with_logits=with_logits)
+        x = x + gate_a[:, None] * mixed
+        return x + gate_m[:, None] * self.mlp(modulate(self.norm2(x), shift_m, scale_m)), logits
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches, channels last inside a patch."""
+    """Tokens to patches, channels last inside a patch; a class token in front to its velocity."""
 
-    def __init__(self, hidden: int, out: int) -> None:
+    def __init__(self, hidden: int, out: int, class_width: int | None = None) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.linear = TokenLinear(hidden, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden))
+        self.class_linear = nn.Linear(hidden, class_width) if class_width is not None else None
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(N, T, D) -> (N, T, p * p * C)."""
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, T, D) -> (N, T, p * p * C), and the class token's velocity."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
-        return out
-
-
-def make_projector(hidden: int, width: int, out: int) -> nn.Sequential:
-    """REPA's three-layer projector."""
-    first, second, last = TokenLinear(hidden, width), TokenLinear(width, width), TokenLinear(width, out)
-    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+        x = modulate(self.norm_final(x), shift, scale)
+        if self.class_linear is None:
+            return self.linear(x), None
+        return self.linear(x[:, 1:]), self.class_linear(x[:, 0])
 
 
 class SiT(nn.Module):
@@ -259,9 +253,17 @@ class SiT(nn.Module):
             [Block(spec.hidden, spec.heads, spec.mlp_ratio, qk_norm=spec.qk_norm) for _ in range(spec.depth)]
         )
         self.projectors = nn.ModuleList(
-            [make_projector(spec.hidden, spec.projector_width, width) for width in spec.encoder_widths]
+            [
+                make_projector(spec.projector, spec.hidden, spec.projector_width, width, spec.projector_kernel)
+                for width in spec.encoder_widths
+            ]
         )
-        self.final_layer = FinalLayer(spec.hidden, spec.patch_size**2 * spec.channels)
+        if spec.student_head:
+            self.student_head = make_student_head(spec.hidden)
+        if spec.class_width is not None:
+            self.class_embedder = nn.Linear(spec.class_width, spec.hidden)
+            self.class_norm = nn.LayerNorm(spec.hidden, eps=1e-6)
+        self.final_layer = FinalLayer(spec.hidden, spec.patch_size**2 * spec.channels, spec.class_width)
         self.bn = LatentNorm(spec.channels)
         self.checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -278,7 +280,16 @@ class SiT(nn.Module):
         return self.spec.num_classes
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, stop_at_alignment: bool = False, project: bool = True
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        class_token: Tensor | None = None,
+        taps: Collection[int] = (),
+        logits: Collection[int] = (),
+        stop_after: int | None = None,
+        project: bool = True,
     ) -> SiTOutput:
         """Predict the velocity.
 
@@ -286,25 +297,36 @@ class SiT(nn.Module):
             x: noisy normalised latents, (N, C, h, w).
             t: times in [0, 1], (N,).
             y: labels in [0, num_classes], int64 (N,); num_classes is the null class.
-            stop_at_alignment: run only the blocks that the aligned tokens need.
+            class_token: noisy, (N, class width), where the network has one.
+            taps: numbers of the blocks, counted from 1, whose tokens are wanted.
+            logits: numbers of the blocks whose attention logits are wanted.
+            stop_after: run no block behind that one, and give no velocity.
             project: run the projectors, which sampling has no use for.
         """
         condition = self.t_embedder(t) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
-        features = tokens
-        for depth, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens, condition)
+        if class_token is not None:  # it has no place on the grid, and so no position
+            tokens = torch.cat((self.class_norm(self.class_embedder(class_token))[:, None], tokens), dim=1)
+        features, tapped, seen = tokens, dict[int, Tensor](), dict[int, Tensor]()
+        for depth, block in enumerate(self.blocks[:stop_after], start=1):
+            tokens, scores = self._run(block, tokens, condition, with_logits=depth in logits)
             if depth == self.spec.encoder_depth:
                 features = tokens
-                if stop_at_alignment:
-                    break
+            if depth in taps:
+                tapped[depth] = tokens
+            if scores is not None:
+                seen[depth] = scores
         projected = tuple(projector(features) for projector in self.projectors) if project else ()
-        velocity = None if stop_at_alignment else self._unpatchify(self.final_layer(tokens, condition))
-        return SiTOutput(velocity, projected, features)
+        if stop_after is not None:
+            return SiTOutput(None, projected, features, tapped, seen)
+        out, class_velocity = self.final_layer(tokens, condition)
+        return SiTOutput(self._unpatchify(out), projected, features, tapped, seen, class_velocity)
 
-    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+    def _run(
+        self, block: nn.Module, tokens: Tensor, condition: Tensor, *, with_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            out: Tensor = block(tokens, condition)
+            out: tuple[Tensor, Tensor | None] = block(tokens, condition, with_logits=with_logits)
             return out
         trains = any(p.requires_grad for p in block.parameters())
 
@@ -312,8 +334,14 @@ class SiT(nn.Module):
             # A block that was frozen when it ran must be frozen when it runs again.
             return nullcontext(), nullcontext() if trains else frozen(block)
 
-        again: Tensor = checkpoint(
-            block, tokens, condition, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        again: tuple[Tensor, Tensor | None] = checkpoint(
+            block,
+            tokens,
+            condition,
+            with_logits=with_logits,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=contexts,
         )
         return again
 
@@ -323,16 +351,27 @@ class SiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
+#: What starts at zero beside biases and modulations.
+ZERO = ("final_layer.linear.weight", "final_layer.class_linear.weight")
+
+
 def initialize(sit: SiT, seed: int) -> None:
     """SiT's initialisation, each tensor from its own generator so that adding a projector moves nothing else.
 
     Xavier-uniform linears (the patch embedding flattened likewise) with zero bias, N(0, 0.02) for the label table
-    and the time MLP, zero for every adaLN output and the final linear layer.
+    and the time MLP, zero for every adaLN output and the final linear layers, PyTorch's own for a projector that is a
+    convolution.
     """
     tables: tuple[Callable[[str], bool], ...] = (
         lambda n: n == "y_embedder.embedding_table.weight",
         lambda n: n.startswith("t_embedder.mlp") and n.endswith("weight"),
     )
+    bounds = {  # of PyTorch's own initialisation
+        f"{name}.{part}": module.weight[0].numel() ** -0.5
+        for name, module in sit.named_modules()
+        if isinstance(module, TokenConvolution)
+        for part in ("weight", "bias")
+    }
     for name, parameter in sit.named_parameters():
         if parameter.is_meta:  # only counted, never run
             continue
@@ -340,7 +379,9 @@ def initialize(sit: SiT, seed: int) -> None:
         with torch.no_grad():
             if name == "pos_embed" or "_norm." in name:  # fixed, and ones and zeros
                 continue
-            if name.endswith("bias") or "adaLN_modulation" in name or name == "final_layer.linear.weight":
+            if name in bounds:
+                parameter.uniform_(-bounds[name], bounds[name], generator=generator)
+            elif name.endswith("bias") or "adaLN_modulation" in name or name in ZERO:
                 parameter.zero_()
             elif any(matches(name) for matches in tables):
                 parameter.normal_(0.0, 0.02, generator=generator)

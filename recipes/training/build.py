@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from recipes.base import Networks
+from recipes.base import Needs, Networks
 from recipes.core.batch import Batch
 from recipes.core.distributed import World
 from recipes.core.draws import seed_of
@@ -18,6 +18,7 @@ from recipes.core.spec import Execution
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder
+from recipes.models.encoder import Encoder
 from recipes.training.spec import RunSpec, TrainingInputs
 
 
@@ -59,23 +60,37 @@ def build_trainer(
     networks.sit.bn.start_from(inputs.latent_mean, inputs.latent_std)
     networks.sit.checkpointing = execution.checkpointing
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
+    needs = spec.method.needs
     _arrange(networks, world.device)
-
-    def complete(batch: Batch) -> Batch:
-        if batch.features or not encoders:
-            return batch
-        return replace(batch, features=tuple(encoder(batch.images) for encoder in encoders))
 
     trainer = Trainer(
         spec.method.on(networks),
         spec.train,
         world=world,
         micro_batch=layout(spec, execution, world).micro_batch,
-        complete=complete,
+        complete=lambda batch, number: complete(batch, spec.method.needs_at(number), encoders),
     )
     if execution.compile:
-        _compile(networks, encoders)
+        _compile(networks, encoders, needs)
     return trainer
+
+
+def complete(batch: Batch, needs: Needs, encoders: Sequence[Encoder]) -> Batch:
+    """A batch with what frozen encoders say of its images, as far as it is needed and not stored with them.
+
+    Raises:
+        UserError: an encoder has no class token, or no such layer.
+    """
+    if batch.features or not encoders or not needs.encoder:
+        return batch
+    assert batch.images is not None
+    seen = [e.look(batch.images, attention=() if k else needs.attention) for k, e in enumerate(encoders)]
+    class_tokens = tuple(one.class_token for one in seen if one.class_token is not None)
+    if needs.class_token and len(class_tokens) < len(seen):
+        raise UserError(f"encoder {encoders[0].spec.name} has no class token, which the recipe needs; name another.")
+    return replace(
+        batch, features=tuple(one.patches for one in seen), class_tokens=class_tokens, attention=seen[0].attention
+    )
 
 
 def _arrange(networks: Networks, device: torch.device) -> None:
@@ -87,12 +102,14 @@ def _arrange(networks: Networks, device: torch.device) -> None:
                 network.to(memory_format=torch.channels_last)
 
 
-def _compile(networks: Networks, encoders: Sequence[nn.Module]) -> None:
+def _compile(networks: Networks, encoders: Sequence[Encoder], needs: Needs) -> None:
     """Compile the hot regions in place; state-dict names stay. The blocks share one compiled graph."""
     for block in networks.sit.blocks:
         block.compile()
     networks.sit.final_layer.compile()
-    whole: list[nn.Module | None] = [networks.discriminator, networks.perceptual, *encoders]
+    whole: list[nn.Module | None] = [networks.discriminator, networks.perceptual]
+    for encoder in encoders:  # hooks look into the blocks whose attention is wanted
+        whole += [block for k, block in enumerate(encoder.network.blocks, start=1) if k not in needs.attention]
     if isinstance(networks.vae, Autoencoder):
         whole += [networks.vae.kl.encoder, networks.vae.kl.decoder]
     for network in whole:
@@ -134,7 +151,16 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
         )
     local = total // world.size
     most = min(local, execution.micro_batch or local)
-    micro_batch = next(n for n in range(most, 0, -1) if local % n == 0)
+    across = spec.method.needs.across or total
+    if across == total > 1:
+        across = local  # every process has its rows in one piece, and they are gathered
+    micro_batch = next((n for n in range(most, 0, -1) if local % n == 0 and n % across == 0), 0)
+    if not micro_batch:
+        raise UserError(
+            f"variant {spec.variant} has a loss across {spec.method.needs.across or total} images, which {most} at once "
+            f"on each of {world.size} process(es), of {local}, do not hold in whole groups; give another --micro-batch, "
+            f"or number of processes, or set its option 'group' (another training) to a divisor of {most}."
+        )
     found = Layout(total, world.size, micro_batch, world.device.type)
     pooled = micro_batch * world.size
     if spec.method.needs.discriminator and pooled != (spec.train.norm_batch or total):

@@ -141,7 +141,7 @@ def _optimizer(args: Mapping[str, Any], rate: str) -> OptimizerSpec:
         betas=(number(args, "adam_beta1", defaults.betas[0]), number(args, "adam_beta2", defaults.betas[1])),
         eps=number(args, "adam_epsilon", defaults.eps),
         weight_decay=number(args, "adam_weight_decay", defaults.weight_decay),
-        clip_norm=number(args, "max_grad_norm", defaults.clip_norm),
+        clip_norm=number(args, "max_grad_norm", defaults.clip_norm or 1.0),
     )
 
 

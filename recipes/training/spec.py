@@ -14,7 +14,7 @@ from recipes.core.spec import Spec, TrainSpec
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
-from recipes.models.encoder import EncoderSpec
+from recipes.models.encoder import Encoder, EncoderSpec
 from recipes.models.perceptual import InputRange
 from recipes.registry import Recipe, find_recipe
 
@@ -64,8 +64,8 @@ class TrainingInputs:
     latent_mean: Tensor
     """(C,), of the tokenizer's latents over the training set."""
     latent_std: Tensor
-    encoders: tuple[nn.Module, ...] = ()
-    """uint8 images (N, 3, H, W) to tokens (N, T, width): one for each of the specification's."""
+    encoders: tuple[Encoder, ...] = ()
+    """One for each of the specification's."""
     perceptual: nn.Module | None = None
     discriminator: gan.PatchDiscriminator | None = None
     """Trained already; None: random weights."""
