@@ -50,7 +50,7 @@ def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World
 
 
 def quiet(run: Run, step: int = 1) -> float | None:
-    """Mean seconds of the first `step` steps by the run's quiet stretches, one for each phase, if they were measured."""
+    """Mean seconds of the first `step` steps by the quiet stretches, one for each phase, if they were measured."""
     rows, _ = read_rows(run.folder / FILE, step_seconds=float)  # damaged is as good as absent: measure it again
     paces = [row["step_seconds"] for row in rows]
     if len(paces) <= len(run.spec.method.changes) or not all(0 < pace < inf for pace in paces):
@@ -61,22 +61,20 @@ def quiet(run: Run, step: int = 1) -> float | None:
 def mean_pace(changes: Sequence[int], paces: Sequence[float], step: int) -> float:
     """Mean seconds of the first `step` steps, of which those from each change on have a pace of their own."""
     bounds = [0, *changes, max(step, *changes, 0)] if changes else [0, step]
-    return (
-        sum(pace * max(0, min(end, step) - begin) for pace, (begin, end) in zip(paces, pairwise(bounds), strict=True))
-        / step
-    )
+    phases = zip(paces, pairwise(bounds), strict=True)
+    return sum(pace * max(0, min(end, step) - begin) for pace, (begin, end) in phases) / step
 
 
 def _logged(changes: Sequence[int], steps: Sequence[int], seconds: Sequence[float]) -> float | None:
     """Mean seconds of a step by the log: of each phase the median of its stretches, or what the one before had."""
-    marks, paces = [(0, 0.0), *zip(steps, seconds, strict=True)], list[float]()
+    marks, found = [(0, 0.0), *zip(steps, seconds, strict=True)], list[float | None]()
     for begin, end in pairwise((0, *changes, sys.maxsize)):
         inside = [(s, t) for s, t in marks if begin <= s <= end]
         since, clock = inside[0] if inside else (0, 0.0)
-        found = steady([s - since for s, _ in inside[1:]], [t - clock for _, t in inside[1:]])
-        if found is not None or paces:
-            paces.append(paces[-1] if found is None else found)
-    return mean_pace(changes, paces, steps[-1]) if paces else None
+        pace = steady([s - since for s, _ in inside[1:]], [t - clock for _, t in inside[1:]])
+        found.append(found[-1] if pace is None and found else pace)
+    first = next((pace for pace in found if pace is not None), None)
+    return None if first is None else mean_pace(changes, [first if pace is None else pace for pace in found], steps[-1])
 
 
 @dataclass(frozen=True)

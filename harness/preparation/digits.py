@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from harness.preparation.digits_networks import (
     train_tokenizer,
 )
 from harness.scoring.paired_images import DAMAGED
-from harness.suites.digits import DigitsSuite
+from harness.suites.digits import DigitsSuite, attention_asset
 from harness.suites.digits_specs import SIDE
+from recipes.base import Needs
 from recipes.core.batch import Batch
+from recipes.core.errors import UserError
 from recipes.core.finite import finite
 from recipes.models.autoencoder import Autoencoder, to_signed
 from recipes.models.latent_norm import latent_statistics
@@ -39,8 +42,10 @@ CHUNK = 500
 class DigitsPreparation:
     """The stages before training. Each has its own seed, so that changing one moves no other."""
 
-    def __init__(self, suite: DigitsSuite, context: PreparationContext) -> None:
+    def __init__(self, suite: DigitsSuite, context: PreparationContext, variants: Sequence[str] = ()) -> None:
         self.suite, self.store, self.context = suite, context.store, context
+        self.needs = {variant: suite.method(variant).needs for variant in variants}
+        self.encoder = TokenEncoder(suite.encoder, SIDE)
         self.hashes: dict[str, str] = {}
         self.facts: dict[str, float] = {}
 
@@ -52,12 +57,9 @@ class DigitsPreparation:
         tokenizer, moments = self._tokenizer(train)
         mean, std = moments.tensors["mean"], moments.tensors["std"]
         latent_mean, latent_std = latent_statistics(mean, std)
-        inputs = TrainingInputs(
-            data=Batch(images=train.images, labels=train.labels, features=(tokens,), mean=mean, std=std),
-            tokenizer=tokenizer,
-            latent_mean=latent_mean,
-            latent_std=latent_std,
-        )
+        data = Batch(images=train.images, labels=train.labels, features=(tokens,), mean=mean, std=std)
+        plain = TrainingInputs(data=data, tokenizer=tokenizer, latent_mean=latent_mean, latent_std=latent_std)
+        inputs = {variant: replace(plain, data=self._seen(data, needs)) for variant, needs in self.needs.items()}
         evaluator = Evaluator(
             network=network,
             reference=self._measured(reference, network),
@@ -66,7 +68,7 @@ class DigitsPreparation:
             knows_labels=True,
         )
         return Prepared(
-            inputs=lambda variant: inputs,
+            inputs=inputs.__getitem__,
             tokenizers={"tokenizer": tokenizer},
             tokenizer_of=lambda variant: "tokenizer",
             evaluator=evaluator,
@@ -137,7 +139,7 @@ class DigitsPreparation:
 
     def _tokens(self, train: Digits, reference: Digits) -> Tensor:
         spec = self.suite.encoder
-        network = TokenEncoder(spec, SIDE)
+        network = self.encoder
 
         def make_encoder(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             network.load_state_dict(train_encoder(spec, train, on_step).state_dict())
@@ -152,13 +154,32 @@ class DigitsPreparation:
         network.load_state_dict(dict(asset.tensors))
 
         def make_tokens(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            tokens = _tokens_of(network, train.images)
-            # Layer-norm tokens share a large mean, which any projector aligns with at once: standardise them.
-            flat = tokens.flatten(0, 1)
             on_step(1)
-            return {"tokens": (tokens - flat.mean(0)) / flat.std(0).clamp(min=1e-6)}, {}
+            return {"tokens": _standardised(_tokens_of(network, train.images))}, {}
 
         return self._get("tokens", {}, ("data", "encoder"), 1, make_tokens).tensors["tokens"]
+
+    def _seen(self, data: Batch, needs: Needs) -> Batch:
+        """The training data with what else the encoder says of them: all of it is cached, so that no pass is online."""
+        images = data.images
+        assert images is not None
+
+        def make_class_tokens(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            # By its mean token it was taught the class, so that is its class token.
+            return {"class_tokens": _standardised(_tokens_of(self.encoder, images).mean(1))}, {}
+
+        def make_attention(on_step: OnStep) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            return _attention_of(self.encoder, images, needs.attention), {}
+
+        sources = ("data", "encoder")
+        if needs.class_token:
+            found = self._get("class-tokens", {}, sources, 1, make_class_tokens).tensors
+            data = replace(data, class_tokens=(found["class_tokens"],))
+        if needs.attention:
+            name, spec = attention_asset(needs.attention), {"layers": list(needs.attention)}
+            found = self._get(name, spec, sources, 1, make_attention).tensors
+            data = replace(data, attention=tuple(found[str(layer)] for layer in needs.attention))
+        return data
 
     def _tokenizer(self, train: Digits) -> tuple[Autoencoder, Asset]:
         spec = self.suite.tokenizer
@@ -181,6 +202,29 @@ class DigitsPreparation:
             return {"mean": mean, "std": std}, {}
 
         return network, self._get("latents", {}, ("data", "tokenizer"), 1, make_moments)
+
+
+def _standardised(tokens: Tensor) -> Tensor:
+    """Layer-norm tokens (..., D) share a large mean, which any projector aligns with at once: each channel without."""
+    flat = tokens.flatten(0, -2)
+    return (tokens - flat.mean(0)) / flat.std(0).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def _attention_of(network: TokenEncoder, images: Tensor, layers: Sequence[int]) -> dict[str, Tensor]:
+    """Attention logits by layer, float16, (N, heads, T, T) each.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    if (deepest := max(layers)) > (depth := len(network.attentions)):
+        raise UserError(f"encoder_layers: layer {deepest} is wanted, and the suite's encoder has {depth}.")
+    seen: dict[str, list[Tensor]] = {str(layer): [] for layer in layers}
+    for chunk in images.split(CHUNK):
+        logits = network.logits(to_signed(chunk, network.position))
+        for layer in layers:
+            seen[str(layer)].append(logits[layer - 1].half())
+    return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
 @torch.no_grad()

@@ -85,11 +85,22 @@ class TokenEncoder(nn.Module):
         if masked is not None:
             x = torch.where(masked[..., None], self.mask_token, x)
         x = x + self.position
-        for k, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
-            x = x + attention(self.norms[2 * k](x))[0]
-            x = x + mlp(self.norms[2 * k + 1](x))
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(self._through(x)[0])
         return out
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Attention logits of every layer, (N, heads, tokens, tokens)."""
+        x = self.stem(images).flatten(2).transpose(1, 2) + self.position
+        return [logits for logits in self._through(x, with_logits=True)[1] if logits is not None]
+
+    def _through(self, x: Tensor, *, with_logits: bool = False) -> tuple[Tensor, list[Tensor | None]]:
+        seen = []
+        for k, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            mixed, logits = attention(self.norms[2 * k](x), with_logits=with_logits)
+            seen.append(logits)
+            x = x + mixed
+            x = x + mlp(self.norms[2 * k + 1](x))
+        return x, seen
 
     def loss(self, images: Tensor, labels: Tensor, masked: Tensor) -> Tensor:
         """Class from the mean token, pixels of the hidden patches from their tokens."""

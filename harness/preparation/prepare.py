@@ -23,4 +23,4 @@ def prepare(suite: Suite, context: PreparationContext, variants: Sequence[str]) 
     if not isinstance(suite, DigitsSuite):
         raise TypeError(f"nobody prepares a {type(suite).__name__}")
     with context.world.main_first():
-        return digits.DigitsPreparation(suite, context).run()
+        return digits.DigitsPreparation(suite, context, variants).run()

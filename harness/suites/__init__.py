@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harness.suites.base import Variant
 from harness.suites.digits import DigitsSuite, digits
 from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
@@ -33,8 +34,21 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
     default = SUITES[name]()
     if not overrides:
         return default
-    changed = with_overrides(json.loads(default.model_dump_json(context=EVERY_FIELD)), overrides)
-    return _tried(type(default).parse(changed, where="--set"))
+    data = json.loads(default.model_dump_json(context=EVERY_FIELD))
+    for variant in default.variants:
+        every = default.method(variant).options.model_dump(mode="json", context=EVERY_FIELD)
+        data["variants"][variant]["options"] = every
+    parsed = type(default).parse(with_overrides(data, overrides), where="--set")
+    return _tried(parsed.model_copy(update={"variants": _as_written(parsed, default)}))
+
+
+def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:
+    """Variants with their options as a suite of ours writes them; a later one that was changed is the suite's own."""
+    out: dict[str, Variant] = {}
+    for name, variant in parsed.variants.items():
+        written = variant.model_copy(update={"options": parsed.method(name).options.model_dump(mode="json")})
+        out[name] = written if written == default.variants[name] else written.model_copy(update={"later": False})
+    return out
 
 
 def _tried(chosen: AnySuite) -> AnySuite:

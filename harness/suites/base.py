@@ -19,12 +19,19 @@ IMAGENET_TRAIN = 1_281_167
 class Variant(Spec):
     """A recipe, or a recipe with changed options: a configuration, never copied code."""
 
+    ADDED = frozenset({"later", "sit_optimizer"})
+
     recipe: str
     label: str
     """Its name in tables and figures."""
     about: str
     """One sentence for the report."""
     options: dict[str, JsonValue] = {}
+    sit_optimizer: OptimizerSpec | None = None
+    """Another than the suite's."""
+    later: bool = False
+    """Whether it stands beside the suite's first variants and changes none of their numbers: its runs say what it is,
+    and the suite's digest leaves it out."""
 
 
 class Budget(Spec):
@@ -72,13 +79,20 @@ class Suite(Spec):
 
     def identity(self) -> str:
         """Digest of everything but the budget and what runs by default."""
-        fixed = self.model_copy(update={"budget": Budget(steps=1, score_every=1), "default_variants": ()})
+        first = {name: variant for name, variant in self.variants.items() if not variant.later}
+        budget = Budget(steps=1, score_every=1)
+        fixed = self.model_copy(update={"budget": budget, "default_variants": (), "variants": first})
         return digest_of(fixed.model_dump(mode="json", exclude={"default_seeds", "default_jobs"}))
 
     def method(self, name: str) -> Recipe:
         """The recipe of a variant, and its typed options."""
         variant = self.variants[name]
         return find_recipe(variant.recipe, variant.options, where=f"variant {name}")
+
+    def optimizers(self, name: str) -> dict[str, OptimizerSpec]:
+        """Of the networks that a variant trains."""
+        known = {"sit": self.variants[name].sit_optimizer or self.sit_optimizer, "vae": self.vae_optimizer}
+        return {network: known[network] for network in self.method(name).needs.trained}
 
     @property
     def image_size(self) -> int:

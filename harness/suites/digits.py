@@ -6,7 +6,7 @@ trained on the spot, so its FID compares with no published one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
@@ -22,6 +22,7 @@ from harness.suites.digits_specs import (
     TokenEncoderSpec,
     TokenizerSpec,
 )
+from harness.suites.followups import followups
 from recipes.core.errors import UserError
 from recipes.core.spec import Count, EMASpec, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import AutoencoderSpec
@@ -81,10 +82,9 @@ class DigitsSuite(Suite):
         method = self.method(name)
         if method.needs.discriminator or method.needs.perceptual:
             raise UserError(f"variant {name}: suite {self.name} has no GAN and no LPIPS; set both to 0.")
-        known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer}
-        optimizers = {network: known[network] for network in method.needs.trained}
         needs = method.needs
-        seen = {"tokens": needs.features, "class-tokens": needs.class_token, "attention": bool(needs.attention)}
+        attention = attention_asset(needs.attention)
+        seen = {"tokens": needs.features, "class-tokens": needs.class_token, attention: bool(needs.attention)}
         used = ["data", "tokenizer", *(name for name, wanted in seen.items() if wanted)]
         return RunSpec(
             suite=self.name,
@@ -93,13 +93,20 @@ class DigitsSuite(Suite):
             options=method.options.model_dump(mode="json"),
             sit=method.shape(self.sit, (self.encoder.width,)),
             tokenizer=self.tokenizer.autoencoder,
-            train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=optimizers, ema=self.ema),
+            train=TrainSpec(seed=seed, batch_size=self.batch_size, optimizers=self.optimizers(name), ema=self.ema),
             inputs={asset: hashes[asset] for asset in used if asset in hashes},
         )
 
 
-def digits_variants(tokenizer: TokenizerSpec) -> dict[str, Variant]:
-    """The three recipes and two controls, which show where REPA-E's gain comes from and why it needs its rules."""
+def attention_asset(layers: Sequence[int]) -> str:
+    """Name of the asset that holds the attention logits of some layers of the encoder."""
+    return "-".join(map(str, ("attention", *layers)))
+
+
+def digits_variants(tokenizer: TokenizerSpec, rate: OptimizerSpec) -> dict[str, Variant]:
+    """The three recipes, two controls, which show where REPA-E's gain comes from and why it needs its rules, and the
+    recipes that followed (see `followups`).
+    """
     # The tokenizer goes on under the losses it was made with; the suite has no GAN and no LPIPS. The position
     # embedding stays fixed in every variant, so that joint training is the only difference.
     joint: dict[str, Any] = {
@@ -128,11 +135,20 @@ def digits_variants(tokenizer: TokenizerSpec) -> dict[str, Variant]:
             "Control: the diffusion loss trains the tokenizer, which learns latents that are easy, not good.",
             **joint | {"vae_alignment": 0.0, "vae_diffusion": 1.0},
         ),
+        **followups(FOLLOWUPS, rate),
     }
 
 
+#: By what SiT-XL/2's blocks and 400,000 steps become of 4 blocks and 1,000 steps: the fractions are the papers'.
+FOLLOWUPS: dict[str, dict[str, Any]] = {
+    "haste": {"student_blocks": (1, 2), "encoder_layers": (2, 3), "stop_at": 625},
+    "layersync": {"blocks": ((1, 2),)},
+    "sra": {"student_block": 1, "teacher_block": 3, "epoch": 250},
+}
+
+
 def _variant(name: str, label: str, about: str, **options: Any) -> Variant:
-    """A variant with every option written out, so that each can be overridden by its key."""
+    """A variant with its options written out."""
     full = find_recipe(name, options, where=label).options.model_dump(mode="json")
     return Variant(recipe=name, label=label, about=about, options=full)
 
@@ -184,7 +200,7 @@ def digits() -> DigitsSuite:
         sit_optimizer=rate,
         vae_optimizer=rate.model_copy(update={"lr": 4e-4}),
         ema=EMASpec(decay=0.999, warmup=True),
-        variants=digits_variants(tokenizer),
+        variants=digits_variants(tokenizer, rate),
         default_variants=("vanilla", "repa", "repa_e"),
         default_seeds=(10, 11, 12),  # 0 to 9 were looked at while the suite was being made
         default_jobs=4,

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from harness.sampling.protocol import find_protocol
 from harness.suites.base import Budget, Suite
-from harness.suites.imagenet_variants import PaperVariant, paper_variants
+from harness.suites.followups import Changes
+from harness.suites.imagenet_variants import PaperVariant, later_variants, paper_variants
 from recipes.core.errors import UserError, nearest
 from recipes.core.precision import Precision
 from recipes.core.spec import Count, Depth, EMASpec, OptimizerSpec, Positive, Seed, Spec, TrainSpec
@@ -160,11 +161,10 @@ class ImagenetSuite(Suite):
         """See `Suite`."""
         variant = self.variant(name)
         method = self.method(name)
-        known = {"sit": self.sit_optimizer, "vae": self.vae_optimizer, "discriminator": self.discriminator_optimizer}
         train = TrainSpec(
             seed=seed,
             batch_size=self.batch_size,
-            optimizers={network: known[network] for network in method.needs.trained},
+            optimizers=self.optimizers(name),
             ema=self.ema,
             precision=self.precision,
             norm_batch=self.norm_batch,
@@ -182,6 +182,12 @@ class ImagenetSuite(Suite):
             train=train,
             inputs={asset: hashes[asset] for asset in self.needs(name) if asset in hashes},
         )
+
+    def optimizers(self, name: str) -> dict[str, OptimizerSpec]:
+        """See `Suite`."""
+        known = {"sit": self.variants[name].sit_optimizer or self.sit_optimizer, "vae": self.vae_optimizer}
+        known["discriminator"] = self.discriminator_optimizer
+        return {network: known[network] for network in self.method(name).needs.trained}
 
     def needs(self, name: str) -> list[str]:
         """See `Suite`."""
@@ -221,6 +227,14 @@ def imagenet256() -> ImagenetSuite:
     )
 
 
+#: Options of the recipes that followed, for three blocks, an encoder of two layers and six steps.
+SMOKE_FOLLOWUPS: Changes = {
+    "haste": {"student_blocks": (1, 2), "encoder_layers": (1, 2), "stop_at": 3},
+    "layersync": {"blocks": ((1, 2),)},
+    "sra": {"student_block": 1, "teacher_block": 3, "epoch": 2},
+}
+
+
 def imagenet_smoke() -> ImagenetSuite:
     """Every stage of `imagenet256` on any tree of images, in a minute on two cores: tiny random networks."""
     full = imagenet256()
@@ -253,8 +267,11 @@ def imagenet_smoke() -> ImagenetSuite:
             "reference": "images",
             "stand_ins": True,
             "variants": {
-                name: full.variants[name].model_copy(update={"encoder_depth": 2})
-                for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
+                **{
+                    name: full.variants[name].model_copy(update={"encoder_depth": 2})
+                    for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
+                },
+                **later_variants(SMOKE_FOLLOWUPS, encoder_depth=2),
             },
             "curve_protocol": full.curve_protocol.model_copy(update={"name": "smoke-ode4", **small}),
             "final_protocols": (full.final_protocols[0].model_copy(update={"name": "smoke-sde4", **small}),),

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from harness.suites.base import Variant
-from recipes.core.spec import Depth
+from harness.suites.followups import Changes, followups
+from recipes.core.spec import Depth, OptimizerSpec
 from recipes.registry import find_recipe
 
 
@@ -72,7 +73,20 @@ def paper_variants() -> dict[str, PaperVariant]:
             tokenizer="e2e-vavae",
         ),
     }
-    return variants | _ablations()
+    return variants | _ablations() | later_variants({})
+
+
+def later_variants(changes: Changes, **fields: Any) -> dict[str, PaperVariant]:
+    """The recipes that followed, and REPA-E with iREPA's head; `changes` as for `followups`, `fields` of each."""
+    out = {name: PaperVariant(**dict(variant), **fields) for name, variant in followups(changes).items()}
+    for name in ("layersync", "layersync_constant", "dispersive", "dispersive_ddt", "dispersive_no_gradient"):
+        # SiT's own code does not clip.
+        out[name] = out[name].changed(sit_optimizer=OptimizerSpec(clip_norm=None))
+    head = {"projector": "convolution", "gamma": 0.6}
+    out["repa_e_irepa"] = _variant(
+        "repa_e", "REPA-E, iREPA's head", "REPA-E with iREPA's projector and targets.", options=head, **fields
+    ).changed(later=True)
+    return out
 
 
 def _ablations() -> dict[str, PaperVariant]:

@@ -5,6 +5,14 @@ from __future__ import annotations
 from harness.suites.base import Budget
 from harness.suites.digits import DigitsSuite, digits
 from harness.suites.digits_specs import DigitsData, NetworkTraining
+from harness.suites.followups import Changes, followups
+
+#: Options of the recipes that followed, for two blocks, an encoder of one layer and 24 steps.
+SMOKE_FOLLOWUPS: Changes = {
+    "haste": {"student_blocks": (1,), "encoder_layers": (1,), "stop_at": 12},
+    "layersync": {"blocks": ((1, 2),)},
+    "sra": {"student_block": 1, "teacher_block": 2, "epoch": 6},
+}
 
 
 def smoke() -> DigitsSuite:
@@ -25,6 +33,10 @@ def smoke() -> DigitsSuite:
             ),
             "features": full.features.model_copy(update={"width": 16, "training": short(full.features.training, 40)}),
             "sit": full.sit.model_copy(update={"hidden": 48, "depth": 2, "encoder_depth": 1, "projector_width": 64}),
+            "variants": {
+                **{name: variant for name, variant in full.variants.items() if not variant.later},
+                **followups(SMOKE_FOLLOWUPS, full.sit_optimizer),
+            },
             "batch_size": 16,
             "curve_protocol": full.curve_protocol.model_copy(
                 update={"name": "smoke-ode4", "steps": 4, "samples": 128, "manifold_size": 128}

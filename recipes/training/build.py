@@ -157,9 +157,9 @@ def layout(spec: RunSpec, execution: Execution, world: World) -> Layout:
     micro_batch = next((n for n in range(most, 0, -1) if local % n == 0 and n % across == 0), 0)
     if not micro_batch:
         raise UserError(
-            f"variant {spec.variant} has a loss across {spec.method.needs.across or total} images, which {most} at once "
-            f"on each of {world.size} process(es), of {local}, do not hold in whole groups; give another --micro-batch, "
-            f"or number of processes, or set its option 'group' (another training) to a divisor of {most}."
+            f"variant {spec.variant} has a loss across {spec.method.needs.across or total} images, and {most} at once "
+            f"on each of {world.size} process(es) hold no whole group of them; leave --micro-batch out, start fewer "
+            f"processes, or set its option 'group' to a divisor of {most} (which is another training)."
         )
     found = Layout(total, world.size, micro_batch, world.device.type)
     pooled = micro_batch * world.size
