@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from recipes.base import Networks
+from recipes.base import Networks, SiTRecipe
 from recipes.core.batch import Batch
 from recipes.core.spec import EMASpec, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
 from recipes.models.sit import SiT, SiTSpec, initialize
+from recipes.registry import RECIPES
 from recipes.released.autoencoder import diffusers_name
 
 SIT = SiTSpec(
@@ -48,17 +49,36 @@ def make_sit(seed: int = 0, spec: SiTSpec = SIT, *, awake: bool = True) -> SiT:
     return sit
 
 
-def make_networks(seed: int = 0) -> Networks:
+#: Options that fit three blocks and a few steps.
+OPTIONS: dict[str, dict[str, object]] = {
+    "haste": {"student_blocks": (1, 2), "encoder_layers": (1, 2), "stop_at": 2},
+    "layersync": {"blocks": ((1, 3),)},
+    "sra": {"student_block": 1, "teacher_block": 3, "epoch": 2},
+}
+
+
+def make_recipe(name: str, seed: int = 0, *, dtype: torch.dtype = torch.float32, **options: object) -> SiTRecipe:
+    """A recipe on its own kind of network, beside everything that REPA-E wants."""
+    kind = RECIPES[name]
+    chosen = kind.Options(**(OPTIONS.get(name, {}) | options))
+    networks = make_networks(seed, kind.shape(chosen, SIT, SIT.encoder_widths))
+    for network in (networks.sit, networks.vae, networks.discriminator):
+        assert network is not None
+        network.to(dtype)
+    return kind(networks, chosen)
+
+
+def make_networks(seed: int = 0, spec: SiTSpec = SIT) -> Networks:
     """Everything that REPA-E wants."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = Autoencoder(TOKENIZER)
         discriminator = PatchDiscriminator(DiscriminatorSpec(base_width=4, layers=1))
-    return Networks(sit=make_sit(seed), vae=vae, discriminator=discriminator, perceptual=MeanSquares())
+    return Networks(sit=make_sit(seed, spec), vae=vae, discriminator=discriminator, perceptual=MeanSquares())
 
 
 def make_batch(n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
-    """Random images, labels, encoder tokens and cached posterior."""
+    """Random images, labels, cached posterior, and what an encoder says."""
     g = torch.Generator().manual_seed(seed)
     return Batch(
         images=torch.randint(0, 256, (n, 3, 16, 16), generator=g, dtype=torch.uint8),
@@ -66,6 +86,8 @@ def make_batch(n: int = 6, seed: int = 0, dtype: torch.dtype = torch.float32) ->
         features=(torch.randn(n, 4, 12, generator=g).to(dtype),),
         mean=torch.randn(n, 4, 4, 4, generator=g).to(dtype),
         std=torch.rand(n, 4, 4, 4, generator=g).to(dtype),
+        class_tokens=(torch.randn(n, 12, generator=g).to(dtype),),
+        attention=tuple(torch.randn(n, 4, 4, 4, generator=g).to(dtype) for _ in range(2)),
     )
 
 

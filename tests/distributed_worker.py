@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from builders import make_batch, make_networks, make_train_spec
+from builders import make_batch, make_recipe, make_train_spec
 from safetensors.torch import save_file
 
 from recipes.core.distributed import World, world
@@ -23,10 +23,7 @@ STEPS, BATCH = 4, 8
 
 def train(name: str, here: World, part: int | None, dtype: torch.dtype) -> tuple[Trainer, list[dict[str, float]]]:
     """Float64, because Adam turns the rounding of a zero gradient into a step of its own."""
-    networks = make_networks()
-    for network in (networks.sit, networks.vae, networks.discriminator):
-        network.to(dtype)
-    recipe = RECIPES[name](networks, RECIPES[name].Options())
+    recipe = make_recipe(name, dtype=dtype)
     trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=BATCH), world=here, micro_batch=part)
     logs = []
     for step in range(STEPS):

@@ -18,6 +18,7 @@ from recipes.core.errors import UserError
 from recipes.core.finite import finite
 from recipes.core.interpolant import interpolate
 from recipes.models.sit import SiT
+from recipes.training.build import complete
 from recipes.training.run_folder import Run, load_for_sampling
 
 #: Training images that are looked at, the noise level, and the k of CKNNA that REPA (arXiv 2410.06940) uses.
@@ -50,16 +51,12 @@ def encoder_features(session: Session, prepared: Prepared, variant: str, count: 
 
 
 @torch.no_grad()
-def block_features(sit: SiT, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-    """The tokens after each block, averaged over positions: (N, hidden) for every depth."""
-    found: list[Tensor] = []
-    handles = [b.register_forward_hook(lambda m, i, out: found.append(out.float().mean(1).cpu())) for b in sit.blocks]
-    try:
-        sit(x, t, y, project=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+def block_features(sit: SiT, x: Tensor, t: Tensor, y: Tensor, class_token: Tensor | None = None) -> list[Tensor]:
+    """The patch tokens after each block, averaged over positions: (N, hidden) for every depth."""
+    depth = len(sit.blocks)
+    out = sit(x, t, y, class_token=class_token, taps=range(1, depth + 1), stop_after=depth, project=False)
+    first = 0 if class_token is None else 1
+    return [tokens[:, first:].float().mean(1).cpu() for tokens in out.taps.values()]
 
 
 @torch.no_grad()
@@ -67,16 +64,31 @@ def _sit_features(session: Session, prepared: Prepared, run: Run, step: int, ima
     device = session.world.device
     sit, tokenizer = load_for_sampling(run, step, prepared.tokenizer(run.spec.variant), average=True, device=device)
     path = run.spec.method.options.path
+    class_tokens = _class_tokens(prepared, run, len(images))
     parts: list[list[Tensor]] = []
     for indices in torch.arange(len(images)).split(session.suite.chunk):
         latents = sit.bn.normalize(encoded(tokenizer, images[indices], int(indices[0])))
         noise = KeyedDraws(0, 0, indices.to(device)).normal_like("alignment noise", latents)
         t = torch.full((len(indices),), TIME, device=device, dtype=latents.dtype)
         null = torch.full((len(indices),), sit.null_class, device=device)
-        found = block_features(sit, interpolate(latents, noise, t, path).x_t, t, null)
+        token = None
+        if class_tokens is not None:
+            clean = class_tokens[indices].to(latents)
+            own = KeyedDraws(0, 0, indices.to(device)).normal_like("alignment class noise", clean)
+            token = interpolate(clean, own, t, path).x_t
+        found = block_features(sit, interpolate(latents, noise, t, path).x_t, t, null, token)
         cause = f"{run.spec.name} has diverged at step {step}; take an earlier one"
         parts.append([finite(depth, "what the SiT says of image", int(indices[0]), cause) for depth in found])
     return [torch.cat(depth) for depth in zip(*parts, strict=True)]
+
+
+def _class_tokens(prepared: Prepared, run: Run, count: int) -> Tensor | None:
+    """The encoder's class tokens of the first training images, for a network that has one."""
+    if run.spec.sit.class_width is None:
+        return None
+    inputs = prepared.inputs(run.spec.variant)
+    data = inputs.data.take(torch.arange(count))
+    return complete(data, run.spec.method.needs, inputs.encoders).class_tokens[-1]
 
 
 def analyse(session: Session, prepared: Prepared, runs: Sequence[Run], reference: str, count: int = COUNT) -> None:

@@ -303,6 +303,8 @@ class SiT(nn.Module):
             stop_after: run no block behind that one, and give no velocity.
             project: run the projectors, which sampling has no use for.
         """
+        if (class_token is None) != (self.spec.class_width is None):
+            raise ValueError("a class token goes with a network that has one, and only with that")
         condition = self.t_embedder(t) + self.y_embedder(y)
         tokens = self.x_embedder(x) + self.pos_embed
         if class_token is not None:  # it has no place on the grid, and so no position

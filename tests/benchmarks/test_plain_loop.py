@@ -23,7 +23,7 @@ def networks_of(name: str) -> Networks:
     return networks if name == "repa_e" else Networks(sit=networks.sit)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", ["vanilla", "repa", "repa_e"])
 def test_equals_the_core(name):
     kind = RECIPES[name]
     core = Trainer(kind(networks_of(name), kind.Options()), make_train_spec("sit", "vae", "discriminator"))

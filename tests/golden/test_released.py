@@ -316,7 +316,7 @@ def test_learned_variance_is_cut_from_every_pixel_of_a_patch(tmp_path):
     ours.load_state_dict(read.ema)
     x, t, y = torch.randn(3, 4, 4, 4, generator=g), torch.rand(3, generator=g), torch.tensor([0, 1, 3])
     tokens = []
-    wide.final_layer.register_forward_hook(lambda _, __, out: tokens.append(out))
+    wide.final_layer.register_forward_hook(lambda _, __, out: tokens.append(out[0]))
     wide.spec = spec.model_copy(update={"channels": 8})
     with torch.no_grad():
         theirs = wide(x, t, y).velocity.chunk(2, dim=1)[0]

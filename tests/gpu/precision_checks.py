@@ -226,7 +226,9 @@ def check_checkpointing(variant: str, device: str, *, rtol: float) -> None:
 
 def check_accumulation(variant: str, device: str, *, rtol: float) -> None:
     """Without the discriminator, whose batch norm sees a part (`RunSpec.train.norm_batch` says so)."""
-    spec = make_spec(variant, "fp32", **({"gan": 0.0} if variant == "repa_e" else {}))
+    pairs = {"group": IMAGES // 2}  # the least that these look across
+    options = {"repa_e": {"gan": 0.0}, "contrastive": pairs, "dispersive": pairs}
+    spec = make_spec(variant, "fp32", **options.get(variant, {}))
     batch = make_batch(spec, device)
     with repeatable():
         wanted = losses_and_gradients(make_trainer(spec, device), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import make_batch, make_networks, make_train_spec
+from builders import make_batch, make_recipe, make_train_spec
 
 from recipes.core.draws import KeyedDraws, key_of, uniform
 from recipes.core.loop import Trainer
@@ -17,10 +17,9 @@ pytestmark = [
 
 
 def make_trainer(name: str, device: str) -> Trainer:
-    networks = make_networks()
-    for network in (networks.sit, networks.vae, networks.discriminator):
+    recipe = make_recipe(name)
+    for network in recipe.networks.values():
         network.to(device)
-    recipe = RECIPES[name](networks, RECIPES[name].Options())
     return Trainer(recipe, make_train_spec(*recipe.networks))
 
 

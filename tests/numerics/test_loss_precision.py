@@ -18,6 +18,7 @@ from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
 from recipes.core.losses import discriminator_loss
 from recipes.core.precision import matrix_products
+from recipes.core.step import Step
 from recipes.models.autoencoder import Posterior, to_signed
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator, initialize
 from recipes.models.perceptual import Perceptual
@@ -120,7 +121,7 @@ def test_the_discriminator_trains_in_float32_beside_16_bits():
     hook = networks.discriminator.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out.dtype)))
     batch = make_batch(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        steps = recipe.updates(batch, KeyedDraws(0, 0, torch.arange(4)))
+        steps = recipe.updates(Step(0, batch, KeyedDraws(0, 0, torch.arange(4))))
         next(steps)
         update = next(steps)
     hook.remove()

@@ -468,10 +468,10 @@ def test_what_was_left_out_stands_in_the_records_and_the_report(small, tmp_path,
     calls = iter(range(10**6))
 
     class Poisoned(RepaE):
-        def updates(self, batch, draws):
+        def updates(self, step):
             call = next(calls)
             bad = {3: "sit", 5: "sit", 6: "vae"}.get(call)
-            for update in super().updates(batch, draws):
+            for update in super().updates(step):
                 loss = update.loss * float("nan") if update.network == bad else update.loss
                 yield Update(update.network, loss, update.logs)
 

@@ -77,13 +77,13 @@ def test_without_batch_norm_the_statistics_stay():
     from builders import make_batch, make_networks
 
     from recipes.core.draws import KeyedDraws
+    from recipes.core.step import Step
     from recipes.repa_e import RepaE
 
     networks = make_networks()
     start = networks.sit.bn.running_var.clone()
-    for update in RepaE(networks, RepaE.Options(batch_norm=False)).updates(
-        make_batch(), KeyedDraws(0, 0, torch.arange(6))
-    ):
+    step = Step(0, make_batch(), KeyedDraws(0, 0, torch.arange(6)))
+    for update in RepaE(networks, RepaE.Options(batch_norm=False)).updates(step):
         update.loss.backward()
     assert torch.equal(networks.sit.bn.running_var, start)
 

@@ -19,7 +19,7 @@ ROOMS: dict[str, str] = {
     "recipes.models": "recipes.core",
     "recipes.released": "recipes.core recipes.models",
     "recipes": "recipes.core recipes.models recipes.data",
-    "recipes.registry": "recipes.core recipes",
+    "recipes.registry": "recipes.core recipes.models recipes",
     "recipes.training": "recipes.core recipes.data recipes.models recipes.released recipes recipes.registry",
     "harness": "",
     "harness.runtime": "recipes.core",

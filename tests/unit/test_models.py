@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec, to_signed
-from recipes.models.sit import SIZES, SiT, SiTSpec, TokenLinear, initialize, sincos_position_embedding
+from recipes.models.heads import TokenLinear
+from recipes.models.sit import SIZES, SiT, SiTSpec, initialize, sincos_position_embedding
 from recipes.released.autoencoder import (
     autoencoder_from_compvis,
     autoencoder_spec,
@@ -128,7 +129,7 @@ def test_normalisation_round_trip(scale, shift):
 def test_stopping_early_gives_the_same_tokens(generator):
     sit = make_sit()
     args = (torch.randn(2, 4, 4, 4, generator=generator), torch.rand(2, generator=generator), torch.tensor([1, 2]))
-    whole, part = sit(*args), sit(*args, stop_at_alignment=True)
+    whole, part = sit(*args), sit(*args, stop_after=2)
     assert part.velocity is None
     assert torch.equal(whole.projected[0], part.projected[0])
 

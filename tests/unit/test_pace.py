@@ -8,6 +8,7 @@ from itertools import accumulate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_run import make_spec
 
 from harness.pipeline.pace import FILE, pace_of, quiet
 from harness.results.step_times import disturbances, steady
@@ -79,6 +80,7 @@ def test_a_warm_up_and_a_short_stall_are_no_disturbance():
 def test_the_quiet_stretch_comes_before_the_log(tmp_path):
     run = Run.__new__(Run)
     object.__setattr__(run, "folder", tmp_path)
+    object.__setattr__(run, "spec", make_spec("vanilla"))
     assert pace_of(run, 50).step_seconds is None
     steps, seconds = logged([0.1] * 3 + [0.9])
     rows = [json.dumps({"step": step, "seconds": s}) for step, s in zip(steps, seconds, strict=True)]

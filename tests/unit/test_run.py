@@ -13,6 +13,7 @@ from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Stopped, UserError
 from recipes.core.spec import Execution, OptimizerSpec, TrainSpec
 from recipes.models.autoencoder import Autoencoder
+from recipes.models.encoder import EncoderOutput
 from recipes.training.build import build_trainer, layout
 from recipes.training.flops import flops_per_step
 from recipes.training.run_folder import Run, load_for_sampling
@@ -173,11 +174,11 @@ def test_tokens_are_computed_where_they_are_not_stored(tmp_path):
     """Encoders that look at the batch give what stored tokens give."""
 
     class Eye(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.float().flatten(1)[:, : 4 * 12].unflatten(1, (4, 12)) / 255
+        def look(self, images: torch.Tensor, attention: tuple[int, ...] = ()) -> EncoderOutput:
+            return EncoderOutput(images.float().flatten(1)[:, : 4 * 12].unflatten(1, (4, 12)) / 255, None, ())
 
     data, eye = make_batch(12), Eye()
-    stored = replace(make_inputs(), data=replace(data, features=(eye(data.images),)))
+    stored = replace(make_inputs(), data=replace(data, features=(eye.look(data.images).patches,)))
     computed = replace(make_inputs(), data=replace(data, features=()), encoders=(eye,))
     hashes = set()
     for name, inputs in (("stored", stored), ("computed", computed)):

@@ -14,8 +14,9 @@ from test_run import make_inputs, make_spec
 from recipes.core import watchdog
 from recipes.core.draws import KeyedDraws
 from recipes.core.errors import Diverged
-from recipes.core.loop import Trainer, Update
+from recipes.core.loop import Trainer
 from recipes.core.spec import Execution
+from recipes.core.step import Update
 from recipes.core.watchdog import Fault, Watch
 from recipes.data.loader import order
 from recipes.registry import RECIPES
@@ -31,9 +32,9 @@ def poison(recipe: type, positions: set[int], network: str = "sit", by: float = 
     class Poisoned(recipe):  # type: ignore[misc, valid-type]
         calls = 0
 
-        def updates(self, batch, draws) -> Iterator[Update]:
+        def updates(self, step) -> Iterator[Update]:
             type(self).calls += 1
-            for update in super().updates(batch, draws):
+            for update in super().updates(step):
                 bad = update.network == network and type(self).calls - 1 in positions
                 yield Update(update.network, update.loss * by, update.logs) if bad else update
 
@@ -75,9 +76,9 @@ def test_images_that_are_not_numbers_reach_no_statistic():
     """The batch norms of the SiT and of the discriminator move in the forward pass."""
 
     class Sick(RepaE):
-        def updates(self, batch, draws) -> Iterator[Update]:
+        def updates(self, step) -> Iterator[Update]:
             self.vae.kl.encoder.conv_in.weight.data.fill_(math.nan)
-            yield from super().updates(batch, draws)
+            yield from super().updates(step)
 
     recipe = Sick(make_networks(), Sick.Options())
     trainer = Trainer(recipe, make_train_spec(*recipe.networks))
@@ -162,8 +163,8 @@ def test_skip_gives_up_where_nothing_works(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_with_a_gradient_that_is(tmp_path, monkeypatch):
     class Odd(Vanilla):
-        def updates(self, batch, draws) -> Iterator[Update]:
-            for update in super().updates(batch, draws):
+        def updates(self, step) -> Iterator[Update]:
+            for update in super().updates(step):
                 yield Update(update.network, update.loss, {"denoising": update.loss.detach() * math.nan})
 
     monkeypatch.setitem(RECIPES, "vanilla", Odd)
