@@ -1,10 +1,9 @@
-"""Recipes by name: ours explicitly, others through the entry-point group ``repa_bench.recipes``."""
+"""Recipes by name: ours explicitly, others of files and of the entry-point group ``repa_bench.recipes``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from recipes.base import Needs, Networks, Objective, SiTRecipe
@@ -15,6 +14,7 @@ from recipes.haste import Haste
 from recipes.irepa import IRepa
 from recipes.layersync import LayerSync
 from recipes.models.sit import SiTSpec
+from recipes.recipe_files import outside_recipes
 from recipes.reg import Reg
 from recipes.repa import Repa
 from recipes.repa_e import RepaE
@@ -33,12 +33,11 @@ RECIPES: dict[str, type[SiTRecipe]] = {
     "contrastive": Contrastive,
     "dispersive": Dispersive,
 }
-ENTRY_POINTS = "repa_bench.recipes"
 
 
 def recipe_names() -> list[str]:
     """Every known recipe."""
-    return [*RECIPES, *(point.name for point in entry_points(group=ENTRY_POINTS))]
+    return [*RECIPES, *outside_recipes()]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Recipe:
 
     kind: type[SiTRecipe]
     options: Objective
+    source: str | None = None
+    """SHA-256 of its file, where that is not of this tree."""
 
     @property
     def needs(self) -> Needs:
@@ -77,15 +78,20 @@ def recipe_class(name: str) -> type[SiTRecipe]:
     Raises:
         UserError: no such recipe, or two of that name.
     """
-    outside = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-    if len(outside) + (name in RECIPES) > 1:
-        raise UserError(f"two installed recipes are named '{name}'; uninstall one.")
+    return _found(name)[0]
+
+
+def _found(name: str) -> tuple[type[SiTRecipe], str | None]:
+    outside = outside_recipes()
     if name in RECIPES:
-        return RECIPES[name]
-    if outside:
-        loaded: type[SiTRecipe] = outside[0].load()
-        return loaded
-    raise UserError(f"there is no recipe '{name}'.{nearest(name, recipe_names())}")
+        if name in outside:
+            raise UserError(f"{outside[name].path}: '{name}' is the name of a recipe of this tree; rename yours.")
+        return RECIPES[name], None
+    if name in outside:
+        return outside[name].kind, outside[name].source
+    raise UserError(
+        f"there is no recipe '{name}'.{nearest(name, recipe_names())} If it is of a file of yours, give --recipe-file."
+    )
 
 
 def find_recipe(name: str, options: Mapping[str, Any], *, where: str) -> Recipe:
@@ -94,8 +100,8 @@ def find_recipe(name: str, options: Mapping[str, Any], *, where: str) -> Recipe:
     Raises:
         UserError: no such recipe, or an option that it does not have, with the nearest one; `where` is named.
     """
-    kind = recipe_class(name)
+    kind, source = _found(name)
     for key in options:
         if key not in kind.Options.model_fields:
             raise UserError(f"{where}: recipe {name} has no option '{key}'.{nearest(key, kind.Options.model_fields)}")
-    return Recipe(kind, kind.Options.parse(options, where=where))
+    return Recipe(kind, kind.Options.parse(options, where=where), source)

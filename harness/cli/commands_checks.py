@@ -47,6 +47,34 @@ def replay(
         raise typer.Exit(1)
 
 
+@commands.command("check-recipe")
+def check_recipe(
+    file: Annotated[Path, typer.Argument(help="A Python file with recipes; each class is tried.")],
+) -> None:
+    """Try whether recipes of yours keep the rules that comparisons rely on; exit 1 if one does not.
+
+    Example: `repa-bench check-recipe mine.py`
+    """
+    from harness.checks.conformance import conform
+    from recipes.recipe_files import outside_recipes, use_files
+    from recipes.registry import find_recipe
+
+    use_files([file])
+    failed = 0
+    for recipe in outside_recipes().values():
+        if recipe.path != file.absolute():
+            continue
+        lines = len([line for line in file.read_text().splitlines() if line.strip()])
+        say(f"{recipe.name}: {recipe.about} ({lines} lines, SHA-256 {recipe.source[:12]})")
+        for check in conform(find_recipe(recipe.name, {}, where=recipe.name)):
+            failed += bool(check.fault)
+            verdict = "FAIL" if check.fault else "--  " if check.skipped else "ok  "
+            text = ": ".join(filter(None, (check.rule, check.fault or check.skipped)))
+            say(f"  {verdict} {text}", style="red" if check.fault else None)
+    if failed:
+        raise typer.Exit(1)
+
+
 CROSSCHECKED = 48
 
 

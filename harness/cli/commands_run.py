@@ -94,10 +94,10 @@ def list_() -> None:
     Example: `repa-bench list`
     """
     from harness.sampling.protocol import PROTOCOLS
-    from harness.suites import SUITES
+    from harness.suites import SUITES, suite
 
-    for name, make in SUITES.items():
-        chosen = make()
+    for name in SUITES:
+        chosen = suite(name)
         rows = [
             (variant + ("" if variant in chosen.default_variants else " *"), spec.label, spec.about)
             for variant, spec in chosen.variants.items()

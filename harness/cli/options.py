@@ -75,6 +75,12 @@ class Place:
         ),
     ] = None
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU if the suite wants one.")] = "auto"
+    recipe_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--recipe-file", help="A Python file with recipes of yours, which become variants; several with spaces."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
     from harness.suites import suite
     from harness.suites.base import Budget
     from recipes.core.distributed import world
+    from recipes.recipe_files import use_files
 
+    use_files(place.recipe_file or ())
     chosen = suite(place.suite, overrides(place.set_ or ()))
     changed = chosen.identity() != suite(place.suite).identity()
     folder = place.out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)

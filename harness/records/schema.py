@@ -47,6 +47,8 @@ class ScoreRecord(_Base):
     """The variant's name for people."""
     about: str
     recipe: str
+    source: str | None = None
+    """SHA-256 of the recipe's file, where that is not of this tree."""
     seed: Seed
     run: str
     """Digest of the run's specification."""

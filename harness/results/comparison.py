@@ -411,7 +411,7 @@ def load(
         UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
             not there.
     """
-    found = [(folder, record) for folder in folders for record in _read(folder)]
+    found, edited = merging.of_latest_sources([(folder, record) for folder in folders for record in _read(folder)])
     selection = selection or Selection()
     held = _selected(found, selection, baseline)
     kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
@@ -436,7 +436,7 @@ def load(
         merging.trainings(kept),
         baseline,
         tuple(o for o in others if selection.until is None or o.step <= selection.until),
-        tuple(map(visible, (*odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
+        tuple(map(visible, (*edited, *odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,21 @@ def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
     if len(suites) > 1:
         told = " and ".join(f"{name} ({digest})" for name, digest in suites)
         raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
+
+
+def of_latest_sources(
+    found: Sequence[tuple[Path, AnyRecord]],
+) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
+    """Without what an earlier version of a recipe's file gave, and a sentence for each variant that lost something."""
+    scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
+    latest = {r.variant: r.source for r in scores}
+    old = {r.run: r for r in scores if r.source != latest[r.variant]}
+    told = [
+        f"{variant}: its file was edited (now SHA-256 {(latest[variant] or '')[:8]}), which made another recipe of it; "
+        f"{count} run(s) of earlier versions are left out"
+        for variant, count in Counter(r.variant for r in old.values()).items()
+    ]
+    return [(folder, r) for folder, r in found if getattr(r, "run", None) not in old], told
 
 
 def refuse_two_specifications(scores: Sequence[tuple[Path, ScoreRecord]]) -> None:

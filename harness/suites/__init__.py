@@ -12,6 +12,8 @@ from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smok
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import EVERY_FIELD, with_overrides
+from recipes.recipe_files import outside_recipes
+from recipes.registry import find_recipe
 from recipes.training.flops import flops_per_step
 
 AnySuite = DigitsSuite | ImagenetSuite
@@ -31,7 +33,7 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
     """
     if name not in SUITES:
         raise UserError(f"--suite: there is no suite '{name}'.{nearest(name, SUITES)}")
-    default = SUITES[name]()
+    default = _with_outside(SUITES[name]())
     if not overrides:
         return default
     data = json.loads(default.model_dump_json(context=EVERY_FIELD))
@@ -40,6 +42,26 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
         data["variants"][variant]["options"] = every
     parsed = type(default).parse(with_overrides(data, overrides), where="--set")
     return _tried(parsed.model_copy(update={"variants": _as_written(parsed, default)}))
+
+
+def _with_outside(chosen: AnySuite) -> AnySuite:
+    """A suite with a variant for each recipe of yours, and those that it runs by default with those of files.
+
+    Raises:
+        UserError: a recipe has the name of a variant.
+    """
+    variants, default = dict(chosen.variants), chosen.default_variants
+    first = next(iter(variants.values()))
+    for recipe in outside_recipes().values():
+        if recipe.name in variants:
+            raise UserError(f"{recipe.path}: '{recipe.name}' is the name of a variant of {chosen.name}; rename yours.")
+        options = find_recipe(recipe.name, {}, where=recipe.name).options.model_dump(mode="json")
+        told = {"recipe": recipe.name, "label": recipe.name, "about": recipe.about}
+        variants[recipe.name] = first.changed(**told, options=options, later=True)
+        default = (*default, recipe.name)
+    if len(default) == len(chosen.default_variants):
+        return chosen
+    return chosen.model_copy(update={"variants": variants, "default_variants": default})
 
 
 def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:

@@ -90,6 +90,7 @@ class DigitsSuite(Suite):
             suite=self.name,
             variant=name,
             recipe=self.variants[name].recipe,
+            source=method.source,
             options=method.options.model_dump(mode="json"),
             sit=method.shape(self.sit, (self.encoder.width,)),
             tokenizer=self.tokenizer.autoencoder,

@@ -173,6 +173,7 @@ class ImagenetSuite(Suite):
             suite=self.name,
             variant=name,
             recipe=variant.recipe,
+            source=method.source,
             options=method.options.model_dump(mode="json"),
             sit=self.sit_spec(name),
             tokenizer=self.tokenizers[variant.tokenizer].autoencoder,

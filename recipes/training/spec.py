@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from recipes.core.batch import TrainingData
+from recipes.core.errors import UserError
 from recipes.core.spec import Spec, TrainSpec
 from recipes.models import discriminator as gan
 from recipes.models import sit as transformer
@@ -22,10 +23,14 @@ from recipes.registry import Recipe, find_recipe
 class RunSpec(Spec):
     """Everything that decides a run's weights at every step. The budget is not in it: more steps extend it."""
 
+    ADDED = frozenset({"source"})
+
     suite: str
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
     """Its name in tables and of its folder: a recipe, or a recipe with changed options."""
     recipe: str
+    source: str | None = None
+    """SHA-256 of the recipe's file, where that is not of this tree: an edited file is another run."""
     options: dict[str, JsonValue]
     sit: transformer.SiTSpec
     tokenizer: AutoencoderSpec
@@ -43,9 +48,15 @@ class RunSpec(Spec):
         """Its recipe and typed options.
 
         Raises:
-            UserError: there is no such recipe or option.
+            UserError: there is no such recipe or option, or its file is not what it was.
         """
-        return find_recipe(self.recipe, self.options, where=f"variant {self.variant}")
+        found = find_recipe(self.recipe, self.options, where=f"variant {self.variant}")
+        if found.source != self.source:
+            raise UserError(
+                f"run {self.name} is of another version of recipe {self.recipe}: its file had SHA-256 "
+                f"{(self.source or 'none')[:12]} then, {(found.source or 'none')[:12]} now. Give --recipe-file the old one."
+            )
+        return found
 
     @property
     def name(self) -> str:
