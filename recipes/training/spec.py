@@ -54,7 +54,7 @@ class RunSpec(Spec):
         if found.source != self.source:
             raise UserError(
                 f"run {self.name} is of another version of recipe {self.recipe}: its file had SHA-256 "
-                f"{(self.source or 'none')[:12]} then, {(found.source or 'none')[:12]} now. Give --recipe-file the old one."
+                f"{(self.source or 'none')[:12]} then, {(found.source or 'none')[:12]} now. Give the old file."
             )
         return found
 
