@@ -171,6 +171,12 @@ def mutations(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def parity(session: nox.Session) -> None:
+    """Replay what was recorded from released code, and keep how much of it each recipe gives."""
+    run(session, "python", "tests/parity.py")
+
+
+@nox.session(default=False)
 def audit(session: nox.Session) -> None:
     """Bandit on the packages, and pip-audit on what is installed (asks PyPI). Exceptions are argued in docs."""
     run(session, "bandit", "-q", "-c", "pyproject.toml", "-r", "harness", "recipes", "baselines", "reports")

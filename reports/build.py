@@ -200,17 +200,14 @@ def _latex(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
     return "\n\n".join([reports_table.one_line(head), *(table.latex() for table in made.values() if table.rows)]) + "\n"
 
 
-def _inline(figure: Figure, name: str) -> Markup:
+def inline(figure: Figure, name: str) -> Markup:
     """A figure for a page; matplotlib has escaped the labels that it drew."""
     return Markup(figures.svg(figure, name))  # nosec B704
 
 
-def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
-    drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
-    curves, pictures = [(title(name), _inline(figure, name)) for name, figure in drawn.items()], Pictures(comparison)
-    swept = _inline(figures.guidance_figure(comparison), "guidance") if comparison.searches else ""
-    against = _inline(figures.alignment_figure(comparison), "alignment") if comparison.alignments else ""
-    environment = Environment(
+def environment() -> Environment:
+    """Of the templates of pages."""
+    return Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
@@ -218,22 +215,33 @@ def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _page(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
+    drawn = {name: figures.fid_figure(comparison, [name]) for name in figures.AXES}
+    curves, pictures = [(title(name), inline(figure, name)) for name, figure in drawn.items()], Pictures(comparison)
+    swept = inline(figures.guidance_figure(comparison), "guidance") if comparison.searches else ""
+    against = inline(figures.alignment_figure(comparison), "alignment") if comparison.alignments else ""
     first = comparison.scores[0]
     abouts = {r.variant: r.about for r in comparison.scores}
-    return environment.get_template("report.html").render(
-        suite=first.suite,
-        notice=first.notice,
-        answer=_answer(comparison),
-        pictures=curves,
-        swept=swept,
-        against=against,
-        tables=made,
-        variants=[(label, abouts[variant]) for variant, label in comparison.variants.items()],
-        samples=_sample_rows(comparison, pictures),
-        reconstructions=_reconstructions(comparison, pictures),
-        left_out=pictures.notes,
-        provenance=_provenance(comparison),
-        rerun=_rerun(comparison),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            suite=first.suite,
+            notice=first.notice,
+            answer=_answer(comparison),
+            pictures=curves,
+            swept=swept,
+            against=against,
+            tables=made,
+            variants=[(label, abouts[variant]) for variant, label in comparison.variants.items()],
+            samples=_sample_rows(comparison, pictures),
+            reconstructions=_reconstructions(comparison, pictures),
+            left_out=pictures.notes,
+            provenance=_provenance(comparison),
+            rerun=_rerun(comparison),
+        )
     )
 
 

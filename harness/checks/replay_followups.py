@@ -49,6 +49,10 @@ HALF_PRECISION_BOUND = 0.1
 PATH_NAMES = {"linear": "linear", "Linear": "linear", "cosine": "cosine", "GVP": "cosine", "gvp": "cosine"}
 
 
+#: Settings of the releases that nobody varies.
+FIXED = {"zscore_eps": 1e-6, "smooth_l1_beta": 0.05}
+
+
 class TurnedSiT(SiT):
     """A network of SiT's own code: its t is 1 at the data, and its velocity points there."""
 
@@ -65,6 +69,9 @@ class Method:
         self.folder, self.dims, self.settings = folder, folder.dims, folder.meta["settings"]
         self.turned = "t=1isdata" in folder.meta.get("time_direction", "").lower().replace(" ", "")
         self.halved = bool(folder.meta.get("learn_sigma"))
+        for name, ours in FIXED.items():
+            if self.settings.get(name, ours) != ours:
+                raise UserError(f"{folder.path}: {name} is {self.settings[name]}; here it is always {ours}.")
         self.tokens = (folder.meta["latent_size"] // self.dims["patch"]) ** 2
 
     @property
@@ -478,9 +485,11 @@ def _muon_optimizer(weights: list[nn.Parameter], s: Mapping[str, Any], whose: st
     matrices = [w for w in weights if w.ndim == 2] or blank
     others = [w for w in weights if w.ndim != 2] or blank
     common = {"lr": s["lr"], "momentum": s["momentum"], "weight_decay": s["weight_decay"]}
-    muon: Optimizer = Muon(matrices, **common, coefficients=s["newton_schulz_coefficients"])
+    nesterov, eps = s.get("nesterov", True), s.get("newton_schulz_eps", 1e-7)
+    coefficients = s["newton_schulz_coefficients"]
+    muon: Optimizer = Muon(matrices, **common, nesterov=nesterov, coefficients=coefficients, eps=eps)
     if whose == "torch":
-        muon = torch.optim.Muon(matrices, **common, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(matrices, **common, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
     a = s["adamw"]
     return Together(
         muon, torch.optim.AdamW(others, lr=a["lr"], betas=tuple(a["betas"]), eps=a["eps"], weight_decay=0.0)

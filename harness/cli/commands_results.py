@@ -294,3 +294,32 @@ def remove_run(
 
     for name in names:
         say(f"{name} is now in {remove(folder, name)}")
+
+
+@commands.command()
+def league(
+    runs: RunsArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the page.")] = Path("runs/league"),
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", help="Results folders with reruns that results are held against; several."),
+    ] = None,
+    recipe_file: Annotated[
+        list[Path] | None,
+        typer.Option("--recipe-file", help="Files of entries that are not of this tree, for their lines; several."),
+    ] = None,
+) -> None:
+    """Write the league of some results folders: a row for each recipe, by the rules of docs/league.md.
+
+    Example: `repa-bench league runs/digits --out runs/league`
+    """
+    from harness.results.comparison import load
+    from recipes.recipe_files import use_files
+    from reports.league import build_league
+
+    use_files(recipe_file or ())
+    refuse_unwritable("--out", out)
+    comparison = load(runs)
+    if comparison.speedups is None:
+        raise UserError("a league needs the baseline 'vanilla' and another recipe; name folders that hold them.")
+    say(f"league: {build_league(comparison, out, load(reference) if reference else None)}")

@@ -167,3 +167,24 @@ def plan(choices: Planned) -> None:
         print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))
         for line in plan_lines(made):
             say(f"  {line}")
+
+
+@commands.command()
+@shared(Chosen)
+def verify(choices: Chosen) -> None:
+    """Train runs again, from nothing to their first scored checkpoint, and compare the weights with those that were
+    scored, bit by bit; exit 1 if they differ.
+
+    Example: `repa-bench verify --out runs/digits --recipes repa --seeds 10`
+    """
+    from harness.pipeline.verify import verify as again
+
+    failed = 0
+    with open_session(choices, writes=False) as session:
+        for variant in variants_of(session.suite, choices.recipes):
+            for found in again(session, variant):
+                failed += not found.equal
+                verdict = "the same weights, bit by bit" if found.equal else f"other weights: {found.differs}"
+                say(f"{found.variant}, seed {found.seed}, step {found.step:,}: {verdict}")
+    if failed:
+        raise typer.Exit(1)

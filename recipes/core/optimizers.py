@@ -48,10 +48,12 @@ class Muon(Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        nesterov: bool = True,
         coefficients: Sequence[Sequence[float]] = COEFFICIENTS,
+        eps: float = 1e-7,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self._coefficients = coefficients
+        self._nesterov, self._coefficients, self._eps = nesterov, coefficients, eps
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -63,7 +65,8 @@ class Muon(Optimizer):
                 gradient, mu = at_least_float32(p.grad), group["momentum"]
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(gradient))
                 buffer.mul_(mu).add_(gradient)
-                direction = orthogonalized(gradient + mu * buffer, self._coefficients)
+                update = gradient + mu * buffer if self._nesterov else buffer
+                direction = orthogonalized(update, self._coefficients, self._eps)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(direction.to(p.dtype), alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
 

@@ -1,0 +1,116 @@
+"""The league's page: index.html and league.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.results.comparison import Comparison
+from harness.results.curves import title
+from harness.results.league import BASELINE_SEEDS, ENTRY_SEEDS, Entry, League, league
+from recipes.core.atomic import write_bytes
+from reports import figures
+from reports.build import environment, inline
+from reports.speedup_tables import headline, interval, verdict
+from reports.table import Table, plain
+from reports.tables import number
+
+CURRENCIES = ("iterations", "flops", "device_seconds")
+RULES = (
+    f"Target: the baseline's FID at its last checkpoint, over {BASELINE_SEEDS} training seeds or more; entries have "
+    f"{ENTRY_SEEDS} or more.",
+    "Speedup: the baseline's budget over the budget at which the recipe reaches that FID; 95 % interval of the row "
+    "alone. Verdict: FID at equal budget, with the chance of any false one in a column held at 5 %.",
+    "Every entry has the options of its paper or release; what depends on depth or budget is carried over as a "
+    "fraction. Nobody tuned anything.",
+    "Parity: quantities recorded from the released code (losses, outputs, gradients, updates, samples) that ours gives "
+    "too.",
+    "The whole rules stand in docs/league.md of the repository.",
+)
+
+
+def _standing(found: League) -> Table:
+    """The row of each recipe."""
+    rows = []
+    for entry in found.entries:
+        cells = [_cell(entry, currency) for currency in CURRENCIES]
+        rows.append((entry.label, str(entry.seeds), number(entry.fid), *cells, "; ".join(entry.remarks) or "–"))
+    columns = ("recipe", "seeds", f"FID at {found.step:,.0f}", *(title(c) for c in CURRENCIES), "remarks")
+    note = (
+        f"Speedup to the FID {found.target:.2f} of the baseline at step {found.step:,.0f}, 95 % interval, verdict. "
+        "FID: mean ± sd over training seeds."
+    )
+    return Table("Standing", columns, tuple(rows), note)
+
+
+def _cell(entry: Entry, currency: str) -> str:
+    e = entry.estimates.get(currency)
+    if e is None:
+        return "1 (baseline)" if not entry.estimates else "–"
+    return f"{headline(e)} ({interval(e)}), {verdict(e)}"
+
+
+def _entries(found: League) -> Table:
+    """What each recipe is, costs and proves."""
+    rows = []
+    for entry in found.entries:
+        p = entry.parity
+        proved = "none" if p is None else f"{p.passed} of {p.quantities}, {p.released}"
+        lines = "–" if entry.lines is None else str(entry.lines)
+        rows.append((entry.label, entry.about, number(entry.step_milliseconds, 1), lines, entry.source, proved))
+    columns = ("recipe", "what it is", "device-ms a step", "lines", "source", "parity with the released code")
+    return Table("Entries", columns, tuple(rows), "Lines: of the recipe's file, without blank ones.")
+
+
+def _answer(found: League) -> list[str]:
+    judged = {"better": 0, "worse": 0, "inconclusive": 0}
+    for entry in found.entries:
+        if (e := entry.estimates.get("iterations")) is not None and e.verdict is not None:
+            judged[e.verdict] += 1
+    told = ", ".join(f"{count} {verdict}" for verdict, count in judged.items())
+    best = next((e for e in found.entries if e.estimates), None)
+    out = [f"{sum(judged.values())} recipes judged in iterations against the baseline: {told}."]
+    if best is not None:
+        e = best.estimates["iterations"]
+        out.append(f"First in iterations: {best.label}, {headline(e)} ({interval(e)}).")
+    return out + [f"{remark}." for remark in found.remarks]
+
+
+def build_league(comparison: Comparison, out: Path, reference: Comparison | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        comparison: of all folders, with a baseline.
+        out: where index.html, league.md and the figure go.
+        reference: reruns to hold results against.
+
+    Returns:
+        The path of index.html.
+    """
+    found = league(comparison, reference)
+    made = [_standing(found), _entries(found)]
+    figure = figures.fid_figure(comparison, ["iterations"])
+    page = (
+        environment()
+        .get_template("league.html")
+        .render(
+            suite=found.suite,
+            notice=found.notice,
+            answer=_answer(found),
+            tables=made,
+            figure=inline(figure, "league"),
+            rules=RULES,
+        )
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "index.html", page.encode())
+    write_bytes(out / "league.md", _markdown(found, made).encode())
+    write_bytes(out / "fid.png", figures.drawn(figures.fid_figure(comparison, ["iterations"]), "png", "league"))
+    return out / "index.html"
+
+
+def _markdown(found: League, made: Sequence[Table]) -> str:
+    parts = [f"# {plain(found.suite)}: the league", "", f"**{plain(found.notice)}**", ""]
+    parts += [f"- {plain(sentence)}" for sentence in _answer(found)]
+    parts += ["", "![FID against iterations](fid.png)", "", *(table.markdown() for table in made), "### Rules", ""]
+    return "\n".join([*parts, *(f"- {rule}" for rule in RULES), ""])
