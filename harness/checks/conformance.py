@@ -25,7 +25,7 @@ from recipes.training.spec import RunSpec
 
 WIDTH, HEADS, STEPS, BATCH = 12, 2, 4, 8
 SIT = SiTSpec(
-    latent_size=4, channels=4, num_classes=10, patch_size=2, hidden=32, depth=24, heads=4, encoder_depth=8,
+    latent_size=4, channels=4, num_classes=10, patch_size=2, hidden=16, depth=20, heads=2, encoder_depth=8,
     projector_width=16,
 )  # fmt: skip
 TOKENIZER = AutoencoderSpec(

@@ -12,6 +12,7 @@ from harness.pipeline.tokenizers import examine
 from harness.pipeline.train import train
 from harness.preparation.base import Prepared
 from harness.records.schema import ScoreRecord
+from harness.results import merging
 from harness.results.run_folders import name_of
 from recipes.core.errors import UserError
 
@@ -41,10 +42,18 @@ def refuse_second_specifications(session: Session, prepared: Prepared, grid: Gri
         UserError: it has scores of another, as when its tokenizer was made again.
     """
     specs = {cell: open_run(session, prepared, *cell).spec for cell in grid}
-    for r in session.records.all():
+    records = list(session.records.all())
+    latest = merging.latest_sources(records)
+    for variant, source in {spec.variant: spec.source for spec in specs.values()}.items():
+        if source is not None and latest.get(variant, source) != source and session.world.main:
+            told = f"{variant}: its file has changed (now SHA-256 {source[:8]}): another recipe, with runs of its own"
+            session.note(told, variant, source=source)
+    for r in records:
         if not isinstance(r, ScoreRecord) or r.search or (r.variant, r.seed) not in specs:
             continue
-        if r.run != (spec := specs[r.variant, r.seed]).digest():
+        if r.source != (spec := specs[r.variant, r.seed]).source and spec.source is not None:
+            continue  # of another version of the recipe's file: reports leave it out
+        if r.run != spec.digest():
             there = f"{shlex.quote(str(session.folder))} {name_of(r)}"
             raise UserError(
                 f"{session.folder} has scores of {name_of(r)}, and {spec.name} would be trained by another "

@@ -76,7 +76,7 @@ class Session:
                     f"(digest {record.suite_digest[:8]}, not {mine[:8]}); choose another --out."
                 )
 
-    def note(self, text: str, variant: str | None = None, seed: int | None = None) -> None:
+    def note(self, text: str, variant: str | None = None, seed: int | None = None, source: str | None = None) -> None:
         """Say, and keep among the records, that something had to be repaired. Of the main process."""
         self.reporter.note(text, "yellow")
         peak = provenance.peak_memory_bytes()
@@ -86,6 +86,7 @@ class Session:
                 stage=schema.NOTE,
                 variant=variant,
                 seed=seed,
+                source=source,
                 seconds=0.0,
                 peak_memory_bytes=peak,
                 notes=[text],

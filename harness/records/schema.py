@@ -182,6 +182,8 @@ class StageRecord(_Base):
     stage: str
     variant: str | None = None
     seed: int | None = None
+    source: str | None = None
+    """Of a note that a recipe's file has changed: its SHA-256 from here on."""
     seconds: float
     peak_memory_bytes: int
     facts: dict[str, float] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,15 +45,24 @@ def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
         raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
 
 
+def latest_sources(records: Iterable[AnyRecord]) -> dict[str, str]:
+    """By variant, the version of its recipe's file that ran last."""
+    return {
+        r.variant: r.source
+        for r in records
+        if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None
+    }
+
+
 def of_latest_sources(
     found: Sequence[tuple[Path, AnyRecord]],
 ) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
     """Without what an earlier version of a recipe's file gave, and a sentence for each variant that lost something."""
     scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
-    latest = {r.variant: r.source for r in scores}
+    latest = latest_sources([r for _, r in found])
     old = {r.run: r for r in scores if r.source != latest[r.variant]}
     told = [
-        f"{variant}: its file was edited (now SHA-256 {(latest[variant] or '')[:8]}), which made another recipe of it; "
+        f"{variant}: its file was edited (now SHA-256 {latest[variant][:8]}), which made another recipe of it; "
         f"{count} run(s) of earlier versions are left out"
         for variant, count in Counter(r.variant for r in old.values()).items()
     ]
