@@ -11,7 +11,9 @@ import pytest
 import warm
 from conftest import ROOT
 
+from recipes.core.errors import UserError
 from recipes.recipe_files import VARIABLE, outside_recipes, use_files
+from recipes.training.run_folder import Run
 
 EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
 
@@ -84,14 +86,12 @@ def test_an_edited_file_is_another_recipe_and_that_is_said(place):
     assert done.returncode == 0, done.stderr
     assert len(place.scores()) == len(before) + len(new)
     assert (place.out / "report" / "report.md").read_text() != told
-    older = sorted((place.out / "runs").glob("spread-*"))
-    assert len(older) == 2
-    image = place.out / "x.png"
-    found = [
-        place.command("sample", "--suite", "smoke", "--run", run, "--images", image, "--recipe-file", place.file)
-        for run in older
-    ]
-    assert any("is of another version of recipe spread" in done.stderr for done in found)
+    use_files([place.file])
+    specs = [Run.open(folder).spec for folder in (place.out / "runs").glob("spread-*")]
+    assert len({spec.source for spec in specs}) == 2
+    (older,) = [spec for spec in specs if spec.source != outside_recipes()["spread"].source]
+    with pytest.raises(UserError, match="is of another version of recipe spread: its file had SHA-256"):
+        older.method.needs  # noqa: B018
 
 
 def test_the_league_and_verification(place):
