@@ -105,6 +105,12 @@ CATALOGUE: dict[str, AssetSource] = {
         url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
         "VIRTUAL_imagenet256_labeled.npz",
     ),
+    "jit-reference": AssetSource(
+        kind="reference",
+        about="JiT's ImageNet 256x256 statistics (jit_in256_stats.npz of its repository), mu and sigma alone: another "
+        "reference than ADM's, with which its numbers do not compare",
+        licence="ImageNet terms: research, no redistribution",
+    ),
     "adm-samples": AssetSource(
         kind="reference",
         about="50,000 samples of ADM-G + ADM-U, whose numbers ADM's README prints: repa-bench doctor --metrics --known",

@@ -124,11 +124,11 @@ def _guided_suffix(scale: float, low: float, high: float) -> str:
 
 
 def _released(
-    name: str, labels: Literal["balanced", "uniform"], guidance: tuple[float, float, float] | None
+    name: str, labels: Literal["balanced", "uniform"], guidance: tuple[float, float, float] | None, **changes: Any
 ) -> Protocol:
     """REPA-E's way: SDE, 250 steps, 50,000 images, EMA, truncation, TF32 as its script sets it."""
     scale, low, high = guidance or (1.0, 0.0, 1.0)
-    return Protocol(
+    released = Protocol(
         name=name,
         version=1 if labels == "uniform" else 2,  # uniform labels are what they were
         solver="sde_euler_maruyama",
@@ -144,6 +144,7 @@ def _released(
         reference="adm-reference",
         manifold_size=50_000,
     )
+    return released.changed(**changes)
 
 
 def _embedded(name: str, solver: Solver, steps: int) -> Protocol:
@@ -182,6 +183,12 @@ def _built_in() -> dict[str, Protocol]:
         _variant("sit-sde250-cfg", v1, **sit, version=2, guidance_scale=1.5),  # before 2, all channels were guided
         # Heun's method with 250 evaluations where SiT's paper names its ODE solver; its code's default is adaptive.
         _variant("sit-heun125", v1, **sit, version=2, solver="ode_heun", steps=125, correct_last_step=True),
+        # Headlines of the recipes that followed. REPA's line draws labels at random and truncates.
+        _released("reg-sde250-cfg", "uniform", (2.3, 0.0, 0.85), guidance_class_scale=2.3),
+        _released("haste-sde250-cfg", "uniform", (1.65, 0.0, 0.72)),
+        _released("sra-sde250-cfg", "uniform", (1.8, 0.0, 0.7)),
+        # Contrastive flow matching's README draws 50 steps, and guided ones with an interference vector, not in here.
+        _released("deltafm-sde50", "uniform", None, steps=50),
         _variant("ode50-10k", v3, solver="ode_euler", steps=50, samples=10_000, manifold_size=10_000),
         _embedded("digits-ode25", "ode_euler", 25),
         _embedded("digits-sde50", "sde_euler_maruyama", 50),

@@ -37,6 +37,10 @@ GLANCED = 64
 CLOSER = 0.5
 
 
+#: Files of the other reference set that circulates for ImageNet.
+JIT = ("jit_in256_stats.npz", "jit_in512_stats.npz")
+
+
 @dataclass(frozen=True)
 class Job:
     """What is measured with what, and where."""
@@ -69,10 +73,11 @@ class Job:
             if self.features == "inception" and name == "fd":
                 raise UserError("--metrics fd is of another --features network; Inception's is called fid.")
 
-    def protocol(self, *, real: int, fake: int) -> dict[str, Any]:
+    def protocol(self, *, reference: Path, real: int, fake: int) -> dict[str, Any]:
         """The conventions that decide the numbers, of so many reference images and samples."""
+        of_inception = "jit-files" if reference.name in JIT else "adm-files"
         return {
-            "name": "adm-files" if self.features == "inception" else f"files-{self.features}",
+            "name": of_inception if self.features == "inception" else f"files-{self.features}",
             "version": VERSION,
             "features": self.network.convention,
             "rules": self.rules.applied(self.wanted, real=real, fake=fake),
@@ -196,7 +201,11 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         values |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in distances}
     warnings = _doubts(job, real, fake, values, distances) + warnings
     warnings += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
-    protocol = job.protocol(real=real.rows, fake=fake.rows)
+    if reference.name in JIT:
+        warnings.append(
+            "the reference is JiT's set of ImageNet statistics: its FID compares with no number against ADM's reference"
+        )
+    protocol = job.protocol(reference=reference, real=real.rows, fake=fake.rows)
     with shards.alone():
         shards.clear()
     sizes = {"samples": fake.size, "reference": real.size}
