@@ -79,15 +79,22 @@ def dispersive_loss(tokens: Tensor, temperature: float = 1.0) -> Tensor:
     D is the squared distance of two images' tokens over their number T d (arXiv 2506.09027, its PyTorch code).
     """
     z = at_least_float32(tokens).flatten(1)
-    distances = (z[:, None] - z[None]).square().mean(-1)
+    distances = _squared_distances(z) / z.shape[1]
     return torch.logsumexp(-distances.flatten() / temperature, 0) - 2 * math.log(len(z))
+
+
+def _squared_distances(z: Tensor) -> Tensor:
+    """Of all pairs of rows (N, d), by a product: (N, N). Rounding is of the size of the norms', which are about d."""
+    norms = z.square().sum(1)
+    distances: Tensor = norms[:, None] + norms[None] - 2 * z @ z.mT
+    return distances
 
 
 @full_precision
 def normalized_dispersive_loss(tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """DDT's variant: of normalised tokens, over pairs of different images, 1e-5 under the logarithm: a scalar."""
     z = F.normalize(at_least_float32(tokens).flatten(1), dim=1)
-    distances = (z[:, None] - z[None]).square().sum(-1)
+    distances = _squared_distances(z)
     i, j = torch.triu_indices(len(z), len(z), offset=1, device=z.device)
     return torch.log(torch.exp(-distances[i, j] / temperature).mean() + 1e-5)
 
