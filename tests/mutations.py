@@ -31,6 +31,8 @@ class Mutation:
     """Of the fast ones, the first that should notice."""
 
 
+#: What replays the recorded computations of the recipes that followed.
+FOLLOWUPS = "tests/golden/test_followups.py"
 MUTATIONS = (
     # losses
     Mutation(
@@ -56,7 +58,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tokenizer's alignment under batch statistics, not running ones", "recipes/repa_e.py",
-        "diffuse(self.sit.bn.normalize(latents), draws", "diffuse(self.sit.bn.normalize_batch(latents), draws",
+        "diffuse(self.sit.bn.normalize(latents), step", "diffuse(self.sit.bn.normalize_batch(latents), step",
         "tests/golden",
     ),
     Mutation(
@@ -116,7 +118,7 @@ MUTATIONS = (
     ),
     Mutation(
         "samples depend on their place in the batch", "harness/sampling/sampler.py",
-        'KeyedDraws(generation_seed, 0, indices).normal_like("sample start", like)', "torch.randn_like(like)",
+        'first.normal_like("sample start", like)', "torch.randn_like(like)",
         "tests/numerics/test_samplers.py",
     ),
     Mutation(
@@ -157,6 +159,117 @@ MUTATIONS = (
     Mutation(
         "a duplicate record is appended again", "harness/records/file.py",
         "if record.key() in self._sound_keys():", "if False:", "tests/unit/test_files.py",
+    ),
+    # recipes that followed: three each
+    Mutation(
+        "iREPA's normalisation with the biased deviation", "recipes/models/heads.py",
+        "z.std(1, keepdim=True) + 1e-6", "z.std(1, keepdim=True, correction=0) + 1e-6", FOLLOWUPS,
+    ),
+    Mutation(
+        "iREPA's eps under the root", "recipes/models/heads.py",
+        "/ (z.std(1, keepdim=True) + 1e-6)", "/ (z.var(1, keepdim=True) + 1e-6).sqrt() / 1.0001", FOLLOWUPS,
+    ),
+    Mutation(
+        "iREPA's tokens column by column", "recipes/models/heads.py",
+        ".flatten(2).transpose(1, 2)", ".transpose(2, 3).flatten(2).transpose(1, 2)", FOLLOWUPS,
+    ),
+    Mutation(
+        "REG's class token not aligned", "recipes/reg.py",
+        "torch.cat((token[:, None], patches), dim=1)", "torch.cat((0 * token[:, None], patches), dim=1)", FOLLOWUPS,
+    ),
+    Mutation(
+        "REG's class token behind the patches", "recipes/models/sit.py",
+        "tokens = torch.cat((self.class_norm(self.class_embedder(class_token))[:, None], tokens), dim=1)",
+        "tokens = torch.cat((tokens, self.class_norm(self.class_embedder(class_token))[:, None]), dim=1)", FOLLOWUPS,
+    ),
+    Mutation(
+        "REG's class token guided by the image's scale", "harness/sampling/solvers.py",
+        "scale = self.scale if self.class_scale is None else self.class_scale", "scale = self.scale", FOLLOWUPS,
+    ),
+    Mutation(
+        "HASTE stops one iteration late", "recipes/haste.py",
+        "        if step.number >= self.options.stop_at:\n            return None, {}",
+        "        if step.number > self.options.stop_at:\n            return None, {}", FOLLOWUPS,
+    ),
+    Mutation(
+        "HASTE's logits without their scale", "recipes/models/sit.py",
+        "(q * q.shape[-1] ** -0.5) @ k.mT", "q @ k.mT", FOLLOWUPS,
+    ),
+    Mutation(
+        "HASTE's cross-entropy turned round", "recipes/core/losses.py",
+        "for ours, theirs in zip(student", "for theirs, ours in zip(student",
+        FOLLOWUPS,
+    ),
+    Mutation(
+        "LayerSync without stop-gradient", "recipes/layersync.py",
+        "taps[deep].detach()", "taps[deep]", FOLLOWUPS,
+    ),
+    Mutation(
+        "LayerSync counts the first pair", "recipes/layersync.py",
+        "self.options.blocks[-1:]", "self.options.blocks[:1]", FOLLOWUPS,
+    ),
+    Mutation(
+        "tokens before a block for those after it", "recipes/models/sit.py",
+        "            tokens, scores = self._run(block, tokens, condition, with_logits=depth in logits)\n",
+        "            if depth in taps:\n                tapped[depth] = tokens\n"
+        "            tokens, scores = self._run(block, tokens, condition, with_logits=depth in logits)\n"
+        "            taps = [k for k in taps if k != depth]\n",
+        FOLLOWUPS,
+    ),
+    Mutation(
+        "SRA's cosine over the channels", "recipes/core/losses.py",
+        "at_least_float32(teacher), dim=1)", "at_least_float32(teacher), dim=2)", FOLLOWUPS,
+    ),
+    Mutation(
+        "SRA's teacher is the student", "recipes/sra.py",
+        'step.averages["sit"](at.x_t', "self.sit(at.x_t", FOLLOWUPS,
+    ),
+    Mutation(
+        "SRA's teacher at more noise", "recipes/sra.py",
+        "(seen.point.t - less).clamp(0, 1)", "(seen.point.t + less).clamp(0, 1)", FOLLOWUPS,
+    ),
+    Mutation(
+        "a negative may be the image itself", "recipes/contrastive.py",
+        "drawn + (drawn >= own)", "drawn", FOLLOWUPS,
+    ),
+    Mutation(
+        "images without a label count half", "recipes/contrastive.py",
+        "if not self.options.contrast_null:", "if False:", FOLLOWUPS,
+    ),
+    Mutation(
+        "interference after the score", "harness/sampling/solvers.py",
+        "v = interference.velocity * v - interference.weight * interference.vector",
+        "v = v - interference.weight * interference.vector", FOLLOWUPS,
+    ),
+    Mutation(
+        "dispersive loss without the diagonal", "recipes/core/losses.py",
+        "return torch.logsumexp(-distances.flatten() / temperature, 0) - 2 * math.log(len(z))",
+        "keep = ~torch.eye(len(z), dtype=torch.bool)\n"
+        "    return torch.logsumexp(-distances[keep] / temperature, 0) - 2 * math.log(len(z))", FOLLOWUPS,
+    ),
+    Mutation(
+        "dispersive loss not over the dimension", "recipes/core/losses.py",
+        "_squared_distances(z) / z.shape[1]", "_squared_distances(z)", FOLLOWUPS,
+    ),
+    Mutation(
+        "DDT's pairs with themselves", "recipes/core/losses.py",
+        "offset=1, device", "offset=0, device", FOLLOWUPS,
+    ),
+    Mutation(
+        "Muon without Nesterov's step", "recipes/core/optimizers.py",
+        "gradient + mu * buffer if self._nesterov else buffer", "buffer", FOLLOWUPS,
+    ),
+    Mutation(
+        "Muon's step by the smaller side", "recipes/core/optimizers.py",
+        "max(p.shape) ** 0.5", "min(p.shape) ** 0.5", FOLLOWUPS,
+    ),
+    Mutation(
+        "what has stopped still costs", "recipes/haste.py",
+        "if number >= options.stop_at and not options.run_on:", "if False:", "tests/unit/test_followups.py",
+    ),
+    Mutation(
+        "a loss across images sees one process", "recipes/dispersive.py",
+        "[gather_rows(tokens)]", "[tokens]", "tests/unit/test_distributed.py",
     ),
 )  # fmt: skip
 

@@ -72,7 +72,6 @@ class Method:
         for name, ours in FIXED.items():
             if self.settings.get(name, ours) != ours:
                 raise UserError(f"{folder.path}: {name} is {self.settings[name]}; here it is always {ours}.")
-        self.tokens = (folder.meta["latent_size"] // self.dims["patch"]) ** 2
 
     @property
     def path(self) -> Any:
@@ -81,7 +80,7 @@ class Method:
 
     def ours(self, released: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under our names, without the variance of a final layer that has one."""
-        state = our_state(released, self.tokens)
+        state = our_state(released)
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             if self.halved and name in state:
                 state[name] = self._halves(state[name])[:, 0].flatten(0, 1)

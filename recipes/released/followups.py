@@ -27,20 +27,28 @@ def our_name(name: str) -> str:
     return name
 
 
-def our_state(released: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
-    """A state dict under our names. REG's position embedding has a row of zeros for the class token, ours has none.
+#: Mean and standard deviation of sdvae-ft-mse's latents as iREPA's code has them (99ad4ac, `ldm/train.py:46`).
+IREPA_LATENTS = (
+    (-0.6916617155075073, -1.1567180156707764, -0.15859760344028473, -0.43302324414253235),
+    (1 / 0.2093314677476883, 1 / 0.13004960119724274, 1 / 0.16120290756225586, 1 / 0.13015244901180267),
+)
 
-    Args:
-        released: under the released names.
-        tokens: patch tokens of a latent.
+
+def without_class_position(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """REG's position embedding has a row of zeros for the class token, ours has none.
 
     Raises:
         UserError: the class token has a position.
     """
-    state = {our_name(name): value for name, value in released.items()}
-    position = state.get("pos_embed")
-    if position is not None and position.shape[1] == tokens + 1:
+    out = dict(state)
+    position = out.get("pos_embed")
+    if position is not None and "class_embedder.weight" in out and position.ndim == 3:
         if position[:, 0].any():
             raise UserError("'pos_embed' gives the class token a position, which no network here has.")
-        state["pos_embed"] = position[:, 1:]
-    return state
+        out["pos_embed"] = position[:, 1:]
+    return out
+
+
+def our_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under our names; see `without_class_position`."""
+    return without_class_position({our_name(name): value for name, value in released.items()})

@@ -19,9 +19,10 @@ from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.sit import SiT, SiTSpec, TimestepEmbedder
 from recipes.released.arguments import Convention, arguments, convention, judge, kept_in, path_of, whole
 from recipes.released.autoencoder import LatentStatistics, autoencoder_of, count_of, discriminator_of
+from recipes.released.followups import IREPA_LATENTS, our_name, without_class_position
 from recipes.released.sit_size import FINAL, IMAGENET_CLASSES, require, sit_spec
 
-Kind = Literal["repa_e", "repa", "sit"]
+Kind = Literal["repa_e", "repa", "sit", "irepa", "reg", "sra"]
 Weights = Literal["ema", "raw"]
 #: A tensor that every SiT has.
 ANCHOR = "x_embedder.proj.weight"
@@ -35,7 +36,7 @@ class ReleasedCheckpoint:
     """A released training checkpoint in our conventions; optimizer states are left behind."""
 
     kind: Kind
-    """``sit``: trained without alignment, by SiT's code or by REPA's."""
+    """``sit``: trained without alignment, by SiT's code or by REPA's. Follow-ups are known by their heads."""
     path: Path
     """The file itself."""
     step: int
@@ -127,7 +128,7 @@ def _read(file: Path, loaded: Mapping[str, Any], args: dict[str, Any], given: Gi
 
 def _convention(found: Found, args: Mapping[str, Any]) -> Convention:
     """REPA-E's checkpoints have a batch norm, and REPA's time."""
-    if any(name.startswith("bn.") for name in found.state):
+    if any(name.startswith(("bn.", "ap_head.")) for name in found.state):  # SRA's code has REPA's time
         return "repa"
     return convention(args, has_projectors=any(_PROJECTOR.match(name) for name in found.state))
 
@@ -138,6 +139,8 @@ def _notes(spec: SiTSpec, args: Mapping[str, Any], given: Given) -> Iterator[str
         yield f"it does not say how many classes it has; by its label table {spec.num_classes} (else: --classes)"
     if not spec.null_class:
         yield "its label table has no null class, so it cannot be guided"
+    if spec.projector == "convolution":
+        yield "iREPA's convolution: its latents are taken to be standardised by the statistics of iREPA's code"
     if args.get("legacy"):
         yield "REPA's --legacy dropped labels twice, in the loop and in the network: their rates are joined"
 
@@ -312,6 +315,12 @@ def _step(loaded: Mapping[str, Any], file: Path, given: int | None) -> int:
 def _kind(state: Mapping[str, Tensor], args: Mapping[str, Any], *, joint: bool) -> Kind:
     if joint:
         return "repa_e"
+    if "class_embedder.weight" in state:
+        return "reg"
+    if "student_head.0.weight" in state:
+        return "sra"
+    if (projector := state.get("projectors.0.weight")) is not None and projector.ndim == 4:
+        return "irepa"
     aligned = any(name.startswith("projectors.") for name in state) and args.get("proj_coeff", 0.5) != 0
     return "repa" if aligned else "sit"
 
@@ -330,8 +339,8 @@ def _released_sit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         renamed = re.sub(r"^decoder_blocks\.(\d+)\.", lambda m: f"blocks.{depth + int(m[1])}.", name)
         renamed = renamed if renamed.startswith("projectors.") else _PROJECTOR.sub("projectors.0.", renamed)
-        out[renamed] = value.float() if value.is_floating_point() else value
-    return out
+        out[our_name(renamed)] = value.float() if value.is_floating_point() else value
+    return without_class_position(out)
 
 
 def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -352,6 +361,8 @@ def _our_sit(released: Mapping[str, Tensor], spec: SiTSpec, whose: Convention, *
     if spec.channels != 4:
         raise UserError(f"'bn.running_mean' is not there, and nothing says the scale of {spec.channels} channels.")
     known = LatentStatistics.sd(spec.channels)
+    if spec.projector == "convolution":
+        known = LatentStatistics(*(torch.tensor(values) for values in IREPA_LATENTS))
     state |= {"bn.running_mean": known.mean, "bn.running_var": known.std.square()}
     state["bn.num_batches_tracked"] = torch.tensor(0)
     return state if whose == "repa" else _turned(state)

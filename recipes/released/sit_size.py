@@ -90,12 +90,20 @@ def _heads(given: int | None, hidden: int, depth: int) -> int:
 
 
 def _projector_widths(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `SiTSpec` that the projectors show; without any, the hidden width keeps its default."""
+    """The fields of `SiTSpec` that the heads show; without projectors, their inner width keeps its default."""
     projectors = range(count_of(state, r"projectors\.(\d+)\."))
+    fields: dict[str, Any] = {"student_head": "student_head.0.weight" in state}
+    if (token := state.get("class_embedder.weight")) is not None and token.ndim == 2:
+        fields["class_width"] = token.shape[1]
+    if "projectors.0.weight" in state:
+        require(state, {f"projectors.{k}.weight": 4 for k in projectors})
+        weights = [state[f"projectors.{k}.weight"] for k in projectors]
+        kernel = {"projector": "convolution", "projector_kernel": weights[0].shape[-1]}
+        return {"encoder_widths": tuple(w.shape[0] for w in weights), **kernel, **fields}
     require(state, {f"projectors.{k}.{layer}.weight": 2 for layer in (4, 0) for k in projectors})
     widths = tuple(state[f"projectors.{k}.4.weight"].shape[0] for k in projectors)
     hidden = {"projector_width": state["projectors.0.0.weight"].shape[0]} if projectors else {}
-    return {"encoder_widths": widths, **hidden}
+    return {"encoder_widths": widths, **hidden, **fields}
 
 
 def require(state: Mapping[str, Tensor], dimensions: Mapping[str, int]) -> None:

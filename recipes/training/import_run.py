@@ -25,7 +25,9 @@ from recipes.training.run_folder import WEIGHTS, Run
 from recipes.training.spec import RunSpec
 
 SUITE = "imported"
-RECIPES: dict[Kind, str] = {"repa_e": "repa_e", "repa": "repa", "sit": "vanilla"}
+RECIPES: dict[Kind, str] = {
+    "repa_e": "repa_e", "repa": "repa", "sit": "vanilla", "irepa": "irepa", "reg": "reg", "sra": "sra",
+}  # fmt: skip
 #: Our option, by the released scripts' argument.
 _OPTIONS = {
     "weighting": "time_sampling",

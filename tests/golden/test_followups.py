@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from baselines.parity import parity
 from harness.checks.replay import replay
 from recipes.core.errors import UserError
+from recipes.models.autoencoder import Autoencoder
+from recipes.training.import_run import import_checkpoint
+from recipes.training.run_folder import load_for_sampling
 
 FOLDERS = sorted(path for path in (GOLDEN / "followups").iterdir() if path.is_dir())
 
@@ -91,3 +94,28 @@ def test_parity_is_what_replay_gives():
     assert {name: found.model_dump() for name, found in parity().items()} == writing.measured()
     assert all(found.passed == found.quantities for found in parity().values())
     assert (ROOT / "tests" / "golden" / "followups" / "reg").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("folder", "steps", "forward", "kind"),
+    [
+        ("reg", "reg_steps", "reg_forward", "reg"),
+        ("irepa", "conv_k3_steps", "conv_k3_forward", "irepa"),
+        ("sra", "cos_steps", "forward", "sra"),
+    ],
+)
+def test_a_released_checkpoint_is_imported(folder, steps, forward, kind, tmp_path):
+    """The recorded weights as the released code saves them, read back, give the recorded outputs."""
+    g, seen = (load_file(GOLDEN / "followups" / folder / f"{name}.safetensors") for name in (steps, forward))
+    state = {k.removeprefix("before.sit."): v for k, v in g.items() if k.startswith("before.sit.")}
+    torch.save({"ema": state, "steps": 7}, tmp_path / "0000007.pt")
+    run = import_checkpoint(tmp_path / "0000007.pt", tmp_path / "run", heads=4, classes=7, encoder_depth=2)
+    assert run.spec.recipe == kind
+    sit, _ = load_for_sampling(run, 7, Autoencoder(run.spec.tokenizer), average=True, device=torch.device("cpu"))
+    token = {"class_token": seen["cls"]} if "cls" in seen else {}
+    out = sit(seen["x"], seen["t"], seen["y"], **token)
+    torch.testing.assert_close(out.velocity, seen["velocity"], rtol=1e-4, atol=1e-5)
+    if "projected" in seen:
+        torch.testing.assert_close(out.projected[0], seen["projected"], rtol=1e-4, atol=1e-5)
+    if kind == "irepa":
+        assert sit.bn.running_mean[1] == pytest.approx(-1.15671802)
