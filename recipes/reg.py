@@ -38,7 +38,7 @@ class Reg(Repa):
 
     @classmethod
     def shape(cls, options: Any, sit: SiTSpec, widths: tuple[int, ...]) -> SiTSpec:
-        """With one token more."""
+        """REPA's network with one more token."""
         return super().shape(options, sit, widths).changed(class_width=widths[-1])
 
     def forward(self, point: NoisyLatents, labels: Tensor, step: Step) -> SiTOutput:

@@ -30,7 +30,7 @@ class Repa(Vanilla):
 
     @classmethod
     def shape(cls, options: Any, sit: SiTSpec, widths: tuple[int, ...]) -> SiTSpec:
-        """With a projector for each encoder."""
+        """The suite's SiT with a projector for each encoder."""
         return super().shape(options, sit, widths).changed(projector=options.projector, projector_kernel=options.kernel)
 
     def extra_loss(self, seen: Pass, step: Step) -> tuple[Tensor | None, Mapping[str, Tensor]]:

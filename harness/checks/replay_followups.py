@@ -75,7 +75,7 @@ class Method:
 
     @property
     def path(self) -> Any:
-        """Of the settings, in our word."""
+        """The path that the settings name, in our word."""
         return PATH_NAMES[self.settings.get("path", "linear")]
 
     def ours(self, released: Mapping[str, Tensor]) -> dict[str, Tensor]:

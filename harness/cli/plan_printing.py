@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
 
 
 def _whole(plan: Plan) -> list[str]:
-    """From start to report."""
+    """Lines on the time from start to report."""
     if plan.whole is None:
         return ["preparation, decoding, metrics and the report come on top"]
     found = plan.whole

@@ -31,7 +31,7 @@ Justify = Literal["left", "right"]
 
 
 def print_tables(tables: Sequence[ReportTable]) -> None:
-    """One below the other."""
+    """Print tables, one below the other."""
     for table in tables:
         print_table(table.title, table.columns, table.rows, table.note)
 

@@ -23,7 +23,7 @@ Outputs = dict[str, Tensor]
 
 
 class FeatureNetwork(Protocol):
-    """What looks at images."""
+    """A network that turns images into features."""
 
     @property
     def convention(self) -> str:

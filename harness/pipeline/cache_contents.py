@@ -57,7 +57,7 @@ class Item:
     kind: Kind
     what: str
     path: Path
-    """In the cache."""
+    """Where it lies in the cache."""
     size: int
     """Bytes, of a registered one where its files lie."""
     used: float
@@ -67,7 +67,7 @@ class Item:
     spare: bool = False
     """Whether no suite of this version uses it, as far as can be told, and it can be had again."""
     asset: External | None = None
-    """Of the catalogue, if it is one."""
+    """Its entry in the catalogue, if it has one."""
 
 
 def items(store: Store) -> list[Item]:

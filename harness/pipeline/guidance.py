@@ -35,7 +35,7 @@ class Sweep:
     reported: tuple[int, ...]
     """Generation seeds of the result."""
     samples: int
-    """Of every setting tried."""
+    """How many samples are drawn of every setting that is tried."""
 
     def __post_init__(self) -> None:
         """Check the grid.

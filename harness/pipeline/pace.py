@@ -79,7 +79,7 @@ def _logged(changes: Sequence[int], steps: Sequence[int], seconds: Sequence[floa
 
 @dataclass(frozen=True)
 class Pace:
-    """Of a run up to a checkpoint."""
+    """The pace of a run up to a checkpoint."""
 
     step_seconds: float | None
     source: PaceSource | None

@@ -87,13 +87,13 @@ class _Worker:
     cell: tuple[str, int] | None = None
     """The run that it works on."""
     bar: ExitStack = field(default_factory=ExitStack)
-    """Of the stage that it is at."""
+    """Progress bar of the stage that it is at."""
     tell: Callable[[int], None] = lambda done: None
     total: int = 1
     over: int = 0
     """Stages of its run that are over."""
     share: float = 0.0
-    """Of its stage, what is done."""
+    """Fraction of its stage that is done."""
 
 
 class _Crew:

@@ -45,16 +45,16 @@ class VariantPlan:
     batch_size: int
     layout: str
     parameters: dict[str, int]
-    """Of each trained network."""
+    """Number of parameters of each trained network."""
     flops_per_step: int
     training_flops: float
-    """Of all seeds."""
+    """Floating-point operations of training, all seeds together."""
     sampling_flops: float
     """Network evaluations of all protocols at all milestones, of all seeds; decoding and Inception left out."""
     state_bytes: int
     """Weights, gradients, moments and averages on the device; activations come on top."""
     checkpoint_bytes: int
-    """On disk, of all seeds."""
+    """What the checkpoints of all seeds take on the disk."""
     flops_per_second: float
     """Of one device: stated or measured."""
     peak_bytes: int | None
@@ -83,9 +83,9 @@ class Shows:
     factor: float | None
     """Speedup that was asked for."""
     seeds: int | None
-    """That show it with `CHANCE`."""
+    """How many seeds show it with the probability `CHANCE`."""
     device_hours: float | None
-    """That they cost."""
+    """What these seeds cost."""
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ class Outcome:
     """A sample set that was drawn and measured."""
 
     metrics: Metrics | None
-    """In the main process."""
+    """None in all processes but the main one."""
     count: int
     seconds: float
-    """Of drawing."""
+    """Wall clock of drawing the samples."""
     grid: Path
     kept: Path | None
     """The .npz of the samples, if they were to be kept."""
@@ -165,7 +165,7 @@ def draw_and_score(
 
 
 def _score_record(session: Session, prepared: Prepared, evaluation: Evaluation, outcome: Outcome) -> ScoreRecord:
-    """Of a judged evaluation."""
+    """The record of an evaluation that was judged."""
     assert outcome.metrics is not None
     spec, clock = evaluation.run.spec, evaluation.run.clock(evaluation.step)
     variant = session.suite.variants[spec.variant]

@@ -97,7 +97,7 @@ class _Table:
 
     path: Path
     lines: Sequence[str]
-    """From the header on."""
+    """The lines of the file, from the header on."""
     offset: int
     """Lines before it."""
     separator: str

@@ -44,12 +44,12 @@ class Observation:
 
     recipe: str
     seed: int
-    """Of training."""
+    """Training seed."""
     generation_seed: int
     step: int
     fid: float
     budgets: dict[str, float] = field(default_factory=dict)
-    """By currency."""
+    """What training has cost up to here, by currency."""
     training: str = ""
     """Which of several trainings under one seed number."""
 

@@ -17,13 +17,13 @@ class Estimate:
     """A speedup over training seeds."""
 
     point: Speedup
-    """Of the average curves."""
+    """Speedup of the curves averaged over training seeds."""
     interval: Interval
     """95 %, of this recipe alone; None at an open end, and at both where it is not known."""
     by_seed: dict[int, Speedup]
-    """Of each training seed that both have, against its own baseline."""
+    """Speedup of each training seed that both have, against the baseline's same seed."""
     seeds: int
-    """Of the recipe."""
+    """Number of training seeds of the recipe."""
     baseline_seeds: int
     evidence: str
     """What the interval is made of."""

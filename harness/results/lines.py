@@ -72,7 +72,7 @@ class AlignmentLine:
 
 
 def alignment_lines(comparison: Comparison) -> list[AlignmentLine]:
-    """One for each variant."""
+    """The lines of a figure of alignment, one for each variant."""
     last, lines = comparison.alignment_steps()[-1], []
     for variant, label in comparison.variants.items():
         found = sorted((r for r in comparison.alignments if r.variant == variant), key=lambda r: r.step)

@@ -39,7 +39,7 @@ class Entry:
     scored: tuple[int, ...]
     """Steps with a score that counts."""
     size: int
-    """Bytes of its folder."""
+    """Size of its folder, in bytes."""
     notes: tuple[str, ...]
 
 
@@ -100,7 +100,7 @@ def _trash(folder: Path, name: str) -> Path:
 
 
 def name_of(record: AnyRecord) -> str | None:
-    """Of the run that a record is of."""
+    """The folder's name of the run that a record belongs to."""
     run, variant, seed = (getattr(record, field, None) for field in ("run", "variant", "seed"))
     return None if run is None else f"{variant}-seed{seed}-{run[:8]}"
 

@@ -106,7 +106,7 @@ class _Lock:
 
     @contextmanager
     def kept(self, *, beating: bool) -> Iterator[None]:
-        """Until the end, whatever happens."""
+        """Hold the lock, and release it at the end whatever happens."""
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         if beating:

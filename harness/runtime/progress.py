@@ -32,7 +32,7 @@ class Reporter:
         self._display: Progress | None = None
 
     def note(self, text: str, style: str | None = None) -> None:
-        """One line."""
+        """Print one line."""
         if not self.quiet:
             whole = not self.console.is_terminal  # a log keeps its lines
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=whole)

@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def record_key(self) -> tuple[object, ...]:
-        """Of the record that it gets."""
+        """Key of the record that it gets."""
         run = self.run.spec.digest()
         return ScoreRecord.key_of(run, self.step, self.protocol_digest, self.generation_seed, self.search)
 

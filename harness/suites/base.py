@@ -56,7 +56,7 @@ class Suite(Spec):
     """Whether it wants ``--data``, and does not make its own."""
 
     name: str
-    """On the command line."""
+    """Its name on the command line."""
     notice: str
     """What its numbers are not."""
     batch_size: Count

@@ -22,7 +22,7 @@ class DigitsData(Spec):
     max_degrees: NotNegative = 12.0
     max_log_scale: Fraction = 0.12
     max_shift: Fraction = 0.12
-    """In half images."""
+    """Largest shift, in halves of an image."""
     paper_brightest: Annotated[float, Field(ge=0, lt=0.5)] = 0.45
     """Paper is uniform in [0, this]^3 RGB, ink in [1 - this, 1]^3: two random colours that stay apart."""
 

@@ -60,7 +60,7 @@ class LatentSums(Spec):
     """How many numbers of each channel."""
     mean: tuple[float, ...]
     square: tuple[float, ...]
-    """Of the squared means."""
+    """Mean of the squared means, by channel."""
     variance: tuple[float, ...]
     """Of the squared standard deviations."""
 
@@ -138,7 +138,7 @@ class LatentsManifest(Spec):
 
     plan: LatentsPlan
     sha256: tuple[str, ...]
-    """Of each shard."""
+    """SHA-256 of each shard."""
     mean: tuple[float, ...]
     """Of latents drawn from the posteriors, by channel."""
     std: tuple[float, ...]

@@ -68,7 +68,7 @@ class Given(TypedDict, total=False):
     heads: int | None
     """Attention heads, where the size is none of the papers'."""
     classes: int | None
-    """Without the null class."""
+    """Number of classes, without the null class."""
     weights: Weights | None
     """What the weights are, where the file does not name an average."""
 

@@ -32,7 +32,7 @@ class TrainingOptions:
     world: World = field(default_factory=World)
     log_every: int = 25
     on_step: Callable[[int], None] = lambda step: None
-    """Told the number of steps done."""
+    """Called with the number of steps done."""
     stop: Callable[[], int] = lambda: 0
     """Asked after every step; if it says a signal's number, the run is saved and `Stopped` raised."""
 
@@ -89,7 +89,7 @@ class _Session:
     milestones: Sequence[int]
     missing: Sequence[int]
     images: int
-    """Of the training set."""
+    """Number of images of the training set."""
     variance: float
     """Of the latents when the run began."""
 
