@@ -85,7 +85,7 @@ class Alignment(Objective):
 
     projector: HeadKind = "mlp"
     kernel: Count = 1
-    """Of the projector, where it is a convolution."""
+    """Side of the projector, where it is a convolution."""
     gamma: NotNegative | None = None
     """Share of the mean that iREPA's spatial normalisation takes from the encoder's tokens; None: as they are."""
 

@@ -206,7 +206,7 @@ def inline(figure: Figure, name: str) -> Markup:
 
 
 def environment() -> Environment:
-    """Of the templates of pages."""
+    """The environment of the templates of pages."""
     return Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(default=True, default_for_string=True),

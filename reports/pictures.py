@@ -25,7 +25,7 @@ BROKEN = (
 
 @dataclass
 class Pictures:
-    """Of a comparison's records."""
+    """The pictures that a comparison's records name."""
 
     comparison: Comparison
     notes: list[str] = field(default_factory=list)

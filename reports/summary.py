@@ -43,7 +43,7 @@ class CurveSummary:
 
     found: Speedups
     labels: Mapping[str, str]
-    """Of recipes, for people."""
+    """What recipes are called, for people."""
     ep_fid: float | None = None
     epochs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """To that FID."""

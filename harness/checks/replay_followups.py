@@ -148,7 +148,7 @@ class Recipe:
     kind: type[SiTRecipe]
     options: Any
     coefficients: Mapping[str, float]
-    """Of the losses that the released code logs weighted, by its names."""
+    """Coefficients of the losses that the released code logs weighted, by its names."""
 
 
 #: Our logs under the released names.

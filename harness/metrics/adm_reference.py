@@ -121,7 +121,7 @@ def _refuse_large(path: Path, archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _moments(path: Path, mean: str, covariance: str, m: NDArray[Any], s: NDArray[Any]) -> Moments:
-    """Of two arrays that are called `mean` and `covariance`."""
+    """Read two arrays that are called `mean` and `covariance`."""
     for name, array in ((mean, m), (covariance, s)):
         if array.dtype.kind != "f":
             raise UserError(
@@ -161,7 +161,7 @@ def _mistaken(mean: NDArray[Any], covariance: NDArray[Any]) -> str:
 
 
 def _oddities(path: Path, mu: str, name: str, mean: NDArray[Any], covariance: NDArray[Any]) -> tuple[str, ...]:
-    """Of a mean (D,) and a covariance (D, D), floating, that have passed."""
+    """Statistics of a mean (D,) and a covariance (D, D), floating, that have passed."""
     found = []
     if not mean.any():
         found.append(f"{path.name}: {mu} is 0 everywhere, as of features that were centred: FID is then another's.")

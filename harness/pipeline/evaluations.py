@@ -10,7 +10,7 @@ from recipes.training.run_folder import Run
 
 
 def tokenizer_key(session: Session, prepared: Prepared, run: Run) -> tuple[object, ...] | None:
-    """Of the record of the tokenizer that a run ends with, if it trains one."""
+    """Key of the record of the tokenizer that a run ends with, if it trains one."""
     if not run.spec.method.needs.tokenizer:
         return None
     named = prepared.tokenizer_of(run.spec.variant) or "from scratch"

@@ -40,7 +40,7 @@ STAGES = 2
 
 
 def cores() -> int:
-    """Of this machine, those that this process may use."""
+    """How many cores of this machine this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -56,7 +56,7 @@ class VariantPlan:
     checkpoint_bytes: int
     """What the checkpoints of all seeds take on the disk."""
     flops_per_second: float
-    """Of one device: stated or measured."""
+    """FLOP/s of one device: stated or measured."""
     peak_bytes: int | None
     """Measured on one device, if it was."""
     devices: int
@@ -267,7 +267,7 @@ def _cell(
 
 
 def flops_per_evaluation(spec: RunSpec) -> int:
-    """Of one forward pass of the SiT for one image."""
+    """Floating-point operations of one forward pass of the SiT for one image."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         sit = SiT(spec.sit)
         side = spec.sit.latent_size

@@ -33,7 +33,7 @@ class Probe:
     seconds_per_step: float
     images_per_second: float
     peak_bytes: int
-    """Of the device's allocator; on the CPU, of the process."""
+    """Peak memory of the device's allocator; on the CPU, of the process."""
     flops_per_second: float
     """Floating-point operations of the specification's step (see `flops_per_step`) over the step's time."""
 

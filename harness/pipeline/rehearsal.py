@@ -44,7 +44,7 @@ class Whole:
     jobs: int
     """Runs at a time."""
     seconds: dict[str, float]
-    """Of each stage, in their order, on a quiet machine."""
+    """Seconds of each stage, in their order, on a quiet machine."""
     busy: float
     """How many times as long it takes while the machine is as busy as during the rehearsal."""
     cached: tuple[str, ...]
@@ -149,7 +149,7 @@ class _Made:
 
     label: str
     times: list[float]
-    """Of its begin, of each unit's end, and of its end."""
+    """The clock at its begin, at each unit's end, and at its end."""
 
 
 class _Watch(Reporter):

@@ -40,7 +40,7 @@ class Evaluator:
     training_images: Tensor
     """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
     lpips: Distance | None = None
-    """Of uint8 images, where its network is on this machine."""
+    """LPIPS of uint8 images, where its network is on this machine."""
     knows_labels: bool = False
     """Whether the feature network's logits are the suite's classes."""
 

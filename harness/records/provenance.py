@@ -1,4 +1,4 @@
-"""Of which code, packages and hardware a record is."""
+"""The code, packages and hardware that a record is of."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class StageRecord(_Base):
     variant: str | None = None
     seed: int | None = None
     source: str | None = None
-    """Of a note that a recipe's file has changed: its SHA-256 from here on."""
+    """SHA-256 of a recipe's file from here on, in a note that it has changed."""
     seconds: float
     peak_memory_bytes: int
     facts: dict[str, float] = {}

@@ -282,7 +282,7 @@ def _at_most(values: Sequence[float], limit: float) -> Answer:
 
 
 def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _Finding | None:
-    """Of one value for each training seed, the mean over generation seeds."""
+    """Judge a value: of each training seed, the mean over generation seeds."""
     found = [r for r in comparison.scores if (r.variant, r.step) == (rule.recipe, claim.needs.steps)]
     if not found:
         return None

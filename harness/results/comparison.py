@@ -48,7 +48,7 @@ class GuidanceChoice:
     unguided: Spread | None
     """FID without guidance under the same."""
     runs: tuple[str, ...]
-    """That were sampled, by the first eight digits of their digests."""
+    """The runs that were sampled, by the first eight digits of their digests."""
 
     @property
     def at_the_edge(self) -> bool:
@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Of every variant, and of every curve that is not ours."""
+        """What every variant, and every curve that is not ours, is called."""
         return self.variants | {o.recipe: o.recipe for o in self.others}
 
     @cached_property

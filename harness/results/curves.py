@@ -34,7 +34,7 @@ RISES = 1.05
 
 
 def title(currency: str) -> str:
-    """Of a currency, with or without tokenizer pre-training."""
+    """What a currency is called, with or without tokenizer pre-training."""
     return TITLES[_PLAIN.get(currency, currency)] + (", tokenizer counted" if currency in _PLAIN else "")
 
 
@@ -152,7 +152,7 @@ class Speedups:
 
     baseline: str
     step: float
-    """Of the baseline, at which the comparison is made."""
+    """Step of the baseline at which the comparison is made."""
     target: float
     """FID of the baseline there: geometric mean over its training seeds."""
     found: tuple[RecipeSpeedup, ...]

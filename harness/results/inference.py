@@ -82,7 +82,7 @@ class TTest:
 
 
 def t_test(values: Sequence[float]) -> TTest | None:
-    """Of independent values; None of fewer than two."""
+    """Student's t test of independent values; None of fewer than two."""
     n = len(values)
     return TTest(fmean(values), stdev(values) / math.sqrt(n), n - 1) if n > 1 else None
 
@@ -213,7 +213,7 @@ class _Differences:
         return d.mean(0), d.var(0, ddof=1) / len(d) + rounding, np.full(len(u), len(d) - 1.0)
 
     def _slope(self, u: Array) -> Array:
-        """Of the recipe's mean log FID in log budget, (k,)."""
+        """Slope of the recipe's mean log FID in log budget, (k,)."""
         low, high = (np.clip(u + step, self.knots[0], self.knots[-1]) for step in (-1e-4, 1e-4))
         change = self.ours(low).mean(0) - self.ours(high).mean(0)
         slope: Array = np.divide(change, high - low, out=np.zeros_like(change), where=high > low)

@@ -42,7 +42,7 @@ class Entry:
     step_milliseconds: Spread | None
     parity: Parity | None
     lines: int | None
-    """Of its file, without blank ones; None where the file is not here."""
+    """Lines of its file without blank ones; None where the file is not here."""
     source: str
     """Where the recipe is: a path of this tree, or the SHA-256 of a file."""
     remarks: tuple[str, ...] = ()

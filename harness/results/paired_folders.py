@@ -34,7 +34,7 @@ class Pair:
     p: float | None = None
     """Two-sided, of this pair alone; a single seed has none."""
     verdict: Verdict | None = None
-    """Of the second folder, with all pairs counted (Holm)."""
+    """Verdict on the second folder, with all pairs counted (Holm)."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -29,11 +29,11 @@ class Entry:
     """One run of a results folder."""
 
     name: str
-    """Of its folder: variant, seed and the beginning of its digest."""
+    """Name of its folder: variant, seed and the beginning of its digest."""
     label: str
     seed: int
     step: int
-    """That it was trained to; 0 before the first checkpoint."""
+    """Step that it was trained to; 0 before the first checkpoint."""
     kept: tuple[int, ...]
     """Steps with a checkpoint on this disk."""
     scored: tuple[int, ...]

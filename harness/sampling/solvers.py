@@ -35,7 +35,7 @@ class Guidance:
     channels: int | None = field(default=None, kw_only=True)
     """Of the state: so many of the first are guided, the others follow the conditional drift; None: all are guided."""
     class_scale: float | None = field(default=None, kw_only=True)
-    """Of a class token (REG): 0 is the conditional drift; None: as the image."""
+    """Scale for a class token (REG): 0 is the conditional drift; None: as for the image."""
 
     def active(self, t: float) -> bool:
         """Whether the null class is evaluated at time t."""

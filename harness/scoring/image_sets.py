@@ -57,7 +57,7 @@ class ImageSet(Protocol):
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Of the images, in order; None where they have none."""
+        """Labels of the images, in order; None where they have none."""
         ...
 
     def __len__(self) -> int: ...

@@ -36,7 +36,7 @@ class Evaluation:
     protocol: Protocol
     generation_seed: int = 0
     tokenizer: Autoencoder | None = None
-    """That the run was trained on, where it holds none of its own."""
+    """The tokenizer that the run was trained on, where it holds none of its own."""
     tokenizer_content: str = ""
     """Its hash, where the run's specification does not name it."""
     assets: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def protocol_digest(self) -> str:
-        """Of the protocol and of what judges by it."""
+        """Digest of the protocol and of what judges by it."""
         return self.protocol.digest_with(dict(self.assets))
 
     @property

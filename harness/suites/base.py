@@ -90,7 +90,7 @@ class Suite(Spec):
         return find_recipe(variant.recipe, variant.options, where=f"variant {name}")
 
     def optimizers(self, name: str) -> dict[str, OptimizerSpec]:
-        """Of the networks that a variant trains."""
+        """The optimizer of each network that a variant trains."""
         known = {"sit": self.variants[name].sit_optimizer or self.sit_optimizer, "vae": self.vae_optimizer}
         return {network: known[network] for network in self.method(name).needs.trained}
 

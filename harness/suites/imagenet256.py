@@ -50,7 +50,7 @@ class TokenizerChoice(Spec):
 
     autoencoder: AutoencoderSpec
     patch_size: Count
-    """Of the SiT on its latents."""
+    """Side of the patches of the SiT on its latents."""
 
 
 class Size(Spec):

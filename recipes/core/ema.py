@@ -29,7 +29,7 @@ class Pairs:
 
 
 def pairs_of(average: nn.Module, network: nn.Module) -> Pairs:
-    """Of two modules with the same state dict."""
+    """Pair the tensors of two modules with the same state dict."""
     theirs, ours = network.state_dict(), average.state_dict()
     floats = [name for name, value in ours.items() if value.is_floating_point()]
     others = [name for name, value in ours.items() if not value.is_floating_point()]

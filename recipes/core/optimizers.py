@@ -80,7 +80,7 @@ class Together:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Of all of them."""
+        """The parameter groups of all of them."""
         return [*self._others.param_groups, *self._matrices.param_groups]
 
     def step(self) -> None:

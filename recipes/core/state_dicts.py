@@ -37,7 +37,7 @@ class Found:
     """A state dict in a file."""
 
     keys: tuple[str, ...]
-    """Of the mappings around it."""
+    """Keys of the mappings around it."""
     prefix: str
     """In front of its names, without the wrappers' parts."""
     state: dict[str, Tensor]

@@ -46,7 +46,7 @@ class Finding:
     still: dict[str, int]
     """Updates in succession with a zero gradient."""
     position: int | None
-    """Of the first batch with an update left out since the last reading."""
+    """Number of the first batch with an update left out since the last reading."""
     logs: dict[str, float]
     """What that batch logged."""
 

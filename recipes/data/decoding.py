@@ -108,7 +108,7 @@ def _rgba(image: PIL.ImageFile.ImageFile) -> PIL.Image.Image | None:
 
 
 def _high_byte(image: PIL.ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """Of a grey picture with 16 bits, uint8 (H, W)."""
+    """A grey picture with 16 bits as uint8, (H, W)."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "I" and image.format == "TIFF":
         raise ValueError("pixels of signed or 32-bit whole numbers have no agreed range: write it with 8 bits")
@@ -135,7 +135,7 @@ def _refuse_deep(image: PIL.ImageFile.ImageFile, tags: Any) -> None:
 
 
 def _maximum(arguments: Any) -> int:
-    """Of a PPM's decoder, the value that is white."""
+    """The value that a PPM's decoder calls white."""
     return arguments[-1] if isinstance(arguments, tuple) and isinstance(arguments[-1], int) else 0
 
 

@@ -94,7 +94,7 @@ class Files(Protocol):
 
     @property
     def state(self) -> State:
-        """Of the files below, to see that none was touched."""
+        """State of the files below, to see that none was touched."""
         ...
 
     def content(self, rows: Sequence[int]) -> str:

@@ -62,7 +62,7 @@ class LatentSums(Spec):
     square: tuple[float, ...]
     """Mean of the squared means, by channel."""
     variance: tuple[float, ...]
-    """Of the squared standard deviations."""
+    """Mean of the squared standard deviations, by channel."""
 
     @classmethod
     def of(cls, moments: NDArray[Any]) -> LatentSums:
@@ -140,7 +140,7 @@ class LatentsManifest(Spec):
     sha256: tuple[str, ...]
     """SHA-256 of each shard."""
     mean: tuple[float, ...]
-    """Of latents drawn from the posteriors, by channel."""
+    """Mean of latents drawn from the posteriors, by channel."""
     std: tuple[float, ...]
 
 

@@ -95,7 +95,7 @@ class Autoencoder(nn.Module):
 
 @full_precision
 def _posterior(moments: Tensor) -> Posterior:
-    """Of a network's output in any precision, in float32 or better."""
+    """The posterior of a network's output in any precision, in float32 or better."""
     mean, log_variance = at_least_float32(moments).chunk(2, dim=1)
     return Posterior(mean, (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp())
 

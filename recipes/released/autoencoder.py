@@ -159,7 +159,7 @@ def autoencoder_spec(state: Mapping[str, Tensor], *, norm_groups: int = 32) -> A
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of a tokenizer's latents over its training set; each (C,), float32."""
+    """Statistics of a tokenizer's latents over its training set; each (C,), float32."""
 
     mean: Tensor
     std: Tensor

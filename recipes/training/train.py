@@ -91,7 +91,7 @@ class _Session:
     images: int
     """Number of images of the training set."""
     variance: float
-    """Of the latents when the run began."""
+    """Variance of the latents when the run began."""
 
     def follow(self, stream: Any) -> None:
         trainer, world = self.trainer, self.training.world
