@@ -164,7 +164,7 @@ def _leading(ascending: Tensor, rank: int) -> Tensor:
 
 
 def _negative_mass(eigenvalues: Tensor, rounding: float = 0.0) -> float:
-    """Rank and trace of eigenvalues; those not larger than `rounding` count as 0."""
+    """The share of eigenvalues that are negative, in [0, 1]; those not larger than `rounding` count as 0."""
     eigenvalues = torch.where(eigenvalues.abs() > rounding, eigenvalues, 0.0)
     total, negative = float(eigenvalues.abs().sum()), -float(eigenvalues.clamp(max=0).sum())
     return negative / total if total > 0 else 0.0

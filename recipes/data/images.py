@@ -159,9 +159,9 @@ class ImageShard(Spec):
 
     count: int
     bytes: int
-    """Of the Arrow file."""
+    """Size of the Arrow file."""
     sha256: str
-    """Of the Arrow file."""
+    """SHA-256 of the Arrow file."""
     pixels: str
     """SHA-256 of the names, labels and pixels in their order."""
 
