@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ from tests_support import precision_recall
 
 from harness.metrics.frechet import Moments, frechet_distance
 from harness.suites import suite
-from recipes.base import Networks
 from recipes.core.batch import Batch
 from recipes.core.draws import KeyedDraws
 from recipes.core.ema import ema_update, pairs_of
 from recipes.core.loop import Trainer
 from recipes.core.losses import alignment_loss
-from recipes.core.spec import TrainSpec
+from recipes.core.spec import OptimizerSpec, TrainSpec
+from recipes.models.sit import SiTSpec
 from recipes.registry import find_recipe
 from recipes.training.build import build_networks
 from recipes.training.spec import RunSpec
@@ -24,41 +25,68 @@ from recipes.training.spec import RunSpec
 DIGITS = suite("digits")
 
 
-def digits_trainer(variant: str) -> tuple[Trainer, Batch]:
-    """The digits suite's networks and batch size, on random data."""
-    chosen = DIGITS.variants[variant]
-    method = find_recipe(chosen.recipe, chosen.options, where="benchmark")
-    optimizers = {"sit": DIGITS.sit_optimizer, "vae": DIGITS.vae_optimizer}
-    spec = RunSpec(
-        suite="bench",
-        variant=variant,
-        recipe=chosen.recipe,
-        options=chosen.options,
-        sit=DIGITS.sit.model_copy(update={"encoder_widths": (DIGITS.encoder.width,) if method.needs.features else ()}),
-        tokenizer=DIGITS.tokenizer.autoencoder,
-        train=TrainSpec(seed=0, batch_size=DIGITS.batch_size, optimizers=optimizers, ema=DIGITS.ema),
-        inputs={},
-    )
-    networks: Networks = build_networks(spec)
-    g, n, s = torch.Generator().manual_seed(0), DIGITS.batch_size, DIGITS.sit
+#: The recipes of the field, and HASTE after its stop and as released.
+FIELD = ("vanilla", "repa", "irepa", "reg", "haste", "layersync", "sra", "contrastive", "dispersive", "repa_e")
+
+
+def random_batch(spec: RunSpec, pixels: int, number: int = 0) -> Batch:
+    """What the recipe needs in iteration `number`."""
+    g, n, s, needs = torch.Generator().manual_seed(0), spec.train.batch_size, spec.sit, spec.method.needs_at(number)
     shape = (n, s.channels, s.latent_size, s.latent_size)
-    batch = Batch(
-        images=torch.randint(0, 256, (n, 3, 16, 16), generator=g, dtype=torch.uint8),
-        labels=torch.randint(0, 10, (n,), generator=g),
-        features=(torch.randn(n, s.tokens, DIGITS.encoder.width, generator=g),),
+    widths = s.encoder_widths if needs.features else ()
+    return Batch(
+        images=torch.randint(0, 256, (n, 3, pixels, pixels), generator=g, dtype=torch.uint8),
+        labels=torch.randint(0, s.num_classes, (n,), generator=g),
+        features=tuple(torch.randn(n, s.tokens, width, generator=g) for width in widths),
+        class_tokens=tuple(torch.randn(n, width, generator=g) for width in widths),
+        attention=tuple(torch.randn(n, 12, s.tokens, s.tokens, generator=g) for _ in needs.attention),
         mean=torch.randn(shape, generator=g),
         std=torch.rand(shape, generator=g),
     )
-    return Trainer(method.on(networks), spec.train), batch
+
+
+def bench_steps(benchmark: Any, spec: RunSpec, pixels: int, number: int = 0) -> None:
+    """Training steps from iteration `number` on."""
+    trainer = Trainer(spec.method.on(build_networks(spec)), spec.train)
+    trainer.position, batch = number, random_batch(spec, pixels, number)
+    items = torch.arange(spec.train.batch_size)
+    benchmark(lambda: trainer.train_step(batch, KeyedDraws(0, trainer.position, items)))
+    assert trainer.position > number
 
 
 @pytest.mark.benchmark(group="digits training step")
-@pytest.mark.parametrize("variant", ["vanilla", "repa", "repa_e"])
+@pytest.mark.parametrize("variant", FIELD)
 def test_training_step(benchmark, variant):
-    trainer, batch = digits_trainer(variant)
-    items = torch.arange(DIGITS.batch_size)
-    benchmark(lambda: trainer.train_step(batch, KeyedDraws(0, trainer.step, items)))
-    assert trainer.step > 0
+    bench_steps(benchmark, DIGITS.run_spec(variant, 0, {}), 16)
+
+
+@pytest.mark.benchmark(group="digits training step")
+def test_training_step_after_the_stop(benchmark):
+    bench_steps(benchmark, DIGITS.run_spec("haste", 0, {}), 16, number=700)
+
+
+#: SiT-S/2 on four latents of 32 x 32, with features of DINOv2-B's width.
+SMALL = SiTSpec(
+    latent_size=32, channels=4, num_classes=1000, patch_size=2, hidden=384, depth=12, heads=6, encoder_depth=8
+)
+SMALL_OPTIONS: dict[str, dict[str, Any]] = {"layersync": {"blocks": ((4, 8),)}}
+
+
+@pytest.mark.benchmark(group="SiT-S/2 training step, batch 4", max_time=8, min_rounds=8)
+@pytest.mark.parametrize("recipe", [name for name in FIELD if name != "repa_e"])
+def test_training_step_of_sit_s(benchmark, recipe):
+    method = find_recipe(recipe, SMALL_OPTIONS.get(recipe, {}), where="benchmark")
+    spec = RunSpec(
+        suite="bench",
+        variant=recipe,
+        recipe=recipe,
+        options=method.options.model_dump(mode="json"),
+        sit=method.shape(SMALL, (768,)),
+        tokenizer=DIGITS.tokenizer.autoencoder,
+        train=TrainSpec(seed=0, batch_size=4, optimizers={"sit": OptimizerSpec()}),
+        inputs={},
+    )
+    bench_steps(benchmark, spec, 16)
 
 
 def alignment_by_image(p: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
