@@ -123,8 +123,7 @@ def test_draws(benchmark, how):
 @pytest.mark.benchmark(group="EMA of the digits SiT")
 @pytest.mark.parametrize("how", ["foreach", "by tensor"])
 def test_ema(benchmark, how):
-    trainer, _ = digits_trainer("repa")
-    network = trainer.recipe.networks["sit"]
+    network = build_networks(DIGITS.run_spec("repa", 0, {})).sit
     average = copy.deepcopy(network)
     pairs = pairs_of(average, network)
 
