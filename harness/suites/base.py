@@ -52,6 +52,8 @@ class Suite(Spec):
     """Threads that train and score a run on the CPU, whatever the machine has; None: as many as PyTorch takes."""
     finals_once: ClassVar[bool] = False
     """Whether only the grid's first seed is drawn under the final protocols: a proxy's time is for seeds."""
+    encoder_is_cached: ClassVar[bool] = False
+    """Whether what the encoder says of the training images is stored with them, so that its pass is in no FLOPs."""
     reads_data: ClassVar[bool] = True
     """Whether it wants ``--data``, and does not make its own."""
 

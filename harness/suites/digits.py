@@ -37,6 +37,7 @@ class DigitsSuite(Suite):
     threads: ClassVar[int | None] = 1
     """Sums over two threads are taken in another order and end in other bits, so a run has one on every machine."""
     finals_once: ClassVar[bool] = True
+    encoder_is_cached: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
     name: str = "digits"
