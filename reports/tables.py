@@ -144,7 +144,8 @@ def cost_table(comparison: Comparison) -> Table:
         ),
         f"A step: {' or '.join(sources)}. Seconds: wall clock of training alone, whatever else the machine did; it "
         "stops for evaluation, checkpoints and logging. FLOPs: matrix products, convolutions and attention, forward "
-        "and backward, counted by PyTorch; a multiply-add is two." + "".join(f" {n}." for n in comparison.cost_notes),
+        "and backward, counted by PyTorch; a multiply-add is two."
+        + "".join(f" {n}." for n in rows.cost_notes(comparison)),
         tuple(row.runs for row in found),
     )
 

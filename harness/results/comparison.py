@@ -94,13 +94,6 @@ class Comparison:
         order = [self.baseline, *(suite.variants if suite else ()), *seen]
         return {variant: seen[variant] for variant in dict.fromkeys(order) if variant in seen}
 
-    @property
-    def cost_notes(self) -> tuple[str, ...]:
-        """What the cost of training leaves out, a sentence each."""
-        suite = built_in(self.scores[0].suite)
-        cached = suite is not None and suite.encoder_is_cached
-        return ("The encoder's pass is not counted: this suite stores what it says of the training images",) * cached
-
     @cached_property
     def on_curve(self) -> frozenset[str]:
         """The variants with a score under the protocol of the curves: others were only sampled with guidance, say."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 
 from harness.records.schema import NOTE, AlignmentRecord, ScoreRecord, TokenizerRecord
-from harness.results.comparison import Comparison
+from harness.results.comparison import Comparison, built_in
 from harness.results.curves import panel
 from harness.results.speedup import Spread, spread
 
@@ -142,6 +142,13 @@ class CostRow:
     step_flops: float
     images: int
     runs: tuple[str, ...]
+
+
+def cost_notes(comparison: Comparison) -> list[str]:
+    """What the cost of training leaves out, a sentence each."""
+    suite = built_in(comparison.scores[0].suite)
+    cached = suite is not None and suite.encoder_is_cached
+    return ["The encoder's pass is not counted: this suite stores what it says of the training images"] * cached
 
 
 def cost_rows(comparison: Comparison) -> list[CostRow]:

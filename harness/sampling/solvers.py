@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -175,6 +176,46 @@ def guided_drift(
     return drift
 
 
+@dataclass(frozen=True)
+class _States:
+    """Image and class token as one row, since solvers are elementwise; without a token the image as it is."""
+
+    shape: torch.Size
+    has_token: bool
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (N, C, h, w) and class tokens (N, width)."""
+        if not self.has_token:
+            return x, None
+        size = self.shape.numel()
+        return x[:, :size].unflatten(1, self.shape), x[:, size:]
+
+    def row(self, image: Tensor, token: Tensor | None) -> Tensor:
+        """The two as one."""
+        return image if token is None else torch.cat((image.flatten(1), token), dim=1)
+
+    def velocity(self, sit: SiT, precision: Precision, x: Tensor, t: float, y: Tensor) -> Tensor:
+        """The network's answer, float64."""
+        image, token = self.parts(x)
+        dtype = sit.x_embedder.proj.weight.dtype
+        time = torch.full((len(x),), t, dtype=dtype, device=x.device)
+        with autocast(precision, x.device):
+            more = {} if token is None else {"class_token": token.to(dtype)}
+            out = sit(image.to(dtype), time, y, project=False, **more)
+        return self.row(out.velocity.double(), None if token is None else out.class_velocity.double())
+
+    def combine(self, guidance: Guidance, conditional: Tensor, null: Tensor) -> Tensor:
+        """Two drifts to the guided one."""
+        (image, token), (none, no_token) = self.parts(conditional), self.parts(null)
+        both = None if token is None or no_token is None else guidance.combine_class(token, no_token)
+        return self.row(guidance.combine(image, none), both)
+
+    def noise(self, noise: StepNoise, class_noise: StepNoise | None, k: int, x: Tensor) -> Tensor:
+        """Noise of a step for both."""
+        image, token = self.parts(x)
+        return self.row(noise(k, image), None if token is None or class_noise is None else class_noise(k, token))
+
+
 def sample_latents(sit: SiT, start: Tensor, labels: Tensor, **settings: Any) -> Tensor:
     """Integrate from noise to normalised latents, float64, (N, C, h, w); see `sample_states`."""
     return sample_states(sit, start, labels, **settings)[0]
@@ -219,51 +260,23 @@ def sample_states(
     Returns:
         float64, (N, C, h, w), and (N, width).
     """
-    dtype, shape = sit.x_embedder.proj.weight.dtype, start.shape[1:]
-
-    def images(x: Tensor) -> Tensor:
-        return x if class_start is None else x[:, : shape.numel()].unflatten(1, shape)
-
-    def packed(image: Tensor, token: Tensor | None) -> Tensor:
-        # The solvers are elementwise: image and class token go through them as one row.
-        return image if token is None else torch.cat((image.flatten(1), token), dim=1)
-
-    def token(x: Tensor) -> Tensor | None:
-        return None if class_start is None else x[:, shape.numel() :]
-
-    def velocity(x: Tensor, t: float, y: Tensor) -> Tensor:
-        time = torch.full((len(x),), t, dtype=dtype, device=x.device)
-        now = token(x)
-        with autocast(precision, x.device):
-            more = {} if now is None else {"class_token": now.to(dtype)}
-            out = sit(images(x).to(dtype), time, y, project=False, **more)
-        return packed(out.velocity.double(), None if now is None else out.class_velocity.double())
-
-    def combine(conditional: Tensor, null: Tensor) -> Tensor:
-        both, none = token(conditional), token(null)
-        guided = guidance.combine(images(conditional), images(null))
-        return packed(guided, None if both is None or none is None else guidance.combine_class(both, none))
-
-    def both_noises(k: int, x: Tensor) -> Tensor:
-        now = token(x)
-        return packed(noise(k, images(x)), None if now is None or class_noise is None else class_noise(k, now))
-
+    states = _States(start.shape[1:], class_start is not None)
     drift = guided_drift(
-        velocity,
+        partial(states.velocity, sit, precision),
         labels,
         sit.null_class if guidance.scale > 1 else -1,  # a network without one can be sampled without guidance
         guidance,
         path=path,
         stochastic=solver == "sde_euler_maruyama",
-        combine=combine,
+        combine=partial(states.combine, guidance),
         interference=interference,
     )
     grid = times(solver, steps, last_step)
-    x = packed(start.double(), None if class_start is None else class_start.double())
+    x = states.row(start.double(), None if class_start is None else class_start.double())
     if solver == "ode_euler":
         x = ode_euler(drift, x, grid)
     elif solver == "ode_heun":
         x = ode_heun(drift, x, grid, correct_last_step=correct_last_step)
     else:
-        x = sde_euler_maruyama(drift, x, grid, both_noises)
-    return images(x), token(x)
+        x = sde_euler_maruyama(drift, x, grid, partial(states.noise, noise, class_noise))
+    return states.parts(x)

@@ -39,6 +39,7 @@ CLOSER = 0.5
 
 #: Files of the other reference set that circulates for ImageNet.
 JIT = ("jit_in256_stats.npz", "jit_in512_stats.npz")
+OF_JIT = "the reference is JiT's set of ImageNet statistics: its FID compares with no number against ADM's reference"
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,7 @@ def score(samples: ImageSet, reference: Path, job: Job) -> dict[str, Any] | None
         values |= {f"{name}_floor": frechet_floor(real.moments(METRICS[name].output), fake.rows) for name in distances}
     warnings = _doubts(job, real, fake, values, distances) + warnings
     warnings += doubts.of_sets(job.wanted, fake, real, rebuilt=rebuilt)
-    if reference.name in JIT:
-        warnings.append(
-            "the reference is JiT's set of ImageNet statistics: its FID compares with no number against ADM's reference"
-        )
+    warnings += [OF_JIT] * (reference.name in JIT)
     protocol = job.protocol(reference=reference, real=real.rows, fake=fake.rows)
     with shards.alone():
         shards.clear()

@@ -236,6 +236,12 @@ SMOKE_FOLLOWUPS: Changes = {
 }
 
 
+def _smoke_variants(full: ImagenetSuite) -> dict[str, PaperVariant]:
+    first = ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
+    changed = {name: full.variants[name].model_copy(update={"encoder_depth": 2}) for name in first}
+    return changed | later_variants(SMOKE_FOLLOWUPS, encoder_depth=2)
+
+
 def imagenet_smoke() -> ImagenetSuite:
     """Every stage of `imagenet256` on any tree of images, in a minute on two cores: tiny random networks."""
     full = imagenet256()
@@ -267,13 +273,7 @@ def imagenet_smoke() -> ImagenetSuite:
             **dict.fromkeys(("sit_optimizer", "vae_optimizer", "discriminator_optimizer"), calm),
             "reference": "images",
             "stand_ins": True,
-            "variants": {
-                **{
-                    name: full.variants[name].model_copy(update={"encoder_depth": 2})
-                    for name in ("vanilla", "repa", "repa_e", "two_stage", "repa_e_scratch")
-                },
-                **later_variants(SMOKE_FOLLOWUPS, encoder_depth=2),
-            },
+            "variants": _smoke_variants(full),
             "curve_protocol": full.curve_protocol.model_copy(update={"name": "smoke-ode4", **small}),
             "final_protocols": (full.final_protocols[0].model_copy(update={"name": "smoke-sde4", **small}),),
             "max_rfid": 1e6,
