@@ -73,7 +73,15 @@ def paper_variants() -> dict[str, PaperVariant]:
             tokenizer="e2e-vavae",
         ),
     }
-    return variants | _ablations() | later_variants({})
+    return variants | _ablations() | later_variants(RELEASED)
+
+
+#: For SiT-XL/2, by the papers' commands: SRA's blocks, and the 32 images of one of eight GPUs that losses look across.
+RELEASED: Changes = {
+    "sra": {"student_block": 8, "teacher_block": 20},
+    "contrastive": {"group": 32},
+    "dispersive": {"group": 32},
+}
 
 
 def later_variants(changes: Changes, **fields: Any) -> dict[str, PaperVariant]:
