@@ -109,22 +109,25 @@ def newest(session: nox.Session) -> None:
     session.skip("no newer Python on this machine, on the path or of pyenv, that the dependencies have")
 
 
-@nox.session
-def vanilla(session: nox.Session) -> None:
-    """Train and score vanilla SiT."""
-    run(session, "repa-bench", "run", "--recipes", "vanilla", *session.posargs)
+#: A session for each recipe.
+RECIPES = {
+    "vanilla": "vanilla SiT", "repa": "REPA", "repa_e": "REPA-E", "irepa": "iREPA", "reg": "REG", "haste": "HASTE",
+    "layersync": "LayerSync", "sra": "SRA", "contrastive": "contrastive flow matching", "dispersive": "dispersive loss",
+}  # fmt: skip
 
 
-@nox.session
-def repa(session: nox.Session) -> None:
-    """Train and score REPA."""
-    run(session, "repa-bench", "run", "--recipes", "repa", *session.posargs)
+def recipe(name: str, called: str) -> None:
+    """Make the session of a recipe."""
+
+    def train(session: nox.Session) -> None:
+        run(session, "repa-bench", "run", "--recipes", name, *session.posargs)
+
+    train.__doc__ = f"Train and score {called}."
+    nox.session(train, name=name)
 
 
-@nox.session
-def repa_e(session: nox.Session) -> None:
-    """Train and score REPA-E."""
-    run(session, "repa-bench", "run", "--recipes", "repa_e", *session.posargs)
+for _name, _called in RECIPES.items():
+    recipe(_name, _called)
 
 
 @nox.session
