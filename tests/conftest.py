@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from recipes.core.content import CACHE_VARIABLE
+from recipes.recipe_files import VARIABLE
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The first draw imports torch kernels and can be slow; no deadline, and the same examples every time.
@@ -31,11 +32,11 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _own_cache_variable():
-    """Commands that run in this process set it, for their own: the next file's tests have what was there."""
-    before = os.environ.get(CACHE_VARIABLE)
+def _own_variables():
+    """Commands that run in this process set them, for their own: the next file's tests have what was there."""
+    before = {name: os.environ.get(name) for name in (CACHE_VARIABLE, VARIABLE)}
     yield
-    if before is None:
-        os.environ.pop(CACHE_VARIABLE, None)
-    else:
-        os.environ[CACHE_VARIABLE] = before
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

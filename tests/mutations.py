@@ -265,7 +265,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what has stopped still costs", "recipes/haste.py",
-        "if number >= options.stop_at and not options.run_on:", "if False:", "tests/unit/test_followups.py",
+        "if number >= options.stop_at and not options.run_on:", "if False:", "tests/unit/test_arena.py",
     ),
     Mutation(
         "a loss across images sees one process", "recipes/dispersive.py",

@@ -178,9 +178,12 @@ def verify(choices: Chosen) -> None:
     Example: `repa-bench verify --out runs/digits --recipes repa --seeds 10`
     """
     from harness.pipeline.verify import verify as again
+    from harness.records.file import FILE as RECORDS
 
     failed = 0
     with open_session(choices, writes=False) as session:
+        if not (session.folder / RECORDS).is_file():
+            raise UserError(f"--out {session.folder} holds no records to verify; name the results folder of a run.")
         for variant in variants_of(session.suite, choices.recipes):
             for found in again(session, variant):
                 failed += not found.equal

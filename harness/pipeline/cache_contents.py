@@ -19,7 +19,7 @@ from harness.preparation.base import assets_of
 from harness.preparation.digits import ASSET_VERSION
 from harness.preparation.digits_networks import DigitsFeatures
 from harness.suites import SUITES, AnySuite
-from harness.suites.digits import DigitsSuite
+from harness.suites.digits import DigitsSuite, attention_asset
 from recipes.core import checkpoint
 from recipes.core.checkpoint import MANIFEST
 from recipes.core.errors import DamagedError, UserError, nearest
@@ -83,6 +83,7 @@ def made_by(suite: DigitsSuite, store: Store) -> list[Path]:
     """The suite's assets that the cache holds and that come from what it holds; manifests alone are read."""
     data = suite.data.model_dump(mode="json")
     whole = suite.data.train + suite.data.reference
+    attention = {suite.method(variant).needs.attention for variant in suite.variants} - {()}
     wanted: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("data", data | {"start": 0, "stop": suite.data.train}, ()),
         ("reference", data | {"start": suite.data.train, "stop": whole}, ()),
@@ -90,6 +91,8 @@ def made_by(suite: DigitsSuite, store: Store) -> list[Path]:
         ("reference-features", {"network": DigitsFeatures.convention}, ("reference", "features")),
         ("encoder", suite.encoder.model_dump(mode="json"), ("data", "reference")),
         ("tokens", {}, ("data", "encoder")),
+        ("class-tokens", {}, ("data", "encoder")),
+        *((attention_asset(layers), {"layers": list(layers)}, ("data", "encoder")) for layers in attention),
         ("tokenizer", suite.tokenizer.model_dump(mode="json"), ("data",)),
         ("latents", {}, ("data", "tokenizer")),
     ]

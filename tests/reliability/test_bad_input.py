@@ -179,7 +179,7 @@ NONSENSE = {
     "--reference": "/nowhere", "--run": "/nowhere", "--tokenizer": "/nowhere", "--adm-evaluator": "/nowhere",
     "--adm-python": "/nowhere", "--images": "/dev/null/x.png", "--intervals": "1:0", "--on-nan": "ignore",
     "--format": "docx", "--check": "/nowhere", "--curves": "/nowhere", "--baseline": "nothing", "--from": "/nowhere",
-    "--kind": "guessed", "--name": "a/b",
+    "--kind": "guessed", "--name": "a/b", "--recipe-file": "/nowhere",
 }  # fmt: skip
 #: A search that finds nothing is no mistake, and a plan writes nothing.
 NO_MISTAKE = {("baselines", f) for f in ("--method", "--model", "--group", "--text")} | {("plan", "--out")}
@@ -194,6 +194,7 @@ NEEDED = {
     "report": [str(EXAMPLE)],
     "speedup": [str(EXAMPLE)],
     "claims": [str(EXAMPLE)],
+    "league": [str(EXAMPLE)],
 }
 
 

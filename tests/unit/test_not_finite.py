@@ -10,7 +10,7 @@ import imagenet_tree as tree
 import numpy as np
 import pytest
 import torch
-from builders import TOKENIZER, make_sit
+from builders import SIT, TOKENIZER, make_sit
 from tests_support import Toy, pictures
 
 from harness.assets.cache import Store
@@ -124,7 +124,7 @@ def test_an_ordinary_one_has_no_remark(tmp_path):
 def test_alignment_refuses_it_and_a_run_that_has_diverged(monkeypatch):
     session = SimpleNamespace(suite=SimpleNamespace(chunk=10), world=World())
     prepared = SimpleNamespace(tokenizer=lambda variant: None)
-    spec = SimpleNamespace(variant="repa", name="repa-seed0", method=find_recipe("repa", {}, where="test"))
+    spec = SimpleNamespace(variant="repa", name="repa-seed0", method=find_recipe("repa", {}, where="test"), sit=SIT)
     run = SimpleNamespace(spec=spec)
     lost = make_sit()
     torch.nn.init.constant_(lost.blocks[1].attn.proj.weight, float("nan"))

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from harness.suites import suite
-from recipes import registry
+from recipes import recipe_files, registry
 from recipes.core.errors import UserError
 from recipes.core.spec import OptimizerSpec, Spec, digest_of
 from recipes.registry import find_recipe, recipe_class
@@ -71,13 +71,17 @@ def test_unknown_names_have_suggestions():
 
 
 def test_a_recipe_outside_the_tree_is_found_by_its_entry_point(monkeypatch):
-    mine = EntryPoint(name="mine", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
-    clash = EntryPoint(name="repa", value="recipes.repa:Repa", group=registry.ENTRY_POINTS)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [mine, clash])
+    mine, clash = (
+        EntryPoint(name=name, value="recipes.repa:Repa", group=recipe_files.ENTRY_POINTS) for name in ("mine", "repa")
+    )
+    monkeypatch.setattr(recipe_files, "_installed", lambda: (mine, clash))
     assert recipe_class("mine") is Repa
     assert "mine" in registry.recipe_names()
-    with pytest.raises(UserError, match="two installed recipes are named 'repa'"):
+    with pytest.raises(UserError, match="'repa' is the name of a recipe of this tree; rename yours"):
         recipe_class("repa")
+    monkeypatch.setattr(recipe_files, "_installed", lambda: (mine, mine))
+    with pytest.raises(UserError, match="two recipes are named 'mine'"):
+        recipe_class("mine")
 
 
 def test_released_defaults():
