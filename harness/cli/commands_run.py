@@ -182,9 +182,10 @@ def verify(choices: Chosen) -> None:
 
     failed = 0
     with open_session(choices, writes=False) as session:
+        variants = variants_of(session.suite, choices.recipes)
         if not (session.folder / RECORDS).is_file():
             raise UserError(f"--out {session.folder} holds no records to verify; name the results folder of a run.")
-        for variant in variants_of(session.suite, choices.recipes):
+        for variant in variants:
             for found in again(session, variant):
                 failed += not found.equal
                 verdict = "the same weights, bit by bit" if found.equal else f"other weights: {found.differs}"

@@ -40,6 +40,7 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
     for variant in default.variants:
         every = default.method(variant).options.model_dump(mode="json", context=EVERY_FIELD)
         data["variants"][variant]["options"] = every
+        del data["variants"][variant]["later"]  # is nobody's to set
     parsed = type(default).parse(with_overrides(data, overrides), where="--set")
     return _tried(parsed.model_copy(update={"variants": _as_written(parsed, default)}))
 
@@ -68,8 +69,9 @@ def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:
     """Variants with their options as a suite of ours writes them; a later one that was changed is the suite's own."""
     out: dict[str, Variant] = {}
     for name, variant in parsed.variants.items():
-        written = variant.model_copy(update={"options": parsed.method(name).options.model_dump(mode="json")})
-        out[name] = written if written == default.variants[name] else written.model_copy(update={"later": False})
+        options, before = parsed.method(name).options.model_dump(mode="json"), default.variants[name]
+        written = variant.model_copy(update={"options": options, "later": before.later})
+        out[name] = written if written == before else written.model_copy(update={"later": False})
     return out
 
 

@@ -37,6 +37,7 @@ from harness.results.curve_csv import read_csv
 from harness.scoring.image_sets import open_samples
 from harness.suites import SUITES, suite
 from recipes.core.errors import UserError
+from recipes.core.spec import EVERY_FIELD
 from recipes.core.weights import load_state
 from recipes.data.files import FolderFiles, ZipFiles, labels_of
 from recipes.data.images import open_images
@@ -310,7 +311,7 @@ FLAT = [".".join(map(str, p)) for p in places(SPECS["smoke"]) if p and not any(i
 def test_an_overridden_suite_can_be_built_or_is_a_sentence(key, value):
     """Values that the types allow but that do not fit together are told before anything is made."""
     with or_a_sentence():
-        found: Any = json.loads(suite("smoke", {key: value}).model_dump_json())
+        found: Any = json.loads(suite("smoke", {key: value}).model_dump_json(context=EVERY_FIELD))
         for part in key.split("."):
             found = found[part]
         assert found == value or value == {}  # which is filled up with defaults
