@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.results.comparison import Comparison, load
+from harness.results.confidence import SeedNoise
 from harness.results.curves import Observation, Selection, Speedups, as_dict, compare, epochs_to, select
-from harness.results.inference import SeedNoise
 from reports.speedup_tables import epochs_table, speedup_table
 from reports.table import Table
 from reports.tables import alignment_table, cost_table, fid_table, guidance_table

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from harness.results.confidence import verdict
 from harness.results.curves import Observation
 from harness.results.estimate import Estimate, estimate
-from harness.results.inference import verdict
 from harness.results.speedup import Panel, Point
 
 STEPS = (250, 500, 750, 1000, 1250, 1500)

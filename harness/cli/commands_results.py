@@ -72,8 +72,8 @@ def speedup(
 
     Example: `repa-bench speedup runs/digits`, or `repa-bench speedup --curves curves.csv --baseline SiT --json`
     """
+    from harness.results.confidence import SeedNoise
     from harness.results.curve_csv import read_csv
-    from harness.results.inference import SeedNoise
     from reports.summary import summarize_curves, summarize_runs
 
     if (curves is None) == (not runs):

@@ -226,7 +226,7 @@ def guidance(choices: Swept) -> None:
     """
     from harness.pipeline import checkpoints
     from harness.pipeline import session as pipeline_session
-    from harness.pipeline.guidance import Sweep, parse_interval, sweep_variant
+    from harness.pipeline.guidance_sweep import Sweep, parse_interval, sweep_variant
     from harness.sampling.protocol import find_protocol
     from reports.build import Wanted, build
     from reports.summary import summarize

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.checks.doctor import Health
 from harness.pipeline.plan import Plan
-from harness.results.inference import CHANCE, MOST
+from harness.results.confidence import CHANCE, MOST
 
 #: A machine is worth a note where work takes so many times as long as its processor works on it.
 BUSY = 1.15

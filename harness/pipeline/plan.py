@@ -15,7 +15,7 @@ from harness.assets.cache import Store
 from harness.pipeline.cache_contents import made_by
 from harness.pipeline.probe import Probe, probe
 from harness.pipeline.rehearsal import Whole, rehearse, scoring, whole
-from harness.results.inference import SeedNoise, detectable, seeds_to_detect
+from harness.results.confidence import SeedNoise, detectable, seeds_to_detect
 from harness.results.noise import NOISE
 from harness.suites.base import IMAGENET_TRAIN, Budget, Suite, draws_of
 from harness.suites.digits import DigitsSuite
@@ -73,7 +73,7 @@ class VariantPlan:
 
 @dataclass(frozen=True)
 class Shows:
-    """What training seeds can show, by the rule of `harness.results.inference` and the suite's sd over seeds."""
+    """What training seeds can show, by the rule of `harness.results.confidence` and the suite's sd over seeds."""
 
     noise: SeedNoise
     recipes: int

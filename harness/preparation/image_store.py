@@ -24,6 +24,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from harness.preparation.crop import center_crop
 from harness.preparation.image_sources import ImageSource, open_source
 from harness.runtime.progress import Reporter
 from harness.suites.base import IMAGENET_TRAIN
@@ -32,7 +33,7 @@ from recipes.core.checkpoint import MANIFEST
 from recipes.core.content import State
 from recipes.core.errors import UserError
 from recipes.core.spec import Spec, digest_of
-from recipes.data.decoding import MOST_PIXELS, ODD, as_rgb, oddities, opened
+from recipes.data.decoding import ODD, as_rgb, oddities, opened
 from recipes.data.files import printable, read_json
 from recipes.data.images import ARROW, PLAN, ImageShard, ImagesManifest, Rejected, read_images_manifest
 from recipes.data.latents import check_room
@@ -43,31 +44,6 @@ SIDECAR = "shard.json"
 #: 3 is a fifth faster to write than 6 at 7 % more bytes; reading does not care.
 PNG_LEVEL = 3
 PROBES = 32
-
-
-def center_crop(image: PIL.Image.Image, side: int) -> NDArray[np.uint8]:
-    """ADM's crop: halve with a box filter while possible, bicubic to the shorter side, cut the centre.
-
-    Args:
-        image: RGB.
-        side: pixels along each edge of the result.
-
-    Returns:
-        uint8, (side, side, 3). An image of (side, side) comes back as it is.
-
-    Raises:
-        ValueError: it would become larger than any picture that is read.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
-    scale = side / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too thin to be enlarged to a side of {side}")
-    if size != image.size:
-        image = image.resize(size, PIL.Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
 # One shard.

@@ -8,7 +8,7 @@
   the claim states.
 
 A suite is known by the digest of its specification, a claim's protocol by all of its fields: names prove nothing.
-Recipes are compared by the rule of `harness.results.inference`, at 95 %: each claim is a question of its own.
+Recipes are compared by the rule of `harness.results.confidence`, at 95 %: each claim is a question of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from baselines.claims import Claim, CollapseRule, Evidence, KeptRule, OrderRule,
 from baselines.published import PublishedError, Row, curve, load_all
 from harness.records.schema import TokenizerRecord
 from harness.results.comparison import Comparison, built_in
+from harness.results.confidence import t_test
 from harness.results.curves import RecipeSpeedup
-from harness.results.inference import t_test
 from harness.results.noise import NOISE
 from harness.results.speedup import speedup
 from harness.sampling.protocol import difference, find_protocol

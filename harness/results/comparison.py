@@ -199,7 +199,7 @@ class Comparison:
         return spread(pairs) if pairs else None
 
     def guidance(self) -> list[GuidanceChoice]:
-        """The sweeps of every variant, by the base protocol; see `harness.pipeline.guidance`."""
+        """The sweeps of every variant, by the base protocol; see `harness.pipeline.guidance_sweep`."""
         groups: dict[tuple[str, str], list[ScoreRecord]] = {}
         for r in self.searches:
             groups.setdefault((r.variant, r.protocol.base_digest), []).append(r)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.results.confidence import SeedNoise, holm, verdict
 from harness.results.estimate import Estimate, estimate
-from harness.results.inference import SeedNoise, holm, verdict
 from harness.results.seed_notes import TO_THE_END, seed_notes, verdict_notes
 from harness.results.speedup import Curve, Panel, Point, at_steps, average, crossing
 from harness.suites.base import IMAGENET_TRAIN

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.results.inference import Baseline, Interval, LogCurve, SeedNoise, Verdict, infer
+from harness.results.confidence import Baseline, Interval, LogCurve, SeedNoise, Verdict, infer
 from harness.results.speedup import Panel, Point, Speedup, at_steps, average, speedup, value_of
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.results.inference import SeedNoise
+from harness.results.confidence import SeedNoise
 
 #: By suite. `tests/end_to_end/test_example.py` keeps the one of digits equal to what the example's records say.
 NOISE = {

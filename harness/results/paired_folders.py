@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.results.comparison import load
-from harness.results.inference import SeedNoise, Verdict, holm, t_test, verdict
+from harness.results.confidence import SeedNoise, Verdict, holm, t_test, verdict
 from harness.results.noise import NOISE
 from harness.sampling.protocol import difference
 from recipes.core.errors import UserError

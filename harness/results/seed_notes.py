@@ -7,8 +7,8 @@ from statistics import stdev
 
 from scipy.special import chdtrc
 
+from harness.results.confidence import ALIKE, SeedNoise
 from harness.results.estimate import Estimate
-from harness.results.inference import ALIKE, SeedNoise
 from harness.results.speedup import Panel, at_steps
 
 #: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.

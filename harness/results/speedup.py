@@ -2,7 +2,7 @@
 
 A curve that is not monotone crosses a target at the first checkpoint from which it stays at or below it, up to the last
 one that reaches it. Whether worse checkpoints follow that one is said (`sustained`). A target that is not reached gives
-a bound, never a number. How sure a speedup is: `harness.results.inference`.
+a bound, never a number. How sure a speedup is: `harness.results.confidence`.
 """
 
 from __future__ import annotations

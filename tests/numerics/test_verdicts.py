@@ -19,8 +19,8 @@ from simulation import (
     truth,
 )
 
+from harness.results.confidence import SeedNoise, power
 from harness.results.curves import compare
-from harness.results.inference import SeedNoise, power
 
 PANELS = 400
 #: What 400 panels of a true rate of 5 % exceed once in 10,000 tests.

@@ -24,8 +24,9 @@ from tests_support import Toy, pictures
 
 from harness.cli import app as cli_app
 from harness.cli import printing
+from harness.preparation.crop import center_crop
 from harness.preparation.image_sources import open_source
-from harness.preparation.image_store import center_crop, prepare_images
+from harness.preparation.image_store import prepare_images
 from harness.scoring import array_files, feature_shards
 from harness.scoring import score_images as scoring_files
 from harness.scoring.image_sets import ImageSet, open_samples

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from harness.cli.app import main
+from harness.results.confidence import SeedNoise
 from harness.results.curve_csv import read_csv
 from harness.results.curves import (
     WITH_TOKENIZER,
@@ -21,7 +22,6 @@ from harness.results.curves import (
     panel,
     select,
 )
-from harness.results.inference import SeedNoise
 from harness.suites.base import IMAGENET_TRAIN
 from recipes.core.errors import UserError
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.preparation import image_store
+from harness.preparation.crop import center_crop
 from harness.preparation.image_sources import open_source
-from harness.preparation.image_store import center_crop, prepare_images, prepare_shard
+from harness.preparation.image_store import prepare_images, prepare_shard
 from recipes.core.errors import UserError
 from recipes.data.images import StoredImages, open_images, stack
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.results.inference import (
+from harness.results.confidence import (
     Baseline,
     LogCurve,
     SeedNoise,
