@@ -14,12 +14,16 @@ from baselines.claims import ledger
 from harness.records import file
 from harness.results.claims import judge
 from harness.results.comparison import load
+from harness.results.league import league
 from harness.results.noise import NOISE
 from harness.suites import suite
+from recipes.registry import RECIPES
 from reports.build import Wanted, check
+from reports.league import build_league
 from reports.speedup_tables import interval
 
 EXAMPLE = ROOT / "reports" / "examples" / "digits"
+LEAGUE = ROOT / "reports" / "examples" / "league"
 
 
 def test_the_report_is_what_the_records_give():
@@ -72,3 +76,27 @@ def test_the_suites_spread_over_seeds_is_what_the_records_say():
     assert noise.freedom == sum(len(values) - 1 for values in logs)
     first, last = (fmean(math.log(fid) for fid in comparison.fids("vanilla", step).values()) for step in (before, end))
     assert noise.slope == pytest.approx((first - last) / math.log(end / before), abs=5e-3)
+
+
+def test_the_league_is_what_its_records_give(tmp_path):
+    comparison = load([LEAGUE])
+    build_league(comparison, tmp_path)
+    assert (tmp_path / "league.md").read_text() == (LEAGUE / "page" / "league.md").read_text()
+    assert not any("provisional" in remark for remark in league(comparison).remarks)
+    variants = {r.variant for r in comparison.scores}
+    assert {"vanilla", *RECIPES} <= variants
+    assert all(len(comparison.seeds(variant)) >= 3 for variant in variants)
+    assert len(comparison.seeds("vanilla")) >= 5
+
+
+def test_no_verdict_on_a_follow_up_has_changed():
+    found = judge(ledger(), [load([LEAGUE])])
+    assert [(j.claim.id, j.verdict, j.accepted) for j in found if j.changed] == []
+    proxies = {j.claim.id for j in found if j.level == "proxy suite"}
+    assert {
+        "irepa-kernel",
+        "haste-stopping-saves",
+        "layersync-equal-blocks",
+        "sra-cosine",
+        "dispersive-gradient",
+    } <= proxies
