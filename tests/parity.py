@@ -38,7 +38,7 @@ def measured() -> dict[str, dict[str, object]]:
             own = [r for r in results if not r.quantity.startswith(tuple(others))] if others else results
             out[recipe] = {
                 "folder": folder,
-                "released": str(released),
+                "released": str(released).split()[0],
                 "quantities": len(own),
                 "passed": sum(r.passed for r in own),
             }
