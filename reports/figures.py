@@ -129,10 +129,14 @@ def _draw_published(axes: Axes, comparison: Comparison) -> None:
             axes.plot(x, y, marker, color=colour, fillstyle="none", markersize=5, alpha=0.7, label=label)
 
 
+#: More curves than this leave no room for their names among them.
+CROWDED = 8
+
+
 def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
     """FID against budget, a panel for each currency; band = least to greatest over training seeds."""
     with plt.rc_context(RC):
-        size = (5.4 * len(shown), 4.2)
+        size = (5.4 * len(shown), 4.2) if len(comparison.variants) <= CROWDED else (5.4 * len(shown) + 3.6, 5.4)
         figure, panels = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained")
         for axes, name in zip(panels[0], shown, strict=True):
             _label_ends(axes, [_draw_line(axes, comparison, line) for line in fid_lines(comparison, name)])
@@ -147,7 +151,10 @@ def fid_figure(comparison: Comparison, shown: Sequence[str] = BRIEF) -> Figure:
             axes.set_xlabel(AXES[name])
             axes.margins(x=0.1)
         panels[0][0].set_ylabel("FID (lower is better)")
-        panels[0][0].legend(frameon=False, loc="upper right")
+        if len(comparison.variants) <= CROWDED:
+            panels[0][0].legend(frameon=False, loc="upper right")
+        else:
+            figure.legend(*panels[0][0].get_legend_handles_labels(), frameon=False, loc="outside right center")
         first = comparison.scores[0]
         figure.suptitle(short(f"{first.suite} ({first.notice})", 90), fontsize=11)
     return figure

@@ -11,7 +11,7 @@ from harness.results.league import BASELINE_SEEDS, ENTRY_SEEDS, Entry, League, l
 from recipes.core.atomic import write_bytes
 from reports import figures
 from reports.build import environment, inline
-from reports.speedup_tables import headline, interval, verdict
+from reports.speedup_tables import headline, interval
 from reports.table import Table, plain
 from reports.tables import number
 
@@ -38,7 +38,7 @@ def _standing(found: League) -> Table:
     columns = ("recipe", "seeds", f"FID at {found.step:,.0f}", *(title(c) for c in CURRENCIES), "remarks")
     note = (
         f"Speedup to the FID {found.target:.2f} of the baseline at step {found.step:,.0f}, 95 % interval, verdict. "
-        "FID: mean ± sd over training seeds."
+        "FID: mean ± sd over training seeds. `repa-bench speedup` prints the p-values."
     )
     return Table("Standing", columns, tuple(rows), note)
 
@@ -47,7 +47,8 @@ def _cell(entry: Entry, currency: str) -> str:
     e = entry.estimates.get(currency)
     if e is None:
         return "1 (baseline)" if not entry.estimates else "–"
-    return f"{headline(e)} ({interval(e)}), {verdict(e)}"
+    judged = e.verdict or "no verdict"
+    return f"not reached, {judged}" if e.point.bound is not None else f"{headline(e)} ({interval(e)}), {judged}"
 
 
 def _entries(found: League) -> Table:
