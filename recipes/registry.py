@@ -1,4 +1,7 @@
-"""Recipes by name: ours explicitly, others of files and of the entry-point group ``repa_bench.recipes``."""
+"""Recipes by name: ours explicitly, others of files and of the entry-point group ``repa_bench.recipes``.
+
+A recipe of this tree is run as a variant: `harness/suites/followups.py` makes one for every suite.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class RepaE(Repa):
         """Standardise the SiT's latents by each batch's statistics; off, by those that the run started with."""
 
         def left_out(self) -> set[str]:
-            """Without LPIPS and GAN their number format too, which was no option before."""
+            """Also leaves out `loss_precision` if neither LPIPS nor GAN is used (keeps old run digests unchanged)."""
             return super().left_out() | (set() if self.perceptual or self.gan else {"loss_precision"})
 
     def __init__(self, networks: Networks, options: Options) -> None:

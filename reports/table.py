@@ -1,4 +1,4 @@
-"""A table, and how it is written: text, Markdown, HTML, LaTeX, CSV."""
+"""A table, and how it is written in Markdown and LaTeX."""
 
 from __future__ import annotations
 

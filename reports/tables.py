@@ -178,7 +178,7 @@ def tokenizer_table(comparison: Comparison) -> Table:
 
 
 def floor_table(comparison: Comparison) -> Table:
-    """What differences mean nothing."""
+    """Noise floor: differences smaller than these are meaningless."""
     cells = [(f.name, f"{f.n_fake:,}", f"{f.n_real:,}" if f.n_real else "–", f"{f.fid:.3f}") for f in comparison.floors]
     if (noise := comparison.generation_noise()) is not None:
         label = f"|difference| of two generation seeds, {len(noise.values)} checkpoints"

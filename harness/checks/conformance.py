@@ -192,7 +192,7 @@ def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], told: str, m
 
 
 def _flops(bench: Bench) -> str:
-    """Its step runs on shapes alone, so that FLOPs can be counted, and what stops stops costing."""
+    """The step runs on the meta device (so FLOPs can be counted), and costs less once a need ends."""
     spec, changes = _run_spec(bench), list(bench.recipe.changes)
     if changes != sorted(set(changes)) or any(change < 1 for change in changes):
         return f"changes are {changes}; they are to rise, from 1 on"

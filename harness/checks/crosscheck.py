@@ -33,7 +33,8 @@ from harness.scoring.score_images import Job, score
 from recipes.core.draws import seed_of
 
 SIDE = 64
-#: Features of clean-fid's that few images span, so that its square root has nothing to lose.
+#: Number of clean-fid features compared: few enough that the covariance has full rank and its matrix square root is
+#: accurate.
 SPANNED = 16
 #: Relative differences that float32 features explain. With fewer images than features, torch-fidelity's FID sums the
 #: roots of two thousand eigenvalues that are rounding.

@@ -143,7 +143,7 @@ def _outputs(where: str, recorded: Mapping[str, Tensor], watched: Watched, metho
 
 
 def _scalars(where: str, recorded: Mapping[str, Any], ours: Mapping[str, float], still: set[str]) -> Iterator[Replayed]:
-    """Logged numbers; what has stopped is logged as 0 there and not at all here."""
+    """Compare logged scalars. A loss that has stopped is logged as 0 by the released code and omitted by ours."""
     stopped = recorded.get("aligned") is False
     for name, theirs in recorded.items():
         if name == "parameters_without_gradient":

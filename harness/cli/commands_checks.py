@@ -101,7 +101,7 @@ def doctor(
 
     store = store_of(cache)
     if metrics or known:
-        refuse_idle({"--verify": verify}, "no other examination")
+        refuse_idle({"--verify": verify}, "the examination of assets, without --metrics and --known")
         _crosscheck(store, images, device, known=known, as_json=as_json)
         return
     refuse_idle({"--device": device != "auto", "--images": images != CROSSCHECKED}, "--metrics")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,10 +11,6 @@ from harness.cli.options import Chosen, Planned, Several, shared
 from harness.cli.printing import print_summary, print_table, say
 from harness.cli.session import jobs_of, open_session, variants_of, work_of
 from recipes.core.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 commands = typer.Typer()
 

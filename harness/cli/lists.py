@@ -21,7 +21,8 @@ def expand_lists(arguments: Sequence[str], command: Any) -> list[str]:
     """One rule for every option that takes several values: `--seeds 0 1 2`, `--seeds 0,1,2`, `--seeds 0, 1, 2` and
     `--seeds 0 --seeds 1 --seeds 2` are the same, and so are `--metrics fid kid` and `--metrics fid,kid`.
 
-    In a command that takes folders, one that is there ends such a list, by its path, or by its name if it is the first.
+    For commands with folder arguments, an existing folder ends the list: any path with "/", or a bare name if no folder
+    has been named yet.
 
     Args:
         arguments: of the command line.

@@ -276,7 +276,7 @@ class Planned(Several):
 
 _PLACE = {f.name for f in fields(Place)}
 _FILES = {"cache", "device", "out", "features", "weights", "metrics", "as_json", "reference"}
-#: What `score` can be asked for, by the flag that asks for it, and the options that then decide something.
+#: The modes of `score`: the flag that selects each, and the options that it uses.
 WAYS_TO_SCORE: Mapping[str, set[str]] = {
     "--samples": {*_FILES, "samples", "adm_evaluator", "adm_python"},
     "--tokenizer with --reference": {*_FILES, "tokenizer"},
@@ -286,7 +286,7 @@ WAYS_TO_SCORE: Mapping[str, set[str]] = {
 
 
 def refuse_idle(given: Mapping[str, bool], where: str) -> None:
-    """Refuse options that a command would not look at: who gave one means something that would not happen.
+    """Refuse options that the command would ignore.
 
     Args:
         given: by flag, whether it was.

@@ -9,7 +9,7 @@ from harness.checks.doctor import Health
 from harness.pipeline.plan import Plan
 from harness.results.confidence import CHANCE, MOST
 
-#: A machine is worth a note where work takes so many times as long as its processor works on it.
+#: Mention that the machine is busy if wall time exceeds CPU time by this factor.
 BUSY = 1.15
 
 

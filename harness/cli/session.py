@@ -108,7 +108,7 @@ def store_of(cache: Path | None) -> Store:
 
 
 def jobs_of(session: Session, jobs: int | None) -> int:
-    """Runs at a time: as many as were asked for, or as cores, as far as the suite goes; 1 where one has the machine.
+    """Number of parallel runs: --jobs, else min(cores, suite.jobs); 1 where a run needs the whole machine.
 
     Raises:
         UserError: several are wanted where one has the whole machine.

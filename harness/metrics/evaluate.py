@@ -78,7 +78,7 @@ class Rules:
     """Images of a part of the Inception score."""
 
     def applied(self, wanted: Collection[str], *, real: int, fake: int) -> dict[str, Any]:
-        """The rules, and what those of the wanted metrics come to that use other parts of smaller sets.
+        """The rules as a dict, plus the actual splits (IS) and subsets (KID) for sets of these sizes.
 
         Args:
             wanted: metrics.

@@ -8,7 +8,7 @@ import torch
 
 from harness.metrics.frechet import Moments
 
-#: Eigenvalues of which this share is the largest are nothing.
+#: Eigenvalues below this share of the largest are ignored.
 NEGLIGIBLE = 1e-10
 #: Of the logarithm over which the integral goes.
 STEP = 0.05

@@ -63,7 +63,7 @@ class Moments:
         return _negative_mass(self._spectrum[0])
 
     def to(self, device: torch.device) -> Moments:
-        """The same there, with its root if it is known; itself if it lies there."""
+        """Copy on `device`, keeping the cached eigendecomposition; returns self if already there."""
         if self.mean.device == device:
             return self
         moved = Moments(self.mean.to(device), self.covariance.to(device), self.count)
@@ -182,7 +182,7 @@ class FrechetResult:
     """tr(S1 + S2 - 2 (S1 S2)^(1/2))."""
     negative_mass: float
     """Negative eigenvalues' share in the sum of all, in size, under the root or of the reference, whichever is larger:
-    rounding, near 0, unless a covariance is none."""
+    Near 0 unless one of the matrices is not a valid covariance."""
 
 
 def frechet(*, real: Moments, fake: Moments) -> FrechetResult:

@@ -17,9 +17,10 @@ class InceptionScore(NamedTuple):
 
     mean: float
     se: float
-    """Standard error of the mean: what other samples of the same model would move it by, to first order. That of a
-    split is IS x sd(KL) / sqrt(n), since the error of the marginal p(y) has no first-order effect, so one split has one
-    too. The bias of the splits' size is not in it."""
+    """Standard error of the mean: what other samples of the same model would move it by, to first order. Per split: IS
+    x sd(KL) / sqrt(n) (errors of p(y) are second order), so an error exists even for one split. The bias of the splits'
+    size is not in it.
+    """
 
 
 def inception_score(logits: Tensor, splits: int = 1, *, split_size: int | None = None) -> InceptionScore:

@@ -21,8 +21,7 @@ class Kid(NamedTuple):
     their number would be too small for a standard error."""
     se: float
     """Standard error of the mean: what other real and generated features would move it by, to first order, and what
-    other subsets would. Too large where the sets are alike: by about the root of their size over a subset's where they
-    are from one distribution."""
+    other subsets would. Overestimates when the sets come from the same distribution, by about sqrt(N / subset_size)."""
 
 
 def _mmd2(x: Tensor, y: Tensor) -> Tensor:

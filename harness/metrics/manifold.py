@@ -166,8 +166,8 @@ class _View:
 
     With u the unit roundoff and x, y centred, a product of D terms is off by at most about D u |x||y| in any order
     of summation (Higham, "Accuracy and stability of numerical algorithms", section 3.1), so a squared distance by at
-    most D u (|x|^2 + |y|^2); roundings of the rows, norms and sums cost a few u more, and those of the float64
-    distances that it must agree with twice as much again in their u. `low` and `spread` share the bound out between
+    most D u (|x|^2 + |y|^2); roundings of the rows, norms and sums cost a few u more, and the float64 reference
+    distances contribute twice that, in float64's u. `low` and `spread` share the bound out between
     the rows.
     """
 

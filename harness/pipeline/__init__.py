@@ -1,1 +1,1 @@
-"""prepare, train, score, compare: one output folder at a time, and what it will cost."""
+"""Prepare, train, score, verify: one results folder at a time, and what it will cost."""

@@ -191,7 +191,7 @@ def _of_imagenet(suite: AnySuite, store: Store, assets: Mapping[str, External]) 
 
 
 def _unused(path: Path, root: Path, asset: External | None, users: Mapping[Path, object]) -> bool:
-    """Whether no suite uses it; of what is made from images of the user's nobody can tell but of their latents."""
+    """Whether no suite uses it. (For files made from user images this is only known for latents.)"""
     if asset is not None and path.parent == root / "external":
         return asset.name not in catalogue.CATALOGUE
     told = path.name.startswith(("digits-", "images-")) or path.parent == root / "latents"
@@ -212,7 +212,7 @@ def choose(found: Iterable[Item], names: Iterable[str]) -> list[Item]:
     """Those of the names, or of beginnings that no other has.
 
     Raises:
-        UserError: there is no such thing, there are several, or it is the user's own or nobody's.
+        UserError: there is no such thing, or there are several.
     """
     known, out = {item.name: item for item in found}, dict[str, Item]()
     for name in names:

@@ -66,7 +66,7 @@ def mean_pace(changes: Sequence[int], paces: Sequence[float], step: int) -> floa
 
 
 def _logged(changes: Sequence[int], steps: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """Mean seconds of a step by the log: of each phase the median of its stretches, or what the one before had."""
+    """Mean seconds per step from the log: the median per phase, or the previous phase's where it has no data."""
     marks, found = [(0, 0.0), *zip(steps, seconds, strict=True)], list[float | None]()
     for begin, end in pairwise((0, *changes, sys.maxsize)):
         inside = [(s, t) for s, t in marks if begin <= s <= end]

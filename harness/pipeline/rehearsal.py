@@ -216,7 +216,7 @@ def _pace(step: float) -> float:
 
 
 def _makespan(runs: Sequence[float], jobs: int) -> float:
-    """Seconds until all runs are over that are begun longest first, so many at a time."""
+    """Makespan of longest-first scheduling on `jobs` workers."""
     free = [0.0] * jobs
     for seconds in sorted(runs, reverse=True):
         heapq.heapreplace(free, free[0] + seconds)

@@ -109,7 +109,7 @@ class Outcome:
     dubious: list[str] = field(default_factory=list)
     """What is odd about the samples."""
     few: list[str] = field(default_factory=list)
-    """What their number, which the protocol says, is too small for."""
+    """Warnings about metrics for which the protocol has too few samples."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, in the main process."""
@@ -134,7 +134,7 @@ def draw_and_score(
 ) -> Outcome:
     """Draw an evaluation's samples in shards, keep a grid of the first, and measure them.
 
-    Who has kept the result clears the shards, so that a process killed in between draws nothing again.
+    The caller clears the shards after storing the result, so that a killed process need not sample again.
     """
     evaluator = prepared.require_evaluator().seeing(
         [METRICS[name].output for name in more], session.assets, session.world.device

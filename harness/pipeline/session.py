@@ -94,8 +94,8 @@ class Session:
         )
 
     def repair_records(self) -> None:
-        """Put damaged records aside, so that they are measured again, and what other settings had only prepared. Nobody
-        reads them before that is done.
+        """Move damaged records, and preparation records of other settings, out of the file. Must run before records are
+        read.
         """
         if self.world.main:
             for told in [*self.records.repair(), *set_aside(self.folder, self.suite.identity())]:

@@ -110,8 +110,8 @@ def _reconstructed(tokenizer: Autoencoder, originals: Tensor, chunk: int) -> tup
 
 
 def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object, ...]]) -> None:
-    """FID between real images: disjoint halves of the reference's, and as many training images as a protocol draws
-    samples, judged as these are.
+    """FID between real images: (a) two halves of the reference, (b) as many training images as the protocol draws
+    samples, scored like samples.
     """
     evaluator = prepared.require_evaluator()
     features = torch.as_tensor(evaluator.reference.points(FEATURES))

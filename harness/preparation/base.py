@@ -45,7 +45,7 @@ class Evaluator:
     """Whether the feature network's logits are the suite's classes."""
 
     def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Evaluator:
-        """The same with the networks that these outputs are from, and what they say of the reference images.
+        """Copy with the extra networks for `outputs`, and their features of the reference images.
 
         Raises:
             UserError: a network is not on this machine.

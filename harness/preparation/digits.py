@@ -205,7 +205,7 @@ class DigitsPreparation:
 
 
 def _standardised(tokens: Tensor) -> Tensor:
-    """Layer-norm tokens (..., D) share a large mean, which any projector aligns with at once: each channel without."""
+    """Standardise each channel: layer-norm tokens share a large mean that any projector would match trivially."""
     flat = tokens.flatten(0, -2)
     return (tokens - flat.mean(0)) / flat.std(0).clamp(min=1e-6)
 

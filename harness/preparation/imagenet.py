@@ -308,7 +308,7 @@ class Preparation:
         return on_uint8_images(load_perceptual(found.path, input_range="unit").to(self.world.device), self.world.device)
 
     def _some_images(self) -> Tensor:
-        """Drawn from all, since they lie class by class: any prefix, and each half, is of every class."""
+        """A random sample of the images (stored class by class): any prefix and either half covers all classes."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed_of("floor images")))
         data = StoredData(labels=self.images.labels, images=self.images, threads=self.context.execution.threads)
         batch = data.take(order[:FLOOR_IMAGES])

@@ -18,8 +18,8 @@ SUFFIXES = (".py", ".yaml", ".html")
 def commit(root: Path = ROOT) -> tuple[str | None, bool | None]:
     """The commit that is checked out, and whether tracked files differ from it.
 
-    Packages inside somebody's repository, as in an environment below it, are none of its commits: only a working tree
-    counts whose top the packages lie in, that tracks this very file, and that says that it is ours.
+    An installed copy inside another repository (e.g. a venv) has no commit: the git root must be our root, track this
+    file, and its pyproject must name repa-bench.
 
     Returns:
         (None, None) where there is no such tree, or git cannot say.

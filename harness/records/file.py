@@ -21,7 +21,7 @@ from recipes.core.spec import digest_of
 FILE = "records.jsonl"
 #: Who writes to it has this, beside it.
 LOCK = f".{FILE}.lock"
-#: Where lines go that are not what was written.
+#: Damaged lines are moved to this file.
 DAMAGED_FILE = "records.damaged.jsonl"
 #: A line's own digest, beside its fields.
 CHECK = "check"
@@ -59,7 +59,9 @@ def parse(line: str, where: str) -> AnyRecord:
 
 
 def _is_renamed(fields: Mapping[str, Any]) -> bool:
-    """Whether a line without a digest has it under another name; lines of the first versions had none."""
+    """Whether a line lacks "check" because that key was corrupted (its digest is found under another key); the oldest
+    records have no digest at all.
+    """
     texts = ((key, value) for key, value in fields.items() if isinstance(value, str) and len(value) == DIGEST_LENGTH)
     return any(value == digest_of({k: v for k, v in fields.items() if k != key}) for key, value in texts)
 

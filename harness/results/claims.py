@@ -42,7 +42,7 @@ PROXIES = ("digits",)
 UNCHANGED = {"digits": ("63cd5ae0ff13fc8cd40be29ded864cbfb8205a758641c69b849030d03c55792b",)}
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
-#: What a measure of latents counts as at least: a complete collapse is 0, which has no logarithm.
+#: Lower clamp before taking logarithms (a complete collapse measures 0).
 LEAST = 1e-9
 WORDS: dict[Level, dict[str, str]] = {
     "published points": {"yes": "consistent", "no": "inconsistent", "open": "open"},

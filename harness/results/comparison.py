@@ -77,7 +77,7 @@ class Comparison:
     roots: dict[str, Path]
     """Folder of each picture that a record names."""
     trainings: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Which training weights are of, by run and their hash, where one specification was trained more than once."""
+    """(run, weights hash) -> training id, for specifications that were trained more than once."""
     baseline: str = BASELINE
     others: tuple[Observation, ...] = ()
     """Curves that are not ours, from a table."""
@@ -86,8 +86,8 @@ class Comparison:
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        """Variant to label: the baseline, then as the suite has them, then in that of appearance, which runs that were
-        trained at a time decide by chance.
+        """variant -> label, ordered: baseline, suite order, order of appearance (the last is arbitrary for parallel
+        runs).
         """
         seen = {r.variant: r.label for r in self.scores}
         suite = built_in(self.scores[0].suite)
@@ -174,7 +174,7 @@ class Comparison:
         return whole, [seed for seed in ends if seed not in whole]
 
     def last(self, variant: str, digest: str, generation_seed: int = 0) -> list[ScoreRecord]:
-        """The last step that a seed was scored at under a protocol: a record for each training that was."""
+        """Records of the variant's last scored step under a protocol, one per training."""
         found = [
             r
             for r in self.scores
@@ -331,7 +331,7 @@ class Comparison:
 
     @cached_property
     def speedups(self) -> Speedups | None:
-        """Every other variant against the baseline; nothing where there is none, or not that."""
+        """Speedups of all variants; None without the baseline or without another recipe."""
         others = self.on_curve | {o.recipe for o in self.others}
         return self.against(self.baseline) if self.baseline in self.on_curve and len(others) > 1 else None
 

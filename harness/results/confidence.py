@@ -174,7 +174,9 @@ class _Differences:
 
     @cached_property
     def knots(self) -> Array:
-        """Every u at which a seed has a checkpoint and no other is beyond its own: between them the mean is linear."""
+        """Values of u = log s with a checkpoint of some seed, within the range covered by all seeds; the mean is
+        piecewise linear between them.
+        """
         each = [b - curve.budgets[::-1] for b, curve in zip(self.budgets, self.curves, strict=True)]
         low, high = max(u[0] for u in each), min(u[-1] for u in each)
         if low > high:
@@ -281,7 +283,9 @@ def infer(base: Baseline, curves: Sequence[LogCurve], *, shared: int, rounding: 
 
 
 def _judged(d: _Differences, interval: Interval, crossing: float) -> Inference:
-    """With the test at equal budget: where all have that, or else by what a recipe has reached before or not behind."""
+    """Add the test at equal budget (the largest budget common to all seeds); otherwise test at the nearest available
+    factor.
+    """
     first, last = float(d.knots[0]), float(d.knots[-1])
     start = max(first, 0.0)
     for u in (start, *d.knots[d.knots > start].tolist()):
@@ -298,7 +302,7 @@ def _judged(d: _Differences, interval: Interval, crossing: float) -> Inference:
 
 
 def _with_test(interval: Interval, at: float, p: float, sooner: bool) -> Interval:
-    """An interval that says what the test at one factor says, whose error is that factor's own.
+    """Make the interval consistent with the test at one factor.
 
     Args:
         interval: with the error at the crossing.
@@ -333,7 +337,7 @@ def _solve(knots: Array, mean: Array, k: int, value: float) -> float:
 
 
 def _interval(knots: Array, mean: Array, half: float) -> Interval:
-    """The s at which the mean is within `half` of 0, and those between; open where an end of the curve does not say.
+    """Range of s with |mean| <= half; None where the curve ends before a bound is reached.
 
     Below the interval the recipe is significantly ahead at every budget, above it behind: a curve that has lost the
     target again at its end has no lower end.

@@ -293,7 +293,7 @@ class _Seeds:
 
     @classmethod
     def of(cls, observations: Sequence[Observation], needed: float = math.inf) -> _Seeds:
-        """Those that got as far as most, or as is needed; and of those whose steps do not meet the larger part."""
+        """Keep seeds that reach the common end (or `needed`); if step ranges do not overlap, keep the larger group."""
         curves = panel(observations, observations[0].recipe, "iterations")
         last = sorted(curve[-1].step for curve in curves.values())
         wanted = TO_THE_END * min(last[len(last) // 2], needed)  # that at least half of them reach

@@ -88,8 +88,8 @@ def refuse_two_specifications(scores: Sequence[tuple[Path, ScoreRecord]]) -> Non
 
 
 def trainings(scores: Sequence[tuple[Path, ScoreRecord]]) -> dict[tuple[str, str], str]:
-    """Runs that several folders hold with other weights at the same step were trained more than once: which training
-    weights are of, by run and their hash.
+    """Detect specifications trained more than once (different weights at the same step in different folders): (run,
+    weights hash) -> training id.
 
     Raises:
         UserError: one folder holds two trainings of a run.
@@ -155,7 +155,7 @@ def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[Sco
 
 
 def unique(placed: Sequence[tuple[Path, Measurement]]) -> tuple[tuple[Measurement, ...], list[str]]:
-    """Measurements without those that another folder has too; of what differs, both, and that is said."""
+    """Deduplicate other records; if they differ, keep both and add a note."""
     kept: dict[tuple[object, ...], list[tuple[Path, Measurement]]] = {}
     notes = []
     for folder, r in placed:

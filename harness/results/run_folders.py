@@ -76,8 +76,7 @@ def instead(folder: Path) -> str:
 
 
 def set_aside(folder: Path, digest: str) -> list[str]:
-    """Move to the trash what was prepared in a folder by a suite of another digest that got no further: the results
-    of the next one are no mixture. A sentence if something was moved.
+    """Move preparation-only records of another suite digest to the trash. A sentence if something was moved.
 
     Args:
         folder: of results.

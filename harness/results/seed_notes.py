@@ -11,9 +11,9 @@ from harness.results.confidence import ALIKE, SeedNoise
 from harness.results.estimate import Estimate
 from harness.results.speedup import Panel, at_steps
 
-#: Noise is unusual that the suite's own would exceed, or fall short of, once in a thousand comparisons.
+#: Two-sided level at which seed noise counts as unusual.
 UNUSUAL = 1e-3
-#: A training seed got to the end whose last step is at least so much of the one that at least half of them reach.
+#: A seed counts as finished if its last step is at least this fraction of the median last step.
 TO_THE_END = 0.98
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
 
-#: A stretch is worth a note where its steps took so many times the median step,
+#: A stretch is worth a note where its steps took more than this times the median step, and `LOST_SECONDS` were lost.
 DISTURBED = 1.5
-#: and so many seconds were lost: a short stall is none.
+#: A stall that lost fewer seconds is not worth a note.
 LOST_SECONDS = 1.0
 
 

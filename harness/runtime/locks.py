@@ -35,8 +35,8 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 def held(folder: Path, *, on: bool = True) -> Iterator[None]:
     """Hold a folder while working on it. What a killed holder left half written in it is removed first.
 
-    The kernel lets go of the lock when its holder dies, however that happens. A holder on another machine whose lock
-    the file system does not pass on is known by the file's age.
+    The kernel lets go of the lock when its holder dies, however that happens. If the file system does not share locks
+    between machines, a holder elsewhere is recognised by the lock file's recent mtime.
 
     Args:
         folder: made if it is not there.
@@ -97,7 +97,7 @@ class _Lock:
         self.file.flush()
 
     def release(self, *, gone: bool = True) -> None:
-        """Let go. The file goes before, if it is still ours, so that nobody waits for one that has no name."""
+        """Release the lock; its file is unlinked first (if still ours), so that nobody waits on an unlinked one."""
         if gone and _is_at(self.file, self.path):
             self.path.unlink(missing_ok=True)
         self.file.close()
@@ -167,8 +167,8 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 def _taken(path: Path, *, wait: bool) -> _Lock | None:
     """The lock; nothing where somebody else has it and we are not to wait, or cannot be woken.
 
-    Its last holder may remove the file after we have opened it, and another process make a new one. So the lock is had
-    by who locked the file that has the name then.
+    Its last holder may remove the file after we have opened it, and another process make a new one. So after locking,
+    check that the path still names the file that we locked; otherwise retry.
     """
     while True:
         file = open_own(path)
@@ -198,7 +198,8 @@ def _lock(file: BinaryIO, path: Path, *, wait: bool) -> Path | None:
 
 
 def _claimed(path: Path) -> Path:
-    """A file that only one process can make; one whose maker is dead is taken away, by one at a time.
+    """Create the claim file exclusively; a stale one (dead creator) is removed, itself under a claim so that only one
+    process removes it.
 
     Raises:
         BlockingIOError: somebody else was first.

@@ -54,7 +54,7 @@ def headers(path: Path) -> dict[str, Header]:
 
 
 def holds_arrays(path: Path) -> bool:
-    """Whether a file is a .npy, or an .npz and no zip of images, by what it holds; an .npz may call itself one."""
+    """Whether a file is .npy/.npz (by suffix .npz or by content) rather than a zip of images."""
     if path.suffix.lower() == ".npz":
         return True
     with path.open("rb") as file:

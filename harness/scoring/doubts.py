@@ -78,7 +78,7 @@ def of_numbers(wanted: Sequence[str], real: Measured, fake: Measured, rules: Rul
 
 
 def _of_scales(distances: Sequence[str], real: Measured, fake: Measured) -> list[str]:
-    """Features that vary or lie as those of no two sets of images do."""
+    """Warnings about incompatible feature scales."""
     found = []
     for name in distances:
         ours, theirs = fake.moments(METRICS[name].output), real.moments(METRICS[name].output)

@@ -130,7 +130,7 @@ def draw(
 
 
 def grid_places(labels: Tensor) -> dict[int, int]:
-    """Where in a grid of samples, counted row by row, each of them stands: by its index, in order.
+    """sample index -> grid cell (row-major), in index order.
 
     A column is for one class and holds its first samples; of more classes than columns, the first ones are shown. Of
     fewer, a class has several columns.
@@ -149,9 +149,9 @@ def grid_places(labels: Tensor) -> dict[int, int]:
 
 def _placed(images: Tensor, places: Mapping[int, int]) -> Tensor:
     """The images of `grid_places`, in its order, at their places; black where there is none."""
-    evaluations = images.new_zeros(max(places.values()) + 1, *images.shape[1:])
-    evaluations[list(places.values())] = images
-    return evaluations
+    tiles = images.new_zeros(max(places.values()) + 1, *images.shape[1:])
+    tiles[list(places.values())] = images
+    return tiles
 
 
 def _draw_shard(

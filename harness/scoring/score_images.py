@@ -26,8 +26,7 @@ from recipes.core.spec import digest_of
 from recipes.models.autoencoder import Autoencoder
 
 VERSION = 2
-#: Of what a shard keeps of an image. Raised whenever something is added, so that what older shards lack is not passed
-#: over.
+#: Version of the shard contents; increment when outputs are added so that older shards are not reused.
 KEPT = 2
 BATCH = 64
 BESIDE = "another command is measuring the same images; waiting for it"

@@ -66,7 +66,7 @@ def _with_outside(chosen: AnySuite) -> AnySuite:
 
 
 def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:
-    """Variants with their options as a suite of ours writes them; a later one that was changed is the suite's own."""
+    """Normalise variant options; a changed `later` variant loses the flag and so enters the digest."""
     out: dict[str, Variant] = {}
     for name, variant in parsed.variants.items():
         options, before = parsed.method(name).options.model_dump(mode="json"), default.variants[name]

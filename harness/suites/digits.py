@@ -141,7 +141,7 @@ def digits_variants(tokenizer: TokenizerSpec, rate: OptimizerSpec) -> dict[str, 
     }
 
 
-#: By what SiT-XL/2's blocks and 400,000 steps become of 4 blocks and 1,000 steps: the fractions are the papers'.
+#: Options scaled from SiT-XL/2 (28 blocks, 400K steps) to 4 blocks and 1,000 steps, keeping the papers' fractions.
 FOLLOWUPS: dict[str, dict[str, Any]] = {
     "haste": {"student_blocks": (1, 2), "encoder_layers": (2, 3), "stop_at": 625},
     "layersync": {"blocks": ((1, 2),)},

@@ -82,7 +82,7 @@ def _abandoned(leftover: Path) -> bool:
 def temporary(path: Path) -> Iterator[Path]:
     """A name beside a path that no other process or thread has. What still has it at the end is removed.
 
-    What dead processes left half written under the same name goes; what living ones are writing does not.
+    Stale temporaries of the same target from dead processes are deleted.
 
     Raises:
         OSError: a full disk, whatever the library made of it that wrote.

@@ -60,7 +60,7 @@ class State:
 
 
 def remembered(where: Path, state: State, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` says of files in a state; not asked again while they are in it.
+    """Cached result of `make()`, keyed by file state and `what`.
 
     Args:
         where: they lie, for whoever waits.

@@ -18,7 +18,7 @@ def ema_decay(spec: EMASpec, step: int) -> float:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The tensors of an average, and at the same places those of the network that it follows.
+    """Matching lists of tensors: the EMA's, and at the same index the network's.
 
     Looked up once for a whole training: a state dict costs the host milliseconds.
     """

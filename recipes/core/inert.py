@@ -92,7 +92,7 @@ def _dict(*_: object) -> dict[Any, Any]:
 
 
 def _bytes(*of: object) -> bytes:
-    """No bytes, which is how none are pickled; a number would ask for as many."""
+    """bytes() only; bytes(n) would allocate n bytes."""
     if of:
         raise Forbidden("bytes of a number")
     return b""

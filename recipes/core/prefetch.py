@@ -1,4 +1,4 @@
-"""Work done ahead by one thread, in order."""
+"""Work done ahead by a few threads, its results in order."""
 
 from __future__ import annotations
 

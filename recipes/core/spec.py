@@ -31,10 +31,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+#: Serialisation context that includes every field (needed by --set).
+EVERY_FIELD = "every field"
 #: Keys that had other names before schema version 2. They are read under both, and count in digests under the old ones,
 #: so that runs and assets of before are found again.
-#: Context of a dump that has every field, for who sets one by its key.
-EVERY_FIELD = "every field"
 RENAMED = {"arm": "variant", "arms": "variants", "default_arms": "default_variants", "mask_share": "mask_fraction"}
 
 
@@ -185,10 +185,10 @@ class Execution(Spec):
     """Batches read before they are needed."""
     save_every: int | None = None
     """Steps between checkpoints that serve only to resume."""
-    on_nan: OnNaN = "stop"
-    """What to do about an update that is not finite; it never happens in either case."""
     keep: int = 2
     """How many of those are kept."""
+    on_nan: OnNaN = "stop"
+    """What to do about an update that is not finite; it never happens in either case."""
 
 
 def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

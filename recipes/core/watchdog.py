@@ -21,7 +21,7 @@ OnNaN = Literal["stop", "skip"]
 MOST_SKIPPED = 50
 #: Updates in succession with a gradient of exactly 0: the network is cut off from its loss.
 MOST_STILL = 100
-#: Latents whose variance has grown so many times have exploded.
+#: Latents have exploded whose variance exceeds this times the larger of 1 and the variance that the run began with.
 EXPLODED = 1e4
 
 

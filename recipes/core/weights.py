@@ -26,7 +26,7 @@ _LFS = b"version https://git-lfs"
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a weights file stands for: itself, or all shards of the set that it is the index or one shard of.
+    """All files belonging to `path` (shards, if it is an index or a shard).
 
     Raises:
         UserError: a shard is missing, or an index is no such index.

@@ -287,7 +287,7 @@ def refuse_large(path: Path, name: str, size: int) -> None:
 
 
 def _refuse_escape(path: Path, member: zipfile.ZipInfo) -> None:
-    """Nothing is unpacked here; but a file with such a member was made to hurt who unpacks it.
+    """Refuse zips with path traversal or link members (malicious even though we never extract).
 
     Raises:
         UserError: a member outside the archive's folder, or a link.

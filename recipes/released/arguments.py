@@ -19,7 +19,7 @@ _OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "xstart", "start", "sam
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
 #: Other networks that grew out of DiT or beside it.
 _OTHER_MODEL = re.compile(r"LightningDiT|DDT|MDT|MaskDiT|U-?ViT|FiT|UNet", re.IGNORECASE)
-#: Arguments of discrete diffusion, and of networks that a SiT is not: true, or a number, they say so.
+#: Arguments of discrete diffusion, and of other architectures; a truthy value means "not a SiT".
 _DISCRETE = {
     *("noise_schedule", "beta_schedule", "diffusion_steps", "num_diffusion_steps", "num_diffusion_timesteps"),
     *("num_train_timesteps", "num_timesteps"),

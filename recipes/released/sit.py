@@ -199,7 +199,7 @@ def _copied(average: Found, raw: Found) -> str | None:
 
 
 def _unread_average(loaded: Any, keys: tuple[str, ...] = ()) -> str | None:
-    """The place of tensors that its name calls an average; optimizers' averages are meant by nobody."""
+    """Path of an entry that its name calls an average, but that holds no SiT; optimizer entries are ignored."""
     for key, value in loaded.items():
         place = Found((*keys, *str(key).split(".")), "", {})
         if not keys and str(key).lower().startswith("opt"):

@@ -161,7 +161,7 @@ class Run:
         return [row["text"] for row in rows] + left_out(self.notes_path, damaged)
 
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
-        """Write a checkpoint, then let go of what older ones hold too much of.
+        """Write a checkpoint, then prune older ones.
 
         Milestones stay; of the others, and of all optimizer states, the last `keep`.
         """
