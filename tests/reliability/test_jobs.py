@@ -207,6 +207,7 @@ def test_a_worker_that_is_killed_ends_the_others_in_order(one, two, tmp_path):
     assert len(list(out.rglob(".lock"))) <= 1  # the killed one's, which binds nobody
 
 
+@pytest.mark.soak  # another error of a worker: the training that explodes
 def test_a_mistake_in_a_worker_is_one_sentence(one, two, tmp_path):
     out = tmp_path / "out"
     folder = out / next(two.glob("runs/vanilla-seed4-*")).relative_to(two)
