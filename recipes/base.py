@@ -42,7 +42,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a recipe with its options is given besides the SiT. Whatever is not needed is neither loaded nor built."""
+    """Inputs a recipe requires besides the SiT; nothing else is loaded."""
 
     features: bool = False
     """An encoder's patch tokens, and projectors to them."""
@@ -51,9 +51,9 @@ class Needs:
     attention: tuple[int, ...] = ()
     """Layers of the first encoder, counted from 1, whose attention logits are wanted."""
     tokenizer: bool = False
-    """To train it: the recipe then sees images instead of cached latents."""
+    """Train the tokenizer; the recipe then receives images instead of cached latents."""
     discriminator: bool = False
-    """To train it."""
+    """Train the discriminator."""
     perceptual: bool = False
     """LPIPS, frozen."""
     across: int | None = 1
@@ -96,12 +96,12 @@ class Alignment(Objective):
 
 @dataclass(frozen=True)
 class Pass:
-    """The SiT's pass of one iteration."""
+    """Inputs and outputs of the SiT's forward pass."""
 
     latents: Tensor
     """Clean and normalised, (N, C, h, w)."""
     point: NoisyLatents
-    """What was made of them."""
+    """The noisy latents."""
     labels: Tensor
     """int64 (N,), some of them dropped."""
     out: SiTOutput
@@ -127,7 +127,7 @@ def cached_latents(step: Step) -> Tensor:
 
 
 class SiTRecipe:
-    """What every recipe that trains a SiT is made of. What one of them changes is a method of its own."""
+    """Base class of recipes; subclasses override the methods that they change."""
 
     Options: ClassVar[type[Objective]] = Objective
     averaged: Sequence[str] = ("sit",)
@@ -144,7 +144,7 @@ class SiTRecipe:
 
     @classmethod
     def changes(cls, options: Any) -> Sequence[int]:
-        """The iterations, rising, from which on it needs less or computes otherwise: here none."""
+        """Ascending iterations at which its needs or computation change; none by default."""
         return ()
 
     @classmethod
@@ -177,5 +177,5 @@ class SiTRecipe:
         return denoising, {"denoising": denoising.detach()}
 
     def extra_loss(self, seen: Pass, step: Step) -> tuple[Tensor | None, Mapping[str, Tensor]]:
-        """What a recipe adds to it, weighted, and what to log: here nothing."""
+        """Extra weighted loss and its logs; None by default."""
         return None, {}

@@ -32,7 +32,7 @@ class Contrastive(Repa):
 
     @classmethod
     def needs(cls, options: Any, number: int = 0) -> Needs:
-        """REPA's, and other images."""
+        """REPA's needs, plus a group of images."""
         return replace(super().needs(options, number), across=options.group)
 
     def denoising_loss(self, seen: Pass, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:

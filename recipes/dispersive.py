@@ -22,7 +22,7 @@ class Dispersive(Vanilla):
     """The log of the mean of exp(-distance) over all pairs of a group of images."""
 
     class Options(Objective):
-        """Its PyTorch code's; in JAX coefficient and temperature are 0.5 and the block is a quarter of the depth."""
+        """Defaults of the PyTorch release; the JAX release uses coefficient and temperature 0.5 and block depth / 4."""
 
         dispersive: float = 0.25
         block: Depth | None = None
@@ -35,7 +35,7 @@ class Dispersive(Vanilla):
 
     @classmethod
     def needs(cls, options: Any, number: int = 0) -> Needs:
-        """Other images."""
+        """Needs a group of images per loss."""
         return Needs(across=options.group)
 
     @property

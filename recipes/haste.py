@@ -18,10 +18,10 @@ from recipes.repa import Repa
 
 
 class Haste(Repa):
-    """What has stopped costs nothing: neither encoder nor projector nor logits run any more.
+    """After `stop_at` neither encoder, projector nor attention logits are computed.
 
-    In the release (eb7b1f1) all of them run on without a loss, which `run_on` does too. In both the projector then has
-    no gradient, and stands still.
+    In the release (eb7b1f1) all of them run on without a loss, which `run_on` does too. Either way, the projector gets
+    no gradient after the stop.
     """
 
     class Options(Repa.Options):
@@ -31,11 +31,11 @@ class Haste(Repa):
         """Coefficient of the attention's cross-entropy."""
         student_blocks: Annotated[tuple[Depth, ...], Field(min_length=1)] = (5, 6, 7, 8)
         encoder_layers: Annotated[tuple[Depth, ...], Field(min_length=1)] = (9, 10, 11, 12)
-        """Each beside the block at its place."""
+        """Encoder layers, paired with `student_blocks` by position."""
         stop_at: Annotated[int, Field(ge=0)] = 250_000
         """The first iteration without the two terms."""
         run_on: bool = False
-        """As released: what has no loss any more is computed all the same."""
+        """Keep computing encoder, projector and logits after the stop (as released)."""
 
     @classmethod
     def needs(cls, options: Any, number: int = 0) -> Needs:

@@ -1,4 +1,4 @@
-"""Recipes of yours: Python files that are named on the command line, and installed packages."""
+"""External recipes: --recipe-file and installed entry points."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from recipes.base import SiTRecipe
 from recipes.core.atomic import sha256_of
 from recipes.core.errors import UserError
 
-#: Files in use, for this process and those that it starts.
+#: Environment variable with the recipe files (inherited by child processes).
 VARIABLE = "REPA_BENCH_RECIPE_FILES"
 ENTRY_POINTS = "repa_bench.recipes"
 
 
 @dataclass(frozen=True)
 class OutsideRecipe:
-    """A recipe that is not of this tree."""
+    """An external recipe."""
 
     name: str
     kind: type[SiTRecipe]
@@ -40,7 +40,7 @@ class OutsideRecipe:
 
 
 def use_files(paths: Sequence[Path]) -> None:
-    """Have the recipes of these files, from now on, here and in processes that are started.
+    """Register recipe files for this process and its children.
 
     Raises:
         UserError: see `outside_recipes`.
@@ -90,7 +90,7 @@ def _of_file(path: Path) -> list[OutsideRecipe]:
 
 @lru_cache
 def _kinds(path: Path, source: str) -> tuple[type[SiTRecipe], ...]:
-    """The recipes that a file defines and does not keep to itself by a leading underscore, in its order."""
+    """Recipe classes defined in a file, without those named _X, in file order."""
     name = f"repa_bench_recipe_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{source[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -20,8 +20,8 @@ from recipes.repa import Repa
 class Reg(Repa):
     """The class token gets its own noise and the image's time; clean, it is aligned with like the patches.
 
-    On the linear path alone: the release's cosine path mixes up the images of a batch (`loss.py`, 021ea2e). Of several
-    encoders the class token of the last counts, as there.
+    On the linear path alone: the release's cosine path mixes up the images of a batch (`loss.py`, 021ea2e). With
+    several encoders, the last one's class token is used, as in the release.
     """
 
     class Options(Repa.Options):
@@ -47,7 +47,7 @@ class Reg(Repa):
         return out
 
     def class_point(self, t: Tensor, step: Step) -> NoisyLatents:
-        """The class token (N, width) on its way to its own noise."""
+        """Interpolate the class token with its own noise."""
         token = step.batch.class_tokens[-1].to(t.dtype)
         return interpolate(token, step.draws.normal_like("class noise", token), t, self.options.path)
 

@@ -50,20 +50,20 @@ class Recipe:
     kind: type[SiTRecipe]
     options: Objective
     source: str | None = None
-    """SHA-256 of its file, where that is not of this tree."""
+    """SHA-256 of the recipe's file if it is not built in, else None."""
 
     @property
     def needs(self) -> Needs:
-        """What it is given besides the SiT, at most."""
+        """Union of its needs over the whole training."""
         return self.kind.needs(self.options)
 
     @property
     def changes(self) -> Sequence[int]:
-        """The iterations from which on it needs less or computes otherwise."""
+        """Iterations at which its needs or its computation change."""
         return self.kind.changes(self.options)
 
     def needs_at(self, number: int) -> Needs:
-        """What it is given in one iteration."""
+        """Its needs in iteration `number`."""
         return self.kind.needs(self.options, number)
 
     def shape(self, sit: SiTSpec, widths: tuple[int, ...]) -> SiTSpec:

@@ -66,7 +66,7 @@ class RepaE(Repa):
 
     @classmethod
     def needs(cls, options: Any, number: int = 0) -> Needs:
-        """Everything; a network whose term has no weight is left out."""
+        """Needs everything except networks whose loss weight is 0."""
         gan, perceptual = bool(options.gan), bool(options.perceptual)
         return Needs(features=True, tokenizer=True, discriminator=gan, perceptual=perceptual)
 

@@ -29,7 +29,7 @@ LOSSES = {
 
 
 class Sra(Vanilla):
-    """The teacher sees the same image, noise and labels; it runs no block behind the one that is looked at."""
+    """The EMA teacher gets the same image, noise and labels at an earlier time, and stops after `teacher_block`."""
 
     class Options(Objective):
         """Released defaults (1723f85); for SiT-XL/2 its README has blocks 8 and 20, for B/2 the paper 3 and 8."""

@@ -27,13 +27,13 @@ from reports import table as reports_table
 from reports.pictures import Pictures
 from reports.speedup_tables import headline, interval, speedup_table
 
-#: Currencies of the first sentences.
+#: Currencies used in the summary sentences.
 SHOWN = ("iterations", "flops", "device_seconds")
 #: Folder of the figures.
 FIGURES = "figures"
-#: Rows of ten samples that a report shows of each checkpoint.
+#: Sample-grid rows shown per checkpoint.
 SHOWN_ROWS = 3
-#: What a spreadsheet takes for the beginning of a formula.
+#: Prefixes that spreadsheets interpret as formulas.
 FORMULAS = tuple("=+-@＝＋－＠")
 RESULT_COLUMNS = (
     "suite", "variant", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
@@ -121,12 +121,12 @@ def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _each(values: Iterable[str]) -> str:
-    """What records say, each once."""
+    """Join distinct values."""
     return "; and ".join(dict.fromkeys(values))
 
 
 def _csv_cell(value: object) -> object:
-    """One line, and no formula, whatever a name begins with."""
+    """One-line cell, escaped against spreadsheet formulas."""
     if not isinstance(value, str):
         return value
     line = reports_table.one_line(value)
@@ -201,7 +201,7 @@ def _latex(comparison: Comparison, made: dict[str, reports_table.Table]) -> str:
 
 
 def inline(figure: Figure, name: str) -> Markup:
-    """A figure for a page; matplotlib has escaped the labels that it drew."""
+    """Inline SVG for the page (labels are escaped by matplotlib)."""
     return Markup(figures.svg(figure, name))  # nosec B704
 
 
@@ -262,7 +262,7 @@ class Wanted:
     """Curves that are not ours."""
 
     def load(self) -> Comparison:
-        """What their records say.
+        """Load the comparison.
 
         Raises:
             UserError: see `harness.results.comparison.load`.
@@ -314,7 +314,7 @@ def build(wanted: Wanted, out: Path, formats: Sequence[str] = tuple(FORMATS)) ->
 
 
 def check(wanted: Wanted, committed: Path) -> list[str]:
-    """Files of a committed report that the records no longer give, in words.
+    """Differences between a committed report and one rebuilt from the records.
 
     Pictures are compared by their presence: other releases of matplotlib draw the same figure in other bytes.
 
@@ -336,5 +336,5 @@ def check(wanted: Wanted, committed: Path) -> list[str]:
 
 
 def _words(content: bytes) -> bytes:
-    """A page without what is drawn in it."""
+    """Page content with pictures replaced, for comparison."""
     return re.sub(rb"<svg.*?</svg>|data:image/png;base64,[\w+/=]*", b"(picture)", content, flags=re.DOTALL)

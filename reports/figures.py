@@ -67,12 +67,12 @@ def style(comparison: Comparison, variant: str) -> tuple[str, str, str]:
     return style_of(list(comparison.variants).index(variant))
 
 
-#: Ends of curves nearer than this, in FID, would have their numbers on top of each other.
+#: Minimum ratio of neighbouring end labels, to avoid overlap.
 APART = 1.06
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
-    """The last FID of every curve beside its end, none over another."""
+    """Label curve ends without overlaps."""
     lowest = 0.0
     for x, y, colour in sorted(ends, key=lambda end: end[1]):
         at = max(y, lowest * APART)
@@ -112,7 +112,7 @@ def _draw_others(axes: Axes, comparison: Comparison, currency: str) -> None:
 OTHERS = "xP*+1234d|_X8h"
 #: Currency to the words on its axis.
 AXES = {"iterations": "iterations", "flops": "FLOPs", "device_seconds": "device-seconds of training"}
-#: The two that a README shows.
+#: Default panels.
 BRIEF = ("iterations", "device_seconds")
 #: Published curves that stand beside ours, by variant: digitised, in iterations, on ImageNet alone.
 PUBLISHED = {"vanilla": "SiT", "repa": "REPA", "repa_e": "REPA-E"}
@@ -120,7 +120,7 @@ PUBLISHED_SUITE = "imagenet256"
 
 
 def _draw_published(axes: Axes, comparison: Comparison) -> None:
-    """Marks of REPA-E's Figure 1d: literature, under its own protocol, never a curve of ours."""
+    """Markers digitised from REPA-E's Figure 1d (published, own protocol)."""
     for variant, method in PUBLISHED.items():
         if variant in comparison.variants:
             colour, marker, _ = style(comparison, variant)

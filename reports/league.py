@@ -52,7 +52,7 @@ def _cell(entry: Entry, currency: str) -> str:
 
 
 def _entries(found: League) -> Table:
-    """What each recipe is, costs and proves."""
+    """Description, cost, source and parity of each recipe."""
     rows = []
     for entry in found.entries:
         p = entry.parity

@@ -29,7 +29,7 @@ class Pictures:
 
     comparison: Comparison
     notes: list[str] = field(default_factory=list)
-    """A sentence for each that was left out."""
+    """Notes on omitted pictures."""
 
     def url(self, grid: str, rows: int | None = None) -> str | None:
         """A stored grid, its first rows, as a data URL; nothing if the file is gone, or cannot be shown.

@@ -1,4 +1,4 @@
-"""Published rows for a terminal. Imports neither PyTorch nor NumPy: a list of numbers needs neither."""
+"""Table of published numbers for the CLI; avoids importing torch and NumPy (start-up time)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from baselines.published import METRICS, Row
 
-#: Metrics whose names in a table are not the files'.
+#: Column titles that differ from metric keys.
 NAMES = {"gfid": "FID", "sfid": "sFID", "is": "IS", "rfid": "rFID", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -39,5 +39,5 @@ def published_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], st
 
 
 def _number(value: float | str | None) -> str:
-    """All of its digits."""
+    """Format with up to 12 significant digits."""
     return "–" if value is None else value if isinstance(value, str) else f"{value:.12g}"

@@ -1,4 +1,4 @@
-"""The short answer: for the terminal, and as JSON."""
+"""Summary tables for the CLI and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reports.tables import alignment_table, cost_table, fid_table, guidance_tabl
 
 @dataclass(frozen=True)
 class Summary:
-    """A comparison, told briefly."""
+    """Short tables of a comparison."""
 
     comparison: Comparison
 
@@ -48,7 +48,7 @@ class CurveSummary:
     epochs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """To that FID."""
     about: tuple[tuple[str, str], ...] = ()
-    """What else the JSON says: suite and notice of our records."""
+    """Extra JSON fields (suite, notice)."""
 
     def as_dict(self) -> dict[str, Any]:
         """Every speedup, by recipe and currency."""

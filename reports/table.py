@@ -76,7 +76,7 @@ def _tex(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks, which would end a comment or a table's row, and without what a terminal obeys."""
+    """Single line with control characters escaped."""
     return visible(" ".join(text.split()))
 
 

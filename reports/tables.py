@@ -27,7 +27,7 @@ def seeds_text(count: int) -> str:
 
 
 def seeds_note(seeds: int, of: int) -> str:
-    """How many training seeds a number is of, where it is not of all."""
+    """Note on the number of seeds if fewer than all."""
     return f" ({seeds_text(seeds)})" if seeds < of else ""
 
 
@@ -82,7 +82,7 @@ def metrics_table(comparison: Comparison) -> Table:
 
 
 def guidance_table(comparison: Comparison) -> Table:
-    """What every variant's sweep chose, and what that gives under seeds that the choice never saw."""
+    """Guidance setting chosen for each variant, and its FID under fresh seeds."""
     choices = comparison.guidance()
     bases = list(dict.fromkeys(choice.chosen.base_name for choice in choices))
 

@@ -147,7 +147,7 @@ def source(name: str) -> AssetSource:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of an asset: a tokenizer's statistics and discriminator lie beside it."""
+    """The files that belong to an asset; for a `.pt` tokenizer also the statistics and discriminator beside it."""
     if path.is_file() and path.suffix == ".pt":
         beside = [path.with_name(f"{path.stem}{end}.pt") for end in ("-latents-stats", "-discriminator-ckpt")]
         return [path, *(p for p in beside if p.exists())]
@@ -178,7 +178,7 @@ def refuse_unpublished(name: str, path: Path, found: str) -> None:
     """Compare a file's hash with the one that its published address promises, if it does.
 
     Raises:
-        UserError: it is another.
+        UserError: the hashes differ.
     """
     promised = re.search(r"-([0-9a-f]{8,})\.\w+$", source(name).url or "")
     if promised and path.is_file() and not found.startswith(promised[1]):
@@ -218,10 +218,10 @@ def register(store: Store, name: str, path: Path, *, content: str | None = None,
 
 
 def find(store: Store, name: str) -> External | None:
-    """The asset of that name, if it lies on this machine.
+    """The registered asset, or None.
 
     Its files are hashed again if anybody has touched them since they were (see `recipes.core.content`): what is used is
-    what was registered, whatever its size and time say. An image set is hashed by who opens it.
+    what was registered, whatever its size and time say. Image sets are not checked here; `open_images` checks them.
 
     Raises:
         UserError: it moved, it has changed since it was registered, or its card is damaged.

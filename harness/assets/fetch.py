@@ -60,7 +60,7 @@ def fetch(store: Store, name: str, *, hub: str | None = None) -> External:
 
 
 class _HTTPSOnly(HTTPRedirectHandler):
-    """A redirect to a page without encryption is an error."""
+    """Refuses redirects to a non-HTTPS URL."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """See `urllib.request.HTTPRedirectHandler`."""

@@ -77,7 +77,7 @@ def load_network(name: str, store: Store, device: torch.device, weights: Path | 
 def extra_networks(
     outputs: Iterable[str], first: FeatureNetwork, store: Store, device: torch.device
 ) -> dict[str, FeatureNetwork]:
-    """The networks that give these of `DINOV2` and `CLEAN`, beside `first`.
+    """The additional networks that the requested outputs (`DINOV2`, `CLEAN`) need; `first` is the main network.
 
     Raises:
         UserError: a network is not on this machine, or `first` is not Inception.

@@ -1,4 +1,4 @@
-"""Tokenizers by name or by place."""
+"""Open tokenizers by asset name or by path."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from harness.scoring.image_files import write_npz
 from harness.scoring.image_sets import ImageSet, batches, open_samples
 from recipes.core.errors import UserError
 
-#: What it prints, by our names.
+#: The evaluator's labels for our metric names.
 PRINTED = {
     "is": "Inception Score",
     "fid": "FID",

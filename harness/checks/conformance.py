@@ -58,7 +58,7 @@ class Bench:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.needs = recipe, recipe.needs
         self.start = max(0, next(iter(recipe.changes), 0) - STEPS // 2)
-        """So that the steps that are tried cross the first change."""
+        """First step tried, chosen so that the tried steps cross the first change."""
 
     def networks(self, seed: int = 0) -> Networks:
         """The same for the same seed; outputs that start at zero are awake."""
@@ -75,7 +75,7 @@ class Bench:
         return Networks(sit.double(), vae, gan.double() if gan else None, perceptual)
 
     def batch(self, step: int) -> Batch:
-        """What is declared for that step, and nothing else."""
+        """A batch with only the inputs that the recipe declares for that step."""
         g, needs = torch.Generator().manual_seed(step), self.recipe.needs_at(step)
 
         def normal(*shape: int) -> Tensor:
@@ -94,7 +94,7 @@ class Bench:
         return _declared(whole, needs)
 
     def trainer(self, seed: int = 0, micro_batch: int | None = None) -> Trainer:
-        """At the start."""
+        """A fresh trainer positioned at `self.start`."""
         recipe = self.recipe.on(self.networks(seed))
         optimizers = {name: OptimizerSpec(lr=1e-3) for name in recipe.networks}
         spec = TrainSpec(seed=1, batch_size=BATCH, optimizers=optimizers, ema=EMASpec(decay=0.9))
@@ -103,14 +103,14 @@ class Bench:
         return trainer
 
     def train(self, trainer: Trainer, steps: int = STEPS) -> Trainer:
-        """To so many steps from the start."""
+        """Train until `steps` steps after `self.start`."""
         for step in range(trainer.position, self.start + steps):
             trainer.train_step(self.batch(step), KeyedDraws(1, step, torch.arange(BATCH)))
         return trainer
 
 
 def _declared(batch: Batch, needs: Needs) -> Batch:
-    """What does not belong to a recipe's needs is not there."""
+    """The batch reduced to what the recipe declares that it needs."""
     return replace(
         batch,
         images=batch.images if needs.tokenizer or needs.encoder else None,
@@ -122,7 +122,7 @@ def _declared(batch: Batch, needs: Needs) -> Batch:
 
 
 def _updates(bench: Bench) -> str:
-    """Losses are finite scalars for a network of its own, and logs are detached."""
+    """Each update has a finite scalar loss that reaches only its own network, and detached logs."""
     recipe = bench.recipe.on(bench.networks())
     if "sit" not in recipe.averaged:
         return "averaged lacks 'sit', whose average is sampled from"
@@ -162,7 +162,7 @@ def _random(bench: Bench) -> str:
 
 
 def _micro_batches(bench: Bench) -> str:
-    """A batch in parts gives what it gives in one, for parts that hold whole groups."""
+    """Accumulating micro-batches gives the same weights as one whole batch, if each micro-batch holds whole groups."""
     size = bench.needs.across or BATCH
     if bench.needs.discriminator or size >= BATCH:
         raise _SkippedError("its losses look across the global batch, which then goes through in one piece")
@@ -171,7 +171,7 @@ def _micro_batches(bench: Bench) -> str:
 
 
 def _resume(bench: Bench) -> str:
-    """What was saved and restored goes on as if nothing had happened."""
+    """A restored run continues exactly like an uninterrupted one."""
     whole, first = bench.train(bench.trainer()), bench.train(bench.trainer(), STEPS // 2)
     second = bench.trainer(seed=9)
     second.restore(

@@ -131,7 +131,7 @@ def _network(store: Store, device: torch.device, place: Path) -> tuple[Inception
 
 
 class _Pixels(torch.utils.data.Dataset[Tensor]):
-    """What torch-fidelity reads."""
+    """The images as the Dataset that torch-fidelity expects."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

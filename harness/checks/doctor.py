@@ -35,14 +35,14 @@ class AssetState:
 
 @dataclass(frozen=True)
 class Health:
-    """Everything that `repa-bench doctor` tells."""
+    """Everything that `repa-bench doctor` reports."""
 
     facts: dict[str, str]
     assets: tuple[AssetState, ...]
     made: dict[str, int]
     """Assets that suites made for themselves, in bytes."""
     faults: tuple[str, ...]
-    """What is broken, each with its remedy. An asset that is only missing is none."""
+    """What is broken, each with its remedy. A merely missing asset is not listed here."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -17,7 +17,7 @@ from recipes.models.sit import SiT, SiTOutput, SiTSpec
 from recipes.released.followups import our_state
 
 PATH_NAMES = {"linear": "linear", "Linear": "linear", "cosine": "cosine", "GVP": "cosine", "gvp": "cosine"}
-#: Settings of the releases that nobody varies.
+#: Settings that are constants here; a folder with other values is refused.
 FIXED = {"zscore_eps": 1e-6, "smooth_l1_beta": 0.05}
 
 
@@ -47,7 +47,7 @@ class Method:
         return PATH_NAMES[self.settings.get("path", "linear")]
 
     def ours(self, released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under our names, without the variance of a final layer that has one."""
+        """Tensors under our names; if the final layer also predicts a variance, that half is dropped."""
         state = our_state(released)
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             if self.halved and name in state:
@@ -59,7 +59,7 @@ class Method:
         return halves
 
     def variance_of(self, released: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """What `ours` leaves out."""
+        """The variance half of the final layer, which `ours` drops."""
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             if self.halved and name in released:
                 yield name, self._halves(released[name])[:, 1]

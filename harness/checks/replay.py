@@ -1,4 +1,4 @@
-"""Replay recorded computations of the released code and say how far ours is from them.
+"""Replays recorded outputs of the released code and reports our relative error.
 
 A folder of the golden form holds `meta.json` (sizes, logged scalars) and six safetensors files with weights, inputs
 and outputs on tiny networks; see tests/golden/README.md. Everything is computed in float64.

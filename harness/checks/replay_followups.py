@@ -54,7 +54,7 @@ class Recipe:
     kind: type[SiTRecipe]
     options: Any
     coefficients: Mapping[str, float]
-    """Coefficients of the losses that the released code logs weighted, by its names."""
+    """Loss coefficients, keyed by the released code's log names, for losses that it logs multiplied by them."""
 
 
 #: Our logs under the released names.
@@ -62,7 +62,7 @@ LOGGED = {"class_denoising": "cls_denoising", "attention": "attn_align"}
 
 
 class Watched:
-    """A recipe whose passes are looked at."""
+    """Wraps a recipe and records the inputs and outputs of its forward passes in `seen`."""
 
     def __init__(self, method: Method, recipe: SiTRecipe) -> None:
         self.method, self.recipe = method, recipe
@@ -204,7 +204,7 @@ def replay_forward(method: Method, file: str, steps: str) -> Iterator[Replayed]:
 
 
 def _losses(g: Mapping[str, Tensor], out: SiTOutput) -> dict[str, Tensor]:
-    """Losses and normalisations that a file has the inputs of."""
+    """Losses and normalisations whose inputs are in the file."""
     ours: dict[str, Tensor] = {}
     for name in g:
         if found := re.fullmatch(r"zs_normalised\.alpha([\d.]+)", name):
@@ -257,7 +257,7 @@ def replay_samples(method: Method, file: str, steps: str) -> Iterator[Replayed]:
         yield Replayed(f"{file}.{key}", relative_error(ours, g[key]), OUTPUT_BOUND)
 
 
-#: Recipe of a file of steps, by the method and the file's name without ``_steps``.
+#: Builds the Recipe for a steps file from the method and the file name without ``_steps``.
 Makes = Callable[[Method, str], Recipe]
 
 
@@ -366,7 +366,7 @@ def _method(make: Makes, folder: Folder) -> Iterator[Replayed]:
 
 
 def _muon(folder: Folder) -> Iterator[Replayed]:
-    """Matrices by RAEv2's Muon and PyTorch's, the rest by AdamW."""
+    """Compare our Muon with RAEv2's and with PyTorch's (matrices), AdamW for the rest."""
     for file in sorted(p.stem for p in folder.path.glob("*.safetensors")):
         bound = STEP_BOUND if file.endswith("float64") else HALF_PRECISION_BOUND
         g = folder.tensors(file)

@@ -57,11 +57,11 @@ def _root(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Global options."""
 
 
 def _quiet_libraries() -> None:
-    """Keep other people's start-up chatter off the terminal, and their downloads off the network."""
+    """Silence start-up warnings of libraries and keep them from downloading."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("diffusers").setLevel(logging.ERROR)

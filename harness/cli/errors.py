@@ -1,4 +1,4 @@
-"""Exit codes, and what the machine lacks in a sentence."""
+"""Exit codes, and user messages for errors of the environment (disk, memory, permissions)."""
 
 from __future__ import annotations
 

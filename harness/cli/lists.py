@@ -10,7 +10,7 @@ from typing import Any
 
 from recipes.core.errors import UserError
 
-#: Options whose several values are one text with commas between.
+#: Options that take one comma-separated text.
 JOINED = ("--metrics", "--format")
 #: Options whose values may hold commas themselves.
 UNSPLIT = ("--set",)

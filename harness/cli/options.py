@@ -1,4 +1,4 @@
-"""The options that several commands share, said once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipes.core.errors import UserError
 from recipes.core.jsons import TooDeepError, load_json
 
 MAX_SEED = 2**63 - 1
-#: How a command is asked what it does.
+#: Help flags.
 HELP = ["-h", "--help"]
 
 
@@ -44,7 +44,7 @@ CacheOption = Annotated[
 
 
 class ImportedWeights(StrEnum):
-    """What the weights of a file are, where it does not say it."""
+    """Kind of weights in a file that does not say (EMA or raw)."""
 
     ema = "ema"
     raw = "raw"
@@ -293,7 +293,7 @@ def refuse_idle(given: Mapping[str, bool], where: str) -> None:
         where: what it goes with.
 
     Raises:
-        UserError: one was.
+        UserError: at least one was given.
     """
     for flag, was in given.items():
         if was:
@@ -304,7 +304,7 @@ def refuse_idle_to_score(choices: Scored) -> None:
     """`refuse_idle`, of what `score` was not asked for.
 
     Raises:
-        UserError: see there.
+        UserError: see `refuse_idle`.
     """
     if choices.run_folder is not None:
         way = "--run"
@@ -320,13 +320,13 @@ def refuse_idle_to_score(choices: Scored) -> None:
 
 
 def flag_of(annotation: Any) -> str | None:
-    """How an annotated parameter is written on the command line; None if it has no name there."""
+    """The parameter's `--flag`, or None."""
     option = annotation.__metadata__[0]
     return next((f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")), None)
 
 
 def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
-    """Look, before hours of work, whether what is to be written can be.
+    """Check early that an output path is writable.
 
     Raises:
         UserError: it is a file where a folder is meant or the other way round, or its place is not ours to write to.

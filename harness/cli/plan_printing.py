@@ -52,7 +52,7 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
 
 
 def _amount(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three significant digits, or one decimal above 100."""
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
 
 
 def _whole(plan: Plan) -> list[str]:
-    """Lines on the time from start to report."""
+    """Lines on the total time of the whole pipeline (`plan.whole`)."""
     if plan.whole is None:
         return ["preparation, decoding, metrics and the report come on top"]
     found = plan.whole

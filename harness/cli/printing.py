@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(runs: Sequence[Path]) -> None:
-    """What the records of some folders come to, in tables."""
+    """Print the summary tables of some results folders."""
     from reports.summary import summarize
 
     print_tables(summarize(runs).text_tables())
@@ -71,7 +71,7 @@ def print_table(
 
 
 def say(text: object, style: str | None = None) -> None:
-    """A line, or several: on a terminal broken between words only, in a file not at all."""
+    """Print text, wrapped between words on a terminal, unwrapped in a file."""
     lines, space = str(text).split("\n"), _space()
     if space is not None:
         indents = [line[: len(line) - len(line.lstrip())] for line in lines]
@@ -81,17 +81,17 @@ def say(text: object, style: str | None = None) -> None:
 
 
 def _put(text: str, style: str | None = None) -> None:
-    """As it is: no mark, no colon and no number of it means anything, and nothing is cut."""
+    """Print literally: no rich markup, highlighting or cropping."""
     out_console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def _space() -> int | None:
-    """Columns that there are; None in a file or a pipe."""
+    """Terminal width, or None in a file or pipe."""
     return out_console.width if out_console.is_terminal or "COLUMNS" in os.environ else None
 
 
 def _widths(cells: Sequence[Sequence[str]], space: int | None) -> list[int] | None:
-    """Of the columns: as wide as their cells, or narrower by breaking cells between words; None if that is too wide."""
+    """Column widths that fit `space`, breaking cells between words; None if impossible."""
     columns = list(zip(*cells, strict=True))
     whole = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
     widths = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in columns]

@@ -1,4 +1,4 @@
-"""What the commands work with: a suite in a results folder, with its cache and its processes."""
+"""Build the `Session` (suite, results folder, cache, process group) from CLI options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
-    """Everything that a command works with; joins the other processes under torchrun."""
+    """Open a `Session`; joins the process group under torchrun."""
     from harness.pipeline.session import Session
     from harness.runtime.progress import Reporter
     from harness.suites import suite
@@ -60,7 +60,7 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
 
 
 def _execution(place: Place, device: str) -> Execution:
-    """How a command computes on a device, as its options say."""
+    """The `Execution` settings from the options."""
     from recipes.core.spec import Execution
 
     if not isinstance(place, Laid):

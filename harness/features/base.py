@@ -13,7 +13,7 @@ from torch import Tensor
 FEATURES = "features"
 #: Class logits for the Inception score: (N, classes).
 LOGITS = "logits"
-#: A layer that still knows where things are, for sFID: (N, S).
+#: A spatial feature layer, for sFID.
 SPATIAL = "spatial"
 #: Features of other networks, that some metrics want besides: DINOv2-L's class token, and Inception's pool_3 behind
 #: clean-fid's resizing.
@@ -37,7 +37,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads its numbers should know of its weights."""
+        """Warnings about its weights, shown with results."""
         ...
 
     def __call__(self, images: Tensor) -> Outputs:

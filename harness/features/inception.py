@@ -41,7 +41,7 @@ class Inception:
         """Build the network; `content` is the SHA-256 of the file that the state is from, `notes` what is odd of it.
 
         Raises:
-            RuntimeError, ...: the state is of another network.
+            RuntimeError, TypeError, ...: the state dict does not fit the network.
         """
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -130,10 +130,10 @@ def write_inception(folder: Path) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):  # type: ignore[misc]
-        """Its constructor wants a file; this one keeps the random weights."""
+        """Skips loading: the constructor requires a weights file, we want the random initialisation."""
 
         def load_state_dict(self, state_dict: object, *_: object, **__: object) -> None:
-            """Keep them."""
+            """Do nothing: keep the random weights."""
 
     empty = folder / "empty.pt"
     torch.save({}, empty)

@@ -1,4 +1,4 @@
-"""What can be said of images without a network: which are the same, and which show nothing."""
+"""Checks on the pixels: duplicate and single-colour images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""References in the form of ADM's: an .npz of statistics, images, or both. What is no covariance is refused."""
+"""References in the form of ADM's: an .npz of statistics, images, or both. Invalid covariances are refused."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from recipes.data.files import UNZIPPABLE
 
 #: Arrays of an ADM reference that hold statistics: (mean, covariance) of an output.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
-#: Of images, uint8 (N, H, W, 3).
+#: Name of the array that holds images, uint8 (N, H, W, 3).
 IMAGES = "arr_0"
-#: Of a covariance's largest number, differences that somebody's float32 explains.
+#: Relative tolerance (of the largest entry) for float32 rounding, e.g. asymmetry.
 TOLERANCE = 1e-6
-#: Of any network that looks at images, more than enough: a covariance of so many is half a gigabyte.
+#: Sanity limit on the feature dimension (a covariance of this size is 512 MiB).
 MOST_FEATURES = 8192
-#: Of any covariance of features.
+#: Sanity limit on covariance entries.
 MOST = 1e30
-#: Bits of a float32 that formats of 16 bits do not have.
+#: Low float32 mantissa bits that are zero in values rounded to float16.
 LOW_BITS = 0x1FFF
 
 
@@ -54,7 +54,7 @@ class AdmReference:
 
 
 def is_adm_reference(path: Path) -> bool:
-    """Whether a path is meant as one, by its name or by what the file holds."""
+    """Whether a path looks like an ADM reference (by suffix or content)."""
     if not path.is_file():
         return False
     if path.suffix.lower() in (".npz", ".zip"):  # a data set's zip may have a million names
@@ -99,7 +99,7 @@ def read_adm_reference(path: Path) -> AdmReference:
 
 
 def _refuse_large(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    """See what an array would take before it is read: a few kilobytes may say that they are gigabytes.
+    """Check the declared array size before reading (a small file can declare a huge array).
 
     Raises:
         UserError: it is of more features than any network has, or has not as many bytes as its header says.
@@ -152,7 +152,7 @@ def _moments(path: Path, mean: str, covariance: str, m: NDArray[Any], s: NDArray
 
 
 def _mistaken(mean: NDArray[Any], covariance: NDArray[Any]) -> str:
-    """What else arrays of other shapes probably are."""
+    """Hint at the likely mistake for wrong shapes."""
     if mean.ndim == 2 and covariance.ndim == 1:
         return " but look exchanged"
     if mean.ndim == 1 and covariance.shape == mean.shape:
@@ -161,7 +161,7 @@ def _mistaken(mean: NDArray[Any], covariance: NDArray[Any]) -> str:
 
 
 def _oddities(path: Path, mu: str, name: str, mean: NDArray[Any], covariance: NDArray[Any]) -> tuple[str, ...]:
-    """Statistics of a mean (D,) and a covariance (D, D), floating, that have passed."""
+    """Warnings about statistics that are valid but suspicious."""
     found = []
     if not mean.any():
         found.append(f"{path.name}: {mu} is 0 everywhere, as of features that were centred: FID is then another's.")

@@ -1,4 +1,4 @@
-"""Metrics by name: from what networks said of two sets of images to numbers, in ADM's conventions."""
+"""Compute metrics by name from the network outputs of two image sets (ADM's conventions)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from harness.metrics.manifold import Points
 from harness.metrics.statistics import Measured
 from recipes.core.errors import UserError, nearest
 
-#: Outputs of a set that was compared with its originals, image by image.
+#: Metrics that compare each image with its original.
 PAIRWISE = ("psnr", "ssim", "lpips")
-#: Fréchet distances, of whatever network.
+#: Metrics that are Fréchet distances.
 FRECHET = ("fid", "sfid", "fd", "fd_dinov2", "clean_fid")
-#: KID is an average over so many subsets, of so many images where there are as many.
+#: KID: number of subsets, and images per subset (at most).
 KID_SUBSETS, KID_SUBSET = 100, 1000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric looks at."""
+    """Which output a metric uses and what it needs."""
 
     output: str
     about: str
@@ -57,10 +57,10 @@ METRICS: dict[str, Metric] = {
 DEFAULT = ("fid", "sfid", "is", "precision", "recall")
 #: For networks other than Inception, whose Fréchet distance is no FID.
 DEFAULT_ELSEWHERE = ("fd", "precision", "recall")
-#: Only of Inception.
+#: Metrics defined only for Inception features.
 OF_INCEPTION = ("fid", "sfid", "is", "clean_fid")
 _PR, _DC = ("precision", "recall", "f_score"), ("density", "coverage")
-#: What looks at nearest neighbours.
+#: Metrics based on nearest neighbours.
 MANIFOLDS = _PR + _DC
 
 
@@ -73,7 +73,7 @@ class Rules:
     coverage_neighbours: int = 5
     """k of density and coverage (arXiv 2002.09797)."""
     manifold_size: int | None = None
-    """Rows of each set that these look at; all by default."""
+    """Number of rows used for the nearest-neighbour metrics."""
     split: int = inception_score.ADM_SPLIT
     """Images of a part of the Inception score."""
 
@@ -100,7 +100,7 @@ def kid_subset(real: int, fake: int) -> int:
 
 
 def kid_subsets(real: int, fake: int) -> int:
-    """How many: one where it is all of both sets, whatever is drawn."""
+    """Number of KID subsets; 1 if a subset would contain both sets entirely."""
     return 1 if real == fake == kid_subset(real, fake) else KID_SUBSETS
 
 
@@ -122,7 +122,7 @@ def parse(text: str | None, default: Sequence[str] = DEFAULT) -> tuple[str, ...]
 
 
 def needing_rows(wanted: Collection[str], known: Collection[str]) -> list[str]:
-    """Those of the wanted metrics that a reference with only these moments cannot serve."""
+    """Wanted metrics that need reference images, not only these moments."""
     return [
         name
         for name in wanted

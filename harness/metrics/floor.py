@@ -1,4 +1,4 @@
-"""What a Fréchet distance comes to by the number of samples alone: that of perfect ones."""
+"""Expected Fréchet distance of perfect samples (finite-sample floor)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.metrics.frechet import Moments
 
 #: Eigenvalues below this share of the largest are ignored.
 NEGLIGIBLE = 1e-10
-#: Of the logarithm over which the integral goes.
+#: Step of the integration in log k.
 STEP = 0.05
 
 
@@ -24,8 +24,8 @@ def frechet_floor(real: Moments, count: int) -> float:
     above the dimensions that is (sum_ij l_i l_j / (l_i + l_j) + tr S / 2) / 2n; here n may be anything.
     `tests/numerics/test_floor.py` compares it with drawn sets.
 
-    The moments are taken as exact: where the reference is of few images, its own errors come on top. So do tails that
-    are heavier than a Gaussian's.
+    The moments are taken as exact: where the reference is of few images, its own errors come on top.
+    Heavier-than-Gaussian tails add error too.
 
     Args:
         real: the reference.

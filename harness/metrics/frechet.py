@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.metrics.manifold import ROWS_AT_ONCE
 
-#: Of what is added up, differences below this share are float64's rounding.
+#: Relative tolerance: smaller differences count as float64 rounding.
 ROUNDING = 1e-12
 
 
@@ -95,7 +95,7 @@ class MomentSums:
 
     @classmethod
     def empty(cls, dim: int, device: torch.device | str | None = None) -> MomentSums:
-        """Of no features of `dim` numbers. Without a device, that of the first batch."""
+        """Empty sums for `dim`-dimensional features; without a device, they move to the first batch's device."""
         zeros = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         return cls(0, zeros.new_zeros(dim), zeros)
 
@@ -189,7 +189,8 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
     """FID (arXiv 1706.08500, eq. 6): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), on the device of `real`.
 
     The trace of the root is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2): no general
-    matrix square root, no complex parts. What rounding in float64 explains is 0: the distance of equal sets is 0.
+    matrix square root, no complex parts. Terms within float64 rounding are set to 0, so that equal sets have distance
+    0.
     """
     mean, covariance = fake.mean.to(real.mean.device), fake.covariance.to(real.mean.device)
     middle = real.root @ covariance @ real.root
@@ -212,7 +213,7 @@ def frechet(*, real: Moments, fake: Moments) -> FrechetResult:
 
 
 def _beyond(value: float, rounding: float) -> float:
-    """The value, or 0 where it is no larger than rounding; a negative one that is larger stays, and so does NaN."""
+    """Set |value| <= rounding to 0; keeps larger negative values and NaN."""
     return 0.0 if abs(value) <= rounding else value
 
 

@@ -18,8 +18,8 @@ class InceptionScore(NamedTuple):
     mean: float
     se: float
     """Standard error of the mean: what other samples of the same model would move it by, to first order. Per split: IS
-    x sd(KL) / sqrt(n) (errors of p(y) are second order), so an error exists even for one split. The bias of the splits'
-    size is not in it.
+    x sd(KL) / sqrt(n) (errors of p(y) are second order), so an error exists even for one split. Does not include the
+    bias from the split size.
     """
 
 

@@ -17,8 +17,9 @@ class Kid(NamedTuple):
 
     mean: float
     sd: float
-    """Over the subsets, divided by their number, as torch-fidelity does. Subsets overlap, so this over the root of
-    their number would be too small for a standard error."""
+    """Standard deviation over subsets (ddof=0, as torch-fidelity). Not usable as a standard error, because subsets
+    overlap.
+    """
     se: float
     """Standard error of the mean: what other real and generated features would move it by, to first order, and what
     other subsets would. Overestimates when the sets come from the same distribution, by about sqrt(N / subset_size)."""

@@ -135,7 +135,7 @@ class _Rows:
 
     @cached_property
     def centre(self) -> Tensor:
-        """About the mean (D,), float64, in numbers that float32 has: every view subtracts the same ones."""
+        """Centre (mean rounded to float32), so that float32 and float64 views subtract identical values."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
         for start in self.starts():
             total += self.slice(start).sum(0, dtype=torch.float64)
@@ -162,7 +162,7 @@ def _distances(a: _Rows, i: Tensor, b: _Rows, j: Tensor) -> Tensor:
 
 
 class _View:
-    """Rows as a product sees them: centred, scaled and rounded, with bounds on the squared distances it gives.
+    """Rows prepared for matrix-product distances (centred, scaled, cast), with error bounds.
 
     With u the unit roundoff and x, y centred, a product of D terms is off by at most about D u |x||y| in any order
     of summation (Higham, "Accuracy and stability of numerical algorithms", section 3.1), so a squared distance by at
@@ -257,7 +257,7 @@ def _radii(rows: _Rows, ks: Sequence[int]) -> Tensor:
 
 
 def _radii_again(view: _View, ids: Tensor, k: int, keep: int) -> Tensor:
-    """As `_radii`, of a few rows that a coarser view leaves open: from a finer one, and if need be by brute force."""
+    """Recompute `_radii` for unresolved rows with a float64 view, falling back to brute force."""
     rows, some = view.rows, torch.arange(len(ids), device=view.rows.device)
     nearest, a = _Nearest(len(ids), keep, view.low), (view.shape(view.rows.take(ids)), view.low[ids])
     for j in rows.starts():
@@ -294,7 +294,7 @@ class _Crossing:
     def inside(self, i: int, j: int, coarse: bool) -> list[tuple[Tensor, Tensor]] | None:
         """For the tile at (i, j) and each radius, whether the fake (column) is in the real's ball, and the reverse.
 
-        Nothing if it is coarse and leaves too much open.
+        None if `coarse` and too many pairs stay undecided.
         """
         rows, columns = slice(i, i + self.real.rows.side), slice(j, j + self.fake.rows.side)
         low = _lower(self.real.block(i), self.fake.block(j))

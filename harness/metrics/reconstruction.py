@@ -14,7 +14,7 @@ def psnr_each(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error)
 
 
-#: Pixels that SSIM's window reaches beyond an image.
+#: Half-width of SSIM's window.
 SSIM_BORDER = 5
 
 

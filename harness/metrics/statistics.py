@@ -1,4 +1,4 @@
-"""A set of images, reduced to what a feature network said of it, or to published statistics."""
+"""A measured image set: feature rows and/or mean and covariance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def mapped(folder: Path, like: NDArray[Any], rows: int) -> NDArray[Any]:
     """An array on the disk with rows like these, in a file without a name: nobody shares it, and nobody finds it later.
 
-    Its space is taken at once: a mapped file that finds the disk full kills its process.
+    Space is preallocated: a memmap on a full disk would raise SIGBUS.
 
     Raises:
         OSError: there is not so much.
@@ -75,11 +75,11 @@ class Measured:
         self.count = count if count is not None or known else self.rows
 
     def under(self, known: Mapping[str, Moments], digest: str) -> Measured:
-        """The same rows under statistics that somebody published of a larger set."""
+        """Same rows, but with published moments of a larger set."""
         return Measured(self._parts, known=known, folder=self._folder, digest=digest, size=self.size)
 
     def joined(self, more: Outputs) -> Measured:
-        """With more outputs of the same rows."""
+        """Copy with additional outputs for the same rows."""
         sizes = [len(next(iter(part.values()))) for part in self._parts]
         split = {name: value.split(sizes) for name, value in more.items()}
         parts = [{**part, **{name: split[name][k] for name in more}} for k, part in enumerate(self._parts)]

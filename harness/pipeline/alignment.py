@@ -26,7 +26,7 @@ COUNT, TIME, NEIGHBOURS = 1024, 0.5, 10
 
 
 def aligned_variant(session: Session, variants: Sequence[str]) -> str:
-    """A variant that has an encoder: its data and tokens serve all.
+    """A variant with an encoder; its data and encoder features are used for all variants.
 
     Raises:
         UserError: there is none among them.

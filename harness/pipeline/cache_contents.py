@@ -1,4 +1,4 @@
-"""What lies in the cache, who uses it, and how it is taken away. What a user registered is never touched."""
+"""List, verify and remove cache entries. Files registered by the user are never touched."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ WHAT = {
     "features-images": "what the feature network says of training images",
     "features-reference": "what the feature network says of the reference",
 }
-#: What this module reads itself, which is no use of a thing.
+#: Files that listing reads itself; their atime does not count as use.
 OURS = (MANIFEST, CARD)
-#: What was half written and is older has no writer any more.
+#: Unfinished files older than this count as abandoned.
 ABANDONED_SECONDS = 3600.0
 
 
@@ -59,13 +59,13 @@ class Item:
     path: Path
     """Where it lies in the cache."""
     size: int
-    """Bytes, of a registered one where its files lie."""
+    """Bytes; for a registered asset, of the files it points to."""
     used: float
     """When it was last read or written, in seconds since 1970, as far as the file system keeps that."""
     suites: tuple[str, ...] = ()
-    """Those that use it as they come, without `--set`."""
+    """Suites that use it with default settings."""
     spare: bool = False
-    """Whether no suite of this version uses it, as far as can be told, and it can be had again."""
+    """Whether it is unused by every suite and can be rebuilt or downloaded."""
     asset: External | None = None
     """Its entry in the catalogue, if it has one."""
 
@@ -80,7 +80,7 @@ def items(store: Store) -> list[Item]:
 
 
 def made_by(suite: DigitsSuite, store: Store) -> list[Path]:
-    """The suite's assets that the cache holds and that come from what it holds; manifests alone are read."""
+    """Cached asset folders of a digits suite, found by recomputing their digests from manifests."""
     data = suite.data.model_dump(mode="json")
     whole = suite.data.train + suite.data.reference
     attention = {suite.method(variant).needs.attention for variant in suite.variants} - {()}
@@ -131,7 +131,7 @@ def _below(top: Path, root: Path, suites: Collection[str]) -> Iterator[Item]:
 
 
 def _read(card: Path) -> External | None:
-    """What was remembered of an asset; nothing if that is damaged."""
+    """The registered asset from its card, or None if the card is damaged."""
     try:
         known = json.loads(card.read_text())
         return External(card.parent.name, Path(known["path"]), known["sha256"], known["size"])
@@ -209,7 +209,7 @@ def _last(file: Path) -> float:
 
 
 def choose(found: Iterable[Item], names: Iterable[str]) -> list[Item]:
-    """Those of the names, or of beginnings that no other has.
+    """Items by name or unique prefix.
 
     Raises:
         UserError: there is no such thing, or there are several.
@@ -226,7 +226,7 @@ def choose(found: Iterable[Item], names: Iterable[str]) -> list[Item]:
 
 
 def refuse_not_ours(chosen: Iterable[Item]) -> None:
-    """What is not the cache's to remove.
+    """Refuse items that we did not create.
 
     Raises:
         UserError: a thing that a user registered or linked, or that this version did not make.
@@ -258,7 +258,7 @@ def remove(store: Store, item: Item) -> None:
 def damage(item: Item) -> str | None:
     """What is wrong with a thing, after reading every byte of it; nothing if all is as it was written.
 
-    When it was last used stays as it was.
+    Access and modification times are restored.
     """
     times = {path: path.stat() for path in _files(item.path)}
     try:

@@ -1,4 +1,4 @@
-"""Runs and checkpoints to draw from, of the suite or imported."""
+"""Open runs and checkpoints (of the suite, or imported) for sampling."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def open_imported(
 
 
 def notes_of(evaluation: Evaluation) -> list[str]:
-    """What whoever reads an imported checkpoint's numbers should know of its file and its tokenizer's."""
+    """Warnings about the imported file and its tokenizer."""
     return [
         *import_notes(evaluation.run, evaluation.step),
         *(evaluation.tokenizer.notes if evaluation.tokenizer is not None else ()),

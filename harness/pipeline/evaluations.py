@@ -24,5 +24,5 @@ def evaluations_of(session: Session, prepared: Prepared, run: Run) -> list[Evalu
 
 
 def title_of(session: Session, run: Run) -> str:
-    """For people: label and training seed."""
+    """Display title."""
     return f"{session.suite.variants[run.spec.variant].label}, seed {run.spec.train.seed}"

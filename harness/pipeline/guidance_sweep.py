@@ -27,7 +27,7 @@ class Sweep:
     """What is tried, the same for every variant."""
 
     base: Protocol
-    """Solver, steps, labels and all the rest; its own guidance is left out."""
+    """Protocol whose guidance settings are replaced by the ones tried."""
     scales: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
     seeds: tuple[int, ...]

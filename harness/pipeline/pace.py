@@ -1,4 +1,4 @@
-"""How long one training step takes, whatever else the machine did meanwhile: for budgets in device-seconds.
+"""Seconds per training step on an undisturbed machine, for budgets in device-seconds.
 
 A run that had the machine to itself has logged its clock, and the median of the logged stretches is its pace. A run
 that shares the machine with others has no such stretch: its pace is measured before they start, alone and quiet.
@@ -26,9 +26,9 @@ from recipes.training.build import build_trainer
 from recipes.training.run_folder import Run
 from recipes.training.spec import TrainingInputs
 
-#: In a run's folder: the pace of a run that shares the machine.
+#: File in the run's folder with paces measured by `measure`.
 FILE = "pace.json"
-#: A quiet stretch takes so long, and has at least so many steps.
+#: Duration and minimum steps of the isolated measurement.
 QUIET_SECONDS, QUIET_STEPS = 1.5, 20
 
 
@@ -50,7 +50,7 @@ def measure(run: Run, inputs: TrainingInputs, execution: Execution, world: World
 
 
 def quiet(run: Run, step: int = 1) -> float | None:
-    """Mean seconds of the first `step` steps by the quiet stretches, one for each phase, if they were measured."""
+    """Mean seconds per step over the first `step` steps from the isolated measurement (one per phase), or None."""
     rows, _ = read_rows(run.folder / FILE, step_seconds=float)  # damaged is as good as absent: measure it again
     paces = [row["step_seconds"] for row in rows]
     if len(paces) <= len(run.spec.method.changes) or not all(0 < pace < inf for pace in paces):
@@ -84,11 +84,11 @@ class Pace:
     step_seconds: float | None
     source: PaceSource | None
     notes: list[str]
-    """Where it was disturbed, or its log damaged; of a run that shared the machine nobody can tell."""
+    """Notes on disturbances or a damaged log (unknown for runs that shared the machine)."""
 
 
 def pace_of(run: Run, step: int) -> Pace:
-    """The quiet stretch if there is one, else what the log says."""
+    """Isolated measurement if available, else from the log."""
     changes = run.spec.method.changes
     if (measured := quiet(run, step)) is not None:
         return Pace(measured, "quiet stretch", [])

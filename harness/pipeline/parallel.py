@@ -1,7 +1,7 @@
 """Several runs at a time: worker processes of this machine, each with one thread, each on one run after another.
 
-What they do lies in the runs' folders and the records, as ever; through its line a worker only asks for the next run
-and says how far it is. This module imports nothing heavy, so that a worker can say how many threads it wants before
+Results go to run folders and records as usual; the pipe (`line`) only carries requests for the next run and progress.
+This module imports nothing heavy, so that a worker can say how many threads it wants before
 PyTorch is loaded.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 #: One thread, for every library that has threads of its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-#: Of a run: training is the first half of its progress, and scoring the second.
+#: Stages per run in the progress bar: training, scoring.
 STAGES = 2
 
 
@@ -80,7 +80,7 @@ def _measure(session: Session, prepared: Prepared, runs: Mapping[tuple[str, int]
 
 @dataclass
 class _Worker:
-    """A process, as its parent sees it."""
+    """Parent-side state of a worker process."""
 
     process: SpawnProcess
     line: Connection
@@ -109,7 +109,7 @@ class _Crew:
         self._saved: list[str] = []
 
     def work(self, jobs: int) -> None:
-        """Until nothing is left.
+        """Run until the queue is empty.
 
         Raises:
             Stopped: by a signal, after the workers have saved.
@@ -148,7 +148,7 @@ class _Crew:
         self._workers[line] = _Worker(process, line)
 
     def _stop(self) -> None:
-        """Let every worker save and go."""
+        """Ask every worker to save and exit."""
         self._stopping = True
         for worker in self._workers.values():
             worker.process.terminate()
@@ -188,7 +188,7 @@ class _Crew:
             worker.line.send(worker.cell)
 
     def _gone(self, worker: _Worker) -> None:
-        """A process has ended, maybe in the middle of something."""
+        """Handle the exit of a worker, possibly during a run."""
         del self._workers[worker.line]
         worker.bar.close()
         worker.process.join()
@@ -233,7 +233,7 @@ def _live(line: Connection) -> None:
 
 
 def _follow() -> None:
-    """When our parent has died, however that happened: as if somebody had sent us SIGTERM."""
+    """Send ourselves SIGTERM when the parent process dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -258,13 +258,13 @@ def _work(line: Connection, known: dict[str, Any], variants: list[str], scored: 
 
 
 def _send(line: Connection, message: object) -> None:
-    """Without a listener, in vain: `_follow` will do what is to be done."""
+    """Send, ignoring a closed pipe (`_follow` handles the parent's death)."""
     with suppress(OSError):
         line.send(message)
 
 
 def _portable(error: Exception) -> Exception:
-    """An exception that survives the line, with its traceback in a note."""
+    """A picklable version of the exception, with traceback as note."""
     known = isinstance(error, UserError | Diverged | Stopped | OSError | MemoryError)
     sent = error if known else RuntimeError(f"{type(error).__name__}: {error}")
     sent.add_note("".join(traceback.format_exception(error)))
@@ -272,7 +272,7 @@ def _portable(error: Exception) -> Exception:
 
 
 class _Relay(Reporter):
-    """Says to the parent what a worker has to say."""
+    """Reporter of a worker: forwards messages to the parent."""
 
     def __init__(self, line: Connection) -> None:
         super().__init__(quiet=True)

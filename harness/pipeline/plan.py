@@ -1,4 +1,4 @@
-"""What a comparison will cost, before any of it is spent."""
+"""Estimates the cost of a comparison before it is run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class VariantPlan:
     training_flops: float
     """Floating-point operations of training, all seeds together."""
     sampling_flops: float
-    """Network evaluations of all protocols at all milestones, of all seeds; decoding and Inception left out."""
+    """FLOPs of all network evaluations for sampling; decoding and Inception are not counted."""
     state_bytes: int
     """Weights, gradients, moments and averages on the device; activations come on top."""
     checkpoint_bytes: int
@@ -61,11 +61,11 @@ class VariantPlan:
     """Measured on one device, if it was."""
     devices: int
     scoring_seconds: float | None = None
-    """To draw and judge the samples of all seeds, if that was rehearsed."""
+    """Seconds to sample and score all seeds, if rehearsed."""
 
     @property
     def device_hours(self) -> float:
-        """Training and scoring, on one device; of scoring the network evaluations alone where it was not rehearsed."""
+        """Hours for training and scoring on one device; without a rehearsal, scoring is network evaluations alone."""
         if self.scoring_seconds is not None:
             return (self.training_flops / self.flops_per_second + self.scoring_seconds) / 3600
         return (self.training_flops + self.sampling_flops) / self.flops_per_second / 3600
@@ -77,9 +77,9 @@ class Shows:
 
     noise: SeedNoise
     recipes: int
-    """Compared with one baseline."""
+    """Number of recipes compared with the baseline."""
     smallest: float | None
-    """Speedup that the planned seeds show with `CHANCE`; None where nothing is large enough."""
+    """Smallest speedup that the planned seeds detect with probability `CHANCE`; None if no speedup is."""
     factor: float | None
     """Speedup that was asked for."""
     seeds: int | None
@@ -90,19 +90,19 @@ class Shows:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal of a whole comparison needs to know besides."""
+    """Extra inputs of a rehearsal."""
 
     report: Callable[[Path], object]
     """Writes the report of a results folder."""
     jobs: int
     """Runs at a time."""
     start: float
-    """Seconds until a process works."""
+    """Start-up seconds of a process."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `repa-bench plan` tells."""
+    """Everything that `repa-bench plan` reports."""
 
     cells: tuple[VariantPlan, ...]
     disk: dict[str, int]
@@ -110,7 +110,7 @@ class Plan:
     missing: dict[str, str]
     """Asset to the command that brings it."""
     throughput: str
-    """Where the hours come from."""
+    """How the throughput was obtained (measured or assumed)."""
     shows: Shows | None
     """None where the suite's spread over seeds is not known."""
     whole: Whole | None
@@ -174,7 +174,7 @@ def make_plan(
 
 
 def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
-    """A probe; on the CPU, as of a quiet machine: less the time in which others had its processor."""
+    """Probe; on the CPU scaled by CPU time / wall time, as if the machine were idle."""
     wall, processor = time.perf_counter(), time.process_time()
     found = probe(spec, seconds, execution=execution, world=world)
     if world.device.type != "cpu":
@@ -198,7 +198,7 @@ def _whole(
     rehearsal: Rehearsal,
     began: tuple[float, float],
 ) -> tuple[float, Whole]:
-    """Rehearse, and multiply: the seconds in which a variant's seeds are scored, and the whole comparison.
+    """Rehearse and extrapolate; returns (scoring seconds of one variant's seeds, whole comparison).
 
     What was measured so far began at the seconds `began` of the wall clock and of the processor.
     """

@@ -39,7 +39,7 @@ class Probe:
 
 
 def random_inputs(spec: RunSpec) -> TrainingInputs:
-    """Networks with random weights in the places of the specification's frozen ones; they cost the same."""
+    """Random-weight stand-ins for the frozen networks, of the same cost."""
     joint = "vae" in spec.train.optimizers
     return TrainingInputs(
         data=random_batch(spec, 1, spec.sit.latent_size * spec.tokenizer.factor),

@@ -1,4 +1,4 @@
-"""What a whole comparison takes on this machine, of a suite that makes its own data and runs on the CPU.
+"""Estimates the duration of a whole comparison (digits suites, CPU) by running every stage briefly and scaling up.
 
 Nothing is looked up: the suite's own stages are rehearsed for a few steps, images and samples each, in a folder that is
 thrown away, and what one unit took is multiplied. Seconds are of the processor: such a suite has one thread, so they
@@ -145,7 +145,7 @@ def scoring(suite: DigitsSuite, budget: Budget, costs: Costs, *, first: bool) ->
 
 @dataclass
 class _Made:
-    """A stage of the preparation, as it was watched."""
+    """Timings of a preparation stage."""
 
     label: str
     times: list[float]
@@ -153,7 +153,7 @@ class _Made:
 
 
 class _Watch(Reporter):
-    """Says nothing, and notes when every unit of every stage was done."""
+    """Silent reporter that records the CPU time after each unit of each stage."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -183,7 +183,7 @@ def _scaled(made: _Made, suite: DigitsSuite) -> float:
 
 
 def _shortened(suite: DigitsSuite) -> DigitsSuite:
-    """The same networks with little to do."""
+    """The suite with few steps, images and samples."""
     parts = {
         name: part.model_copy(update={"training": part.training.model_copy(update={"steps": STEPS})})
         for name in ("features", "encoder", "tokenizer")

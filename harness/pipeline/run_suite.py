@@ -36,7 +36,7 @@ def grid_of(variants: Sequence[str], seeds: Sequence[int]) -> Grid:
 
 
 def refuse_second_specifications(session: Session, prepared: Prepared, grid: Grid) -> None:
-    """See before anything is trained that a results folder has one specification of each training seed of a variant.
+    """Fail early if the results folder already has scores of the same (variant, seed) with another specification.
 
     Raises:
         UserError: it has scores of another, as when its tokenizer was made again.

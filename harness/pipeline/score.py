@@ -1,4 +1,4 @@
-"""Draw, judge and record what is not scored yet."""
+"""Sample, score and record checkpoints that have no record yet."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from recipes.core.spec import digest_of
 from recipes.training.flops import flops_to
 from recipes.training.run_folder import Run, load_for_sampling
 
-#: Metrics of a record, those that the feature network has.
+#: Metrics stored in a record (if the feature network provides their output).
 RECORDED = ("fid", "sfid", "is", "precision", "recall")
 
 
 def score(session: Session, prepared: Prepared, run: Run) -> None:
-    """Score what is not scored yet."""
+    """Score a run: its missing evaluations, and its tuned tokenizer."""
     score_evaluations(session, prepared, evaluations_of(session, prepared, run), f"score {title_of(session, run)}")
     key, last, done = tokenizer_key(session, prepared, run), session.budget.milestones()[-1], session.records.keys()
     if key is not None and key not in done and session.world.main:
@@ -77,7 +77,7 @@ def score_evaluations(session: Session, prepared: Prepared, evaluations: Sequenc
 
 
 def _clear_leftovers(session: Session, scored: Sequence[Evaluation]) -> None:
-    """Shards of evaluations whose record is there: their process was killed before it cleared them."""
+    """Delete shards of evaluations that are already recorded."""
     for evaluation in scored:
         # a protocol's name may hold what is a pattern to glob, such as [0,0.7]
         for folder in (session.folder / "shards").glob(
@@ -103,11 +103,11 @@ class Outcome:
     kept: Path | None
     """The .npz of the samples, if they were to be kept."""
     shards: Shards
-    """What the network said, until the result is kept."""
+    """The feature shards, kept until the record is written."""
     more: dict[str, float] = field(default_factory=dict)
-    """Metrics that were asked for besides."""
+    """Extra metrics from --metrics."""
     dubious: list[str] = field(default_factory=list)
-    """What is odd about the samples."""
+    """Warnings about the samples."""
     few: list[str] = field(default_factory=list)
     """Warnings about metrics for which the protocol has too few samples."""
 
@@ -213,7 +213,7 @@ def score_imported(
     protocols: Sequence[Protocol],
     more: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Score a run's folder, wherever it was made. Writes no record: what the run cost is not known here.
+    """Score a run's folder, wherever it was made. Writes no record, because the cost of an imported run is unknown.
 
     Args:
         session: with the suite whose metric and reference judge it.

@@ -63,7 +63,7 @@ class Session:
         }
 
     def refuse_foreign_records(self) -> None:
-        """Results of another specification must not land in one file.
+        """Refuse a results folder with records of another suite specification.
 
         Raises:
             UserError: the folder holds some.
@@ -77,7 +77,7 @@ class Session:
                 )
 
     def note(self, text: str, variant: str | None = None, seed: int | None = None, source: str | None = None) -> None:
-        """Say, and keep among the records, that something had to be repaired. Of the main process."""
+        """Print a note and append it as a record (main process only)."""
         self.reporter.note(text, "yellow")
         peak = provenance.peak_memory_bytes()
         self.records.append(
@@ -139,7 +139,7 @@ def prepare(session: Session, variants: Sequence[str]) -> Prepared:
 
 @contextmanager
 def threads_of(session: Session) -> Iterator[None]:
-    """Compute on the CPU with the suite's number of threads, from which its numbers' last bits depend, for a while."""
+    """Context: set the suite's number of CPU threads (results depend on it in the last bits)."""
     before, wanted = torch.get_num_threads(), session.suite.threads
     if wanted is not None and session.world.device.type == "cpu" and session.world.size == 1:
         torch.set_num_threads(wanted)

@@ -1,4 +1,4 @@
-"""Tokenizers and the noise floor, measured."""
+"""Measure tokenizer quality and the noise floor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECONSTRUCTED = 2048
 
 
 def examine(session: Session, prepared: Prepared, variants: Sequence[str]) -> None:
-    """Measure the tokenizers and the noise floor, and check the gate. Only where there is something to judge by.
+    """Measure the tokenizers and the noise floor, and check the gate. Does nothing without an evaluator.
 
     Raises:
         UserError: a tokenizer's own rFID is over the suite's gate.
@@ -93,7 +93,7 @@ def measure_tokenizer(
 
 
 def _of_run(run: Run | None) -> dict[str, Any]:
-    """What a record says of the run that trained a tokenizer, if one did."""
+    """Record fields that identify the run that trained the tokenizer."""
     if run is None:
         return {"variant": None, "seed": None, "run": None}
     return {"variant": run.spec.variant, "seed": run.spec.train.seed, "run": run.spec.digest()}

@@ -1,4 +1,4 @@
-"""Train the runs of a suite, or find that they are."""
+"""Train the runs of a suite that are not trained yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipes.training.train import TrainingOptions, train_run
 
 
 def train(session: Session, prepared: Prepared, variant: str, seed: int) -> Run:
-    """Train a run to the budget, or find that it is."""
+    """Train a run up to the budget unless it already is."""
     run = open_run(session, prepared, variant, seed)
     milestones = session.budget.milestones()
     with held(run.folder, on=session.world.main), threads_of(session):
@@ -36,7 +36,7 @@ def _repair_run(session: Session, prepared: Prepared, run: Run) -> None:
 
 
 def needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
-    """Checkpoints that are missing, or that something still has to be measured of."""
+    """Steps that still have to be trained or scored."""
     milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
     found = [step for step in milestones if step not in kept]
     if prepared.evaluator is not None:
@@ -68,7 +68,7 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
 
 
 def notes_of_run(run: Run, step: int) -> list[str]:
-    """What happened to a run, up to a checkpoint, that who reads its numbers should know."""
+    """Notes for readers about a run up to `step` (e.g. skipped updates)."""
     left_out = run.clock(step).get("left_out")
     return run.notes() + ([_left_out(left_out)] if left_out else [])
 

@@ -1,4 +1,4 @@
-"""Is a record what its recipe gives? A run is trained again, from nothing, to its first scored checkpoint."""
+"""Checks reproducibility: retrains a run up to its first scored checkpoint and compares weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verified:
     equal: bool
     """Whether its weights are those that were scored, bit by bit."""
     differs: str
-    """In what the machines differ, where the weights do."""
+    """Differences between the machines, if the weights differ."""
 
 
 def verify(session: Session, variant: str) -> list[Verified]:
@@ -57,7 +57,7 @@ def verify(session: Session, variant: str) -> list[Verified]:
 
 
 def _differs(session: Session, record: ScoreRecord) -> str:
-    """What may have made other bits."""
+    """Environment differences that may explain different weights."""
     now, then = session.common()["provenance"], record.provenance
     found = [
         f"{name} {getattr(then, name)} then, {getattr(now, name)} now"

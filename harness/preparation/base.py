@@ -1,4 +1,4 @@
-"""What a suite's preparation is given, and what it gives."""
+"""Inputs (`PreparationContext`) and result (`Prepared`) of preparing a suite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recipes.models.autoencoder import Autoencoder
 from recipes.training.run_folder import Run
 from recipes.training.spec import TrainingInputs
 
-#: Reference images that an extra network looks at, at once.
+#: Batch size for extra feature networks.
 CHUNK = 64
 
 
@@ -69,13 +69,13 @@ class Prepared:
     tokenizers: Mapping[str, Autoencoder]
     """By name: those that start frozen or are tuned."""
     tokenizer_of: Callable[[str], str | None]
-    """Which of them a variant starts from; none if from scratch."""
+    """Tokenizer name of a variant; None if trained from scratch."""
     evaluator: Evaluator | None
     """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
     hashes: Mapping[str, str]
     """Content hash of each asset, by kind."""
     facts: Mapping[str, float]
-    """What was measured on the way, for people to read."""
+    """Informational measurements made during preparation."""
 
     def tokenizer(self, variant: str) -> Autoencoder | None:
         """The tokenizer that a variant starts from."""
@@ -119,7 +119,7 @@ class PreparationContext:
     data: str | None = None
     """Where raw or prepared images lie, if the user said so."""
     costed: Callable[[str], AbstractContextManager[object]] = lambda stage: nullcontext()
-    """Keeps what a stage costs."""
+    """Context manager that records the cost of a stage."""
 
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -40,7 +40,7 @@ CHUNK = 500
 
 
 class DigitsPreparation:
-    """The stages before training. Each has its own seed, so that changing one moves no other."""
+    """The stages before training. Each stage has its own seed, so changing one does not affect the others."""
 
     def __init__(self, suite: DigitsSuite, context: PreparationContext, variants: Sequence[str] = ()) -> None:
         self.suite, self.store, self.context = suite, context.store, context
@@ -160,7 +160,9 @@ class DigitsPreparation:
         return self._get("tokens", {}, ("data", "encoder"), 1, make_tokens).tensors["tokens"]
 
     def _seen(self, data: Batch, needs: Needs) -> Batch:
-        """The training data with what else the encoder says of them: all of it is cached, so that no pass is online."""
+        """Training data plus the encoder outputs that `needs` asks for, from the cache (the encoder never runs during
+        training).
+        """
         images = data.images
         assert images is not None
 

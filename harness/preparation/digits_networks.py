@@ -103,7 +103,7 @@ class TokenEncoder(nn.Module):
         return x, seen
 
     def loss(self, images: Tensor, labels: Tensor, masked: Tensor) -> Tensor:
-        """Class from the mean token, pixels of the hidden patches from their tokens."""
+        """Classification loss on the mean token plus masked-patch reconstruction loss."""
         tokens = self(images, masked)
         patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         error: Tensor = (self.paint(tokens) - patches).square().mean(-1)
@@ -112,7 +112,7 @@ class TokenEncoder(nn.Module):
         return F.cross_entropy(self.classify(tokens.mean(1)), labels) + painting
 
 
-#: Modules of the trunk up to its third ReLU, and the channels there that sFID looks at (as many as of Inception's).
+#: Trunk depth (third ReLU) and number of channels used for sFID.
 SPATIAL_DEPTH, SPATIAL_CHANNELS = 9, 7
 
 
@@ -147,7 +147,7 @@ class FeatureClassifier(nn.Module):
         return features, self.classify(features), spatial
 
     def loss(self, images: Tensor, labels: Tensor, poses: Tensor) -> Tensor:
-        """Class, and pose with colours."""
+        """Classification loss plus pose/colour regression loss."""
         features, logits, _ = self(images)
         classes = F.cross_entropy(logits, labels, label_smoothing=0.05)
         return classes + F.mse_loss(self.pose(features), poses)
@@ -170,7 +170,9 @@ class DigitsFeatures:
 
 
 def corrupt(images: Tensor, draws: KeyedDraws) -> Tensor:
-    """A third each: untouched, blurred, down-and-up sampled; each with noise, all of random strength."""
+    """Random corruption: one third each untouched / blurred / down- and upsampled, blended by a random strength, plus
+    noise.
+    """
     choice = draws.uniform("corruption").to(images.dtype)[:, None, None, None]
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     small = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)

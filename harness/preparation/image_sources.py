@@ -20,9 +20,9 @@ _SYNSET = re.compile(r"n\d{8}")
 _HUB_NAME = re.compile(r"(n\d{8})(_\d+)_\1(\.\w+)")
 
 
-#: What parts of a data set are called.
+#: Folder names that denote splits.
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-#: Files that say the labels of a data set's images.
+#: Suffixes of files that may hold labels.
 TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")
 
 
@@ -46,11 +46,11 @@ class ImageSource(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the source is left out or odd, in sentences."""
+        """Warnings about skipped or unusual files."""
         ...
 
     def state(self) -> State | None:
-        """Of the files, to see that none was touched; None where there are none of its own."""
+        """File state for change detection; None if the source has no local files."""
         ...
 
     def part(self, rows: range) -> Self:
@@ -162,8 +162,7 @@ def open_source(source: str) -> ImageSource:
 
 
 def _refuse_others(path: Path) -> None:
-    """Refuse a folder that is none of classes and holds no data set. Of pictures in folders of folders nobody can tell
-    which of the folders are classes.
+    """Explain why a folder without class folders and without a dataset is refused (nested folders are ambiguous).
 
     Raises:
         UserError: it holds no files that say the labels of images.
@@ -189,7 +188,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _class_folders(root: Path) -> list[str]:
-    """The folders with images in them, 2 before 10; only those named like synsets if there are such."""
+    """Class folders in natural order; if any is named like a synset, only those."""
     folders = sorted((p.name for p in root.iterdir() if p.is_dir() and not is_junk(p.name)), key=natural)
     return [name for name in folders if _SYNSET.fullmatch(name)] or [n for n in folders if _has_images(root / n)]
 
@@ -224,8 +223,8 @@ def _folder_source(root: Path, classes: Sequence[str]) -> FolderSource:
 
 
 def _own_cache(path: Path) -> str | None:
-    """Where what `datasets` converts of files on this machine is kept: it knows them by path and time of change alone,
-    which rsync and tar set back.
+    """Own cache folder for `datasets`: its default key (path and mtime) is not reliable, as rsync and tar restore
+    mtimes.
     """
     import datasets
 

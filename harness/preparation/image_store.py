@@ -66,7 +66,7 @@ def _kept(state: State | None) -> str:
 
 
 def _refuse_changed(out: Path, shard: int, source: ImageSource) -> None:
-    """See that a finished shard is still of this source: files may be replaced under the same names.
+    """Check that the source files of a finished shard have not changed.
 
     Raises:
         UserError: they were.
@@ -318,7 +318,7 @@ def _run(out: Path, source: ImageSource, plan: StorePlan, shards: Sequence[int],
 
 
 def _end_with_parent() -> None:
-    """In a worker: a preparation that was killed outright must not go on in its workers."""
+    """Pool initializer: exit when the parent process dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -65,7 +65,7 @@ class Preparation:
         self._images: Images | None = None
 
     def run(self) -> Prepared:
-        """In order of need; what is missing is named before anything is computed."""
+        """Runs the stages in dependency order; missing assets are reported before any computation."""
         if self.suite.stand_ins and self.world.main:
             stand_ins.make(self.suite, self.store)
         self.world.barrier()
@@ -301,7 +301,9 @@ class Preparation:
         return Evaluator(network, reference, images, some, self._lpips())
 
     def _lpips(self) -> Distance | None:
-        """LPIPS as documented, whatever the training loss feeds it; if its network is on this machine."""
+        """The LPIPS metric with documented [0, 1] inputs (the training loss may use another range); None if VGG16 is
+        not registered.
+        """
         found = catalogue.find(self.store, "vgg16")
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""Preparation by suite: the one place that knows which needs what."""
+"""Dispatches a suite to its preparation class."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def make(suite: ImagenetSuite, store: Store) -> None:
-    """Write and register what is not there yet. Equal suites get equal files."""
+    """Create and register missing stand-ins, deterministically."""
     makers: dict[str, Callable[[Path], Path]] = {
         "sd-vae": lambda folder: _tokenizer(suite, folder),
         "vgg16": _vgg16,

@@ -1,4 +1,4 @@
-"""Which code it is that runs: a commit where it lies in our own repository, and a hash wherever it lies."""
+"""Identifies the running code: git commit (in our own checkout) and a hash of the package files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: What `pyproject.toml` puts into a wheel.
 PACKAGES = ("baselines", "harness", "recipes", "reports")
-#: What of them decides a number or a page.
+#: File types included in the hash.
 SUFFIXES = (".py", ".yaml", ".html")
 
 

@@ -19,13 +19,13 @@ from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 FILE = "records.jsonl"
-#: Who writes to it has this, beside it.
+#: Lock file beside it, held while writing.
 LOCK = f".{FILE}.lock"
 #: Damaged lines are moved to this file.
 DAMAGED_FILE = "records.damaged.jsonl"
 #: A line's own digest, beside its fields.
 CHECK = "check"
-#: Of a SHA-256 in hex.
+#: Length of a hex SHA-256.
 DIGEST_LENGTH = 64
 
 
@@ -103,7 +103,7 @@ class RecordFile:
 
     def append(self, record: AnyRecord) -> None:
         """Append one record under a lock, and flush it to the disk, unless its key is there: another process was
-        faster. A torn last line is cut off first, and what a full disk cuts short is taken back.
+        faster. An incomplete last line is truncated first; if the disk is full, the partial write is undone.
         """
         fields = record.model_dump(mode="json")
         line = json.dumps(fields | {CHECK: digest_of(fields)}, sort_keys=True, allow_nan=False) + "\n"
@@ -160,7 +160,7 @@ class RecordFile:
         return [line for line, gone in lines if gone]
 
     def _alone(self) -> AbstractContextManager[None]:
-        """While nobody else writes to the file."""
+        """Hold the write lock."""
         return alone(self.folder / LOCK)
 
     def _sound_keys(self) -> set[tuple[object, ...]]:

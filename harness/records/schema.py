@@ -16,7 +16,7 @@ class _Base(Spec):
     suite: str
     suite_digest: str
     notice: str
-    """What the suite is not: printed wherever its numbers are."""
+    """Disclaimer shown with the suite's numbers."""
     provenance: Provenance
 
 
@@ -30,7 +30,7 @@ class Metrics(Spec):
     precision: Fraction
     recall: Fraction
     sfid: float | None = None
-    """Where the feature network has a layer for it."""
+    """None if the feature network has no spatial layer."""
     accuracy: Fraction | None
     """Fraction of the samples that the feature network gives the label they were asked for, if it knows the labels."""
 
@@ -44,7 +44,7 @@ class ScoreRecord(_Base):
     kind: Literal["score"] = "score"
     variant: str
     label: str
-    """The variant's name for people."""
+    """Display name."""
     about: str
     recipe: str
     source: str | None = None
@@ -59,7 +59,7 @@ class ScoreRecord(_Base):
     images: Annotated[int, Field(ge=1)]
     flops: Annotated[int, Field(ge=1)]
     changes: list[int] = []
-    """Steps before this one from which on the recipe costs otherwise, as where a term stops."""
+    """Steps so far at which the cost per step changed (e.g. a loss term stopped)."""
     train_seconds: Positive
     """Wall-clock seconds of training, evaluation and checkpoints left out."""
     device_seconds: Positive
@@ -183,7 +183,7 @@ class StageRecord(_Base):
     variant: str | None = None
     seed: int | None = None
     source: str | None = None
-    """SHA-256 of a recipe's file from here on, in a note that it has changed."""
+    """New SHA-256 of the recipe file, in a note that the file changed."""
     seconds: float
     peak_memory_bytes: int
     facts: dict[str, float] = {}
@@ -191,7 +191,7 @@ class StageRecord(_Base):
     """What had to be repaired: then the stage is `NOTE`."""
 
     def key(self) -> tuple[object, ...]:
-        """Stages repeat: each entry stands for itself."""
+        """Unique per entry, as stages repeat."""
         return (self.kind, self.stage, self.variant, self.seed, self.provenance.created)
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on claims, never in stronger words than their evidence.
+"""Judges claims of the paper by published numbers and by runs; three levels of evidence have different verdict words.
 
 - published points: what was printed is ``consistent`` with a claim, ``inconsistent``, or leaves it ``open``. It proves
   nothing: most of it comes from the claim's own authors.
@@ -7,7 +7,7 @@
 - measured at scale: ``confirmed``, ``refuted``, or ``inconclusive``. Needs the suite, protocol, steps and seeds that
   the claim states.
 
-A suite is known by the digest of its specification, a claim's protocol by all of its fields: names prove nothing.
+Suites are matched by digest and protocols field by field, not by name.
 Recipes are compared by the rule of `harness.results.confidence`, at 95 %: each claim is a question of its own.
 """
 
@@ -36,9 +36,9 @@ Answer = Literal["yes", "no", "open"]
 #: seeds, which move FID 3.2 times less (arXiv 2606.20536).
 TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1))
 SAMPLING_TOLERANCE = math.expm1(NOISE["imagenet256"].half(1, 1) / 3.2)
-#: Suites that stand for the papers'. Others that no claim names, such as the smoke suites, are no evidence.
+#: Small suites that count as proxy evidence; smoke suites do not.
 PROXIES = ("digits",)
-#: Digests that a suite's specification had in earlier versions, which spelled the same otherwise.
+#: Older digests of the same, unchanged suite specification.
 UNCHANGED = {"digits": ("63cd5ae0ff13fc8cd40be29ded864cbfb8205a758641c69b849030d03c55792b",)}
 #: A collapse: latents with less than this share of the variance or of the effective rank that they began with.
 COLLAPSED = 0.5
@@ -61,7 +61,7 @@ class Judgement:
     """Its name in the ledger, or the suite."""
     verdict: str
     numbers: str
-    """What the verdict is made of."""
+    """The numbers behind the verdict, as text."""
     sources: tuple[str, ...]
     """Published rows, or the digests of runs."""
     accepted: str | None
@@ -184,7 +184,7 @@ def _published_speedup(rule: SpeedupRule, evidence: Evidence) -> _Finding:
 
 
 def _at_scale(claim: Claim, comparison: Comparison) -> _Finding | None:
-    """What runs of the claim's own suite say, up to the step that it is about; nothing where they do not bear on it."""
+    """Judge a claim by runs of its own suite up to its step; None if they are irrelevant."""
     needs, wanted = claim.needs, find_protocol(claim.needs.protocol)
     within = replace(
         comparison,
@@ -297,7 +297,7 @@ def _measured_value(rule: ValueRule, claim: Claim, comparison: Comparison) -> _F
 
 
 def _order(variants: Sequence[str], claim: Claim, comparison: Comparison) -> _Finding | None:
-    """Each against the next by FID at equal steps."""
+    """Compare consecutive variants by FID at equal steps."""
     answers: list[Answer] = []
     lacks, told = "", [variants[0]]
     for recipe, baseline in pairwise(variants):

@@ -1,4 +1,4 @@
-"""From records to a comparison: curves, finals and speedups over seeds. Reports only lay it out."""
+"""Builds a Comparison from records: curves, final scores, speedups. Reports only format it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PRETRAINING = "prepare tokenizer"
 
 @lru_cache
 def built_in(suite: str) -> AnySuite | None:
-    """A suite of ours as it comes; a large one takes a second to make."""
+    """A built-in suite with default settings (cached: construction takes a second)."""
     return SUITES[suite]() if suite in SUITES else None
 
 
@@ -42,9 +42,9 @@ class GuidanceChoice:
     tried: tuple[tuple[Protocol, Spread], ...]
     """Every setting with its FID, over training seeds and the generation seeds to choose by; no guidance first."""
     chosen: Protocol
-    """The setting with the lowest."""
+    """The setting with the lowest FID."""
     reported: Spread | None
-    """FID of the choice under generation seeds that it was not made by."""
+    """FID of the chosen setting under fresh generation seeds."""
     unguided: Spread | None
     """FID without guidance under the same."""
     runs: tuple[str, ...]
@@ -58,13 +58,13 @@ class GuidanceChoice:
 
     @property
     def best(self) -> Spread:
-        """FID of the choice under the seeds that it was made by: too low."""
+        """FID of the chosen setting under the search seeds (biased low)."""
         return next(fid for p, fid in self.tried if p == self.chosen)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the records of some results folders say."""
+    """Records of one or more results folders, merged and indexed."""
 
     folders: tuple[Path, ...]
     scores: tuple[ScoreRecord, ...]
@@ -82,7 +82,7 @@ class Comparison:
     others: tuple[Observation, ...] = ()
     """Curves that are not ours, from a table."""
     contradictions: tuple[str, ...] = ()
-    """What folders say differently of one thing, a sentence each."""
+    """Contradictions between folders, as sentences."""
 
     @cached_property
     def variants(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Comparison:
 
     @cached_property
     def curve_digest(self) -> str:
-        """The protocol that the curves are drawn under: the one scored at the most checkpoints, however often each."""
+        """Digest of the curve protocol: the one with scores at the most checkpoints."""
         checkpoints: dict[str, set[tuple[str, int]]] = {}
         for r in self.scores:
             checkpoints.setdefault(r.protocol_digest, set()).add((self.training(r), r.step))
@@ -231,7 +231,7 @@ class Comparison:
         return GuidanceChoice(variant, label, tuple(tried), chosen, reported(chosen), reported(tried[0][0]), runs)
 
     def training(self, r: ScoreRecord) -> str:
-        """What tells trainings of one specification apart."""
+        """Id of the training that a score belongs to."""
         return self.trainings.get((r.run, r.weights_hash), r.run)
 
     @cached_property
@@ -269,7 +269,7 @@ class Comparison:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the numbers dubious, a sentence each."""
+        """Warnings about the numbers."""
         made = self._pretraining
         if len(made) < 2:
             return self.contradictions
@@ -317,7 +317,7 @@ class Comparison:
         return replace(found, notes=notes, warnings=(*self.warnings, *found.warnings))
 
     def _disturbed(self, variants: Collection[str]) -> list[str]:
-        """Where a run had not the machine to itself, in words."""
+        """Notes on runs that shared the machine."""
         runs = {self.training(r): r for r in self.scores if r.variant in variants}
         found = [
             f"{self.variants[r.variant]}, seed {r.seed}: {told}; the median counts"
@@ -362,7 +362,7 @@ def _same_setting(result: Protocol, tried: Protocol) -> bool:
 def _selected(
     found: Sequence[tuple[Path, AnyRecord]], selection: Selection, baseline: str
 ) -> list[tuple[Path, AnyRecord]]:
-    """The records that are compared, looked at before anything is computed of them.
+    """Filter and validate the records.
 
     Raises:
         UserError: see `load`.

@@ -9,12 +9,12 @@ The rule, whose error rates in simulation stand in docs/speedups.md:
 - Where the recipe has no checkpoint, nothing is tested, and the interval is open.
 - ``better`` and ``worse`` are the test at s = 1, with its own error: FID at equal budget, the largest up to B that all
   training seeds have, and at least B / 2. It needs no crossing, so that a target that is never reached cannot pass for
-  certainty. Where it and the interval differ about 1, the test decides.
+  certainty. If test and interval disagree on whether 1 is excluded, the test decides.
 - Nothing is tested far from a checkpoint: a chord lies above a curve that flattens. Where the curves cross there, the
   interval is at least the bracket of the checkpoints around it.
 - Numbers that were rounded carry their rounding, and training seeds that agree to the last digit say nothing.
-- Equal training seeds on both sides are paired. Of others, those that both have are paired with themselves and the rest
-  in order; what one side has more is left out. With none in common and unequal numbers it is Scheffé's test, exact for
+- Equal training seeds on both sides are paired. Otherwise shared seeds are paired, the rest are paired in order, and
+  surplus seeds of one side are dropped. With none in common and unequal numbers it is Scheffé's test, exact for
   any noise (Annals of Mathematical Statistics 14, 1943), and with four or more on each side Welch's: more powerful.
 - Of several recipes against one baseline, Holm's step-down keeps the chance of any false verdict at 5 %.
 """
@@ -42,14 +42,14 @@ LEVEL = 0.95
 WELCH = 4
 #: Power that a plan aims at, and the most training seeds that it looks at.
 CHANCE, MOST = 0.8, 1000
-#: Standard error of what does not vary at all.
+#: Floor for standard errors.
 LEAST = 1e-12
-#: Standard deviation of log FID over training seeds that are copies.
+#: Seeds whose log FID varies less than this count as copies.
 ALIKE = 1e-9
 #: Log FID is interpolated where the product of the log distances to both checkpoints is at most that in the middle of
 #: a doubling of the budget.
 NEAR = (math.log(2) / 2) ** 2
-#: A verdict is made at this fraction of the baseline's budget or more.
+#: Smallest fraction of the baseline's budget at which a verdict may be made.
 LEAST_SHARE = 0.5
 #: An interval, None at an end that nothing bounds.
 Interval = tuple[float | None, float | None]
@@ -99,13 +99,13 @@ class LogCurve:
         return np.interp(budgets, self.budgets, self.fids)
 
     def around(self, budget: float) -> tuple[float, float]:
-        """Log budgets of the checkpoints before and behind it; itself, where there is none."""
+        """Log budgets of the neighbouring checkpoints (or `budget` itself beyond the ends)."""
         k = int(np.searchsorted(self.budgets, budget))
         before = self.budgets[k - 1] if k else budget
         return float(before), float(self.budgets[k] if k < len(self.budgets) else budget)
 
     def near(self, budget: float) -> bool:
-        """Whether it was scored near enough for the chord to say the FID; see `NEAR`."""
+        """Whether checkpoints are close enough for interpolation."""
         before, behind = self.around(budget)
         inside = self.budgets[0] - 1e-9 <= budget <= self.budgets[-1] + 1e-9
         return bool(inside) and (budget - before) * (behind - budget) <= NEAR + 1e-12
@@ -113,14 +113,14 @@ class LogCurve:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Its training seeds, (m,), where the comparison is made."""
+    """The baseline's seeds at the point of comparison, arrays of shape (m,)."""
 
     budgets: Array
     """Log budgets."""
     fids: Array
     """Log FIDs there."""
     curves: Sequence[LogCurve]
-    """To where the comparison is made, or further."""
+    """Full curves, at least up to the point of comparison."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ class Inference:
     p: float | None
     """Of the test at equal budget, two-sided, for this recipe alone; None where there is none."""
     ahead: bool
-    """Which way that test points."""
+    """Whether the recipe's FID is lower in that test."""
     method: Method
     share: float = 1.0
-    """Fraction of the baseline's budget at which that is."""
+    """Fraction of the baseline's budget at which the test is made."""
     untested: str = ""
     """Why there is no test."""
 
@@ -234,7 +234,7 @@ class _Differences:
         return ours and all(c.near(b - shift) for b, c in zip(self.base.budgets, self.base.curves, strict=True))
 
     def around(self, u: float) -> tuple[float, float]:
-        """The factors that the checkpoints around it stand for, of all the recipe's seeds."""
+        """Speedup factors of the checkpoints enclosing u, over all seeds."""
         pairs = list(zip(self.budgets, self.curves, strict=True))
         return (
             math.exp(min(b - curve.around(b - u)[1] for b, curve in pairs)),
@@ -319,7 +319,9 @@ def _with_test(interval: Interval, at: float, p: float, sooner: bool) -> Interva
 
 
 def _crossing(knots: Array, mean: Array) -> float:
-    """Where the mean goes from below 0 to above it, from the largest budget on; else the end that is nearest."""
+    """First sign change of the mean from negative to positive, scanning from the largest budget; otherwise the nearest
+    end.
+    """
     below = np.flatnonzero(mean < 0)
     if not len(below):
         return float(knots[0])
@@ -381,7 +383,7 @@ class SeedNoise:
 
 
 def power(factor: float, seeds: int, noise: SeedNoise, recipes: int = 1) -> float:
-    """Chance that a speedup gets its verdict by the rule, from paired seeds that are otherwise independent.
+    """Power: probability that a true speedup is found, for paired, otherwise independent seeds.
 
     Args:
         factor: the true speedup, above 1.

@@ -1,4 +1,4 @@
-"""Curves of FID that others made, from a table."""
+"""Read external FID curves from CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.results.curves import BUDGETS, WITH_TOKENIZER, Observation
 from recipes.core.errors import UserError, nearest, visible
 
-#: Columns with what training the tokenizer beforehand cost, in the same currencies.
+#: Columns with the cost of tokenizer pretraining.
 PRETRAINING = {f"tokenizer_{name}": name for name in BUDGETS if name != "step"}
 REQUIRED = ("recipe", "step", "fid")
 #: Columns that may be left out: everything is of one seed then.
@@ -23,13 +23,13 @@ SEEDS = ("seed", "generation_seed")
 KNOWN = (*REQUIRED, *SEEDS, *(name for name in BUDGETS if name != "step"), *PRETRAINING)
 #: Columns whose numbers are whole.
 WHOLE = ("step", "images", "tokenizer_images")
-#: As `--seeds` has it.
+#: Same limit as for --seeds.
 MAX_SEED = 2**63 - 1
-#: What separates cells, the likeliest first.
+#: Supported separators, most likely first.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-#: No table of curves is larger.
+#: Size limit.
 MOST_BYTES = 2**28
-#: How a file begins that is no text.
+#: Magic bytes of binary formats.
 OTHERS = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip or xlsx", b"\xd0\xcf\x11\xe0": "xls", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "Parquet",
@@ -42,7 +42,7 @@ MARKS = {
 #: What `float` takes besides (underscores, other scripts' digits, words) is a mistake in a table.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 INTEGER = re.compile(r"\d+", re.ASCII)
-#: Four hundred, or four hundred thousand.
+#: Ambiguous: 400.000 may be a decimal or use a thousands separator.
 THOUSANDS = re.compile(r"\d{1,3}\.\d{3}", re.ASCII)
 
 
@@ -211,7 +211,7 @@ def _number(table: _Table, line: int, name: str, text: str) -> float:
 
 
 def _seed(table: _Table, line: int, name: str, text: str) -> int:
-    """Exactly: 64 bits are more than a float holds."""
+    """Parse exactly as int: 64-bit seeds do not fit a float."""
     whole = text.removesuffix(".0")  # as a column is saved that has a gap somewhere
     if not INTEGER.fullmatch(whole) or int(whole) > (MAX_SEED if whole == text else 2**53):
         raise table.wrong(f"{name} is '{text}', not a whole number from 0 to {MAX_SEED}.", line)
@@ -219,12 +219,12 @@ def _seed(table: _Table, line: int, name: str, text: str) -> int:
 
 
 def _seen(name: str) -> str:
-    """What an eye sees of a name, capitals and spaces left out."""
+    """Visible form of a name (casefolded, no spaces or format characters) to detect near-duplicates."""
     return "".join(c for c in name.casefold() if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
 def _refuse_clashes(table: _Table, found: Mapping[int, Observation]) -> None:
-    """One row of a kind; one cost of a checkpoint; and recipes that differ in more than capitals."""
+    """Refuse duplicate rows, contradicting costs, and recipe names that look alike."""
     seen: set[tuple[object, ...]] = set()
     costs: dict[tuple[object, ...], dict[str, float]] = {}
     names: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Curves of FID against budget, ours or anybody's, and what they say of speedups over training seeds."""
+"""Speedups over training seeds from FID curves (ours or external)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipes.core.errors import UserError, nearest
 #: Columns of a table that count a budget, and the currency that each is.
 BUDGETS = {"step": "iterations", "images": "images", "flops": "flops", "device_seconds": "device_seconds"}
 CURRENCIES = tuple(BUDGETS.values())
-#: What a currency is called where people read it.
+#: Display names of currencies.
 TITLES = {
     "iterations": "iterations",
     "images": "images",
@@ -29,7 +29,7 @@ TITLES = {
 #: What each is called, and its column, where pre-training of the tokenizer is counted.
 WITH_TOKENIZER = {currency: f"{currency}+tokenizer" for currency in CURRENCIES}
 _PLAIN = {counted: currency for currency, counted in WITH_TOKENIZER.items()}
-#: So much above its lowest, a baseline's last FID is an odd target.
+#: Warn if the baseline's last FID exceeds its lowest by this factor.
 RISES = 1.05
 
 
@@ -56,10 +56,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of some curves is compared; everything by default."""
+    """Filter on recipes, seeds and steps."""
 
     recipes: tuple[str, ...] = ()
-    """And the baseline, always."""
+    """Empty: all. The baseline is always included."""
     seeds: tuple[int, ...] = ()
     until: int | None = None
     """The last step that counts."""
@@ -73,7 +73,7 @@ class Selection:
         )
 
     def refuse_absent(self, recipes: Iterable[str], seeds: Iterable[int], steps: Iterable[int]) -> None:
-        """Nothing is left out in silence because of a mistyped name.
+        """Refuse names that match nothing.
 
         Raises:
             UserError: it names what is not there.
@@ -106,7 +106,7 @@ def refuse_lost(baseline: str, before: Collection[str], after: Collection[str]) 
     """A selection that leaves nothing of the baseline leaves nothing to compare with.
 
     Raises:
-        UserError: that is so.
+        UserError: the selection leaves no checkpoint of the baseline.
     """
     if baseline in before and baseline not in after:
         raise UserError(f"--seeds and --until leave no checkpoint of the baseline '{baseline}'; choose others.")
@@ -157,7 +157,7 @@ class Speedups:
     """FID of the baseline there: geometric mean over its training seeds."""
     found: tuple[RecipeSpeedup, ...]
     notes: tuple[str, ...]
-    """What a reader should know of the seeds, a sentence each."""
+    """Notes about seeds, as sentences."""
     warnings: tuple[str, ...] = ()
     """What makes the numbers dubious."""
 
@@ -287,7 +287,7 @@ class _Seeds:
 
     observations: Sequence[Observation]
     kept: Panel
-    """In iterations: those that are compared."""
+    """Curves (in iterations) of the seeds that are compared."""
     left_out: Mapping[int, tuple[int, int]]
     """First and last steps of the others."""
 
@@ -307,7 +307,7 @@ class _Seeds:
 
     @property
     def end(self) -> float:
-        """The last step that all of those reach."""
+        """Last step common to the kept seeds."""
         return float(min(curve[-1].step for curve in self.kept.values()))
 
     def panel(self, currency: str) -> Panel:
@@ -316,13 +316,13 @@ class _Seeds:
         return {seed: curve for seed, curve in curves.items() if seed in self.kept}
 
     def notes(self, name: str, end: float, noise: SeedNoise | None) -> list[str]:
-        """What a reader should know of them."""
+        """Notes about these seeds."""
         trainings = {seed: len({o.training for o in self.observations if o.seed == seed}) for seed in self.kept}
         return [f"{name}: {note}" for note in seed_notes(self.kept, self.left_out, trainings, end, noise)]
 
 
 def _rises(name: str, curve: Curve, end: float) -> list[str]:
-    """Whether the target is higher than what the baseline had before."""
+    """Warning if the baseline's FID was clearly lower before the target step."""
     at = {step: fid for step, fid in curve if step <= end * (1 + 1e-9)}  # means of logs are not exact
     best = min(at, key=lambda step: at[step])
     if at[max(at)] <= RISES * at[best]:
@@ -342,7 +342,7 @@ def _step_of(baseline: str, curves: Sequence[Sequence[Point]], target: float) ->
 
 
 def _families(found: Sequence[RecipeSpeedup]) -> list[RecipeSpeedup]:
-    """Verdicts: in each currency, all recipes with two training seeds or more are one family."""
+    """Apply Holm's correction per currency over all recipes with at least two seeds."""
     out = []
     for s in found:
         family = [f for f in found if f.currency == s.currency and f.estimate.p is not None]

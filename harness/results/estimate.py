@@ -1,4 +1,4 @@
-"""The speedup of one recipe over training seeds: its point, its interval and what they are made of."""
+"""Point estimate and confidence interval of one recipe's speedup."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Estimate:
     point: Speedup
     """Speedup of the curves averaged over training seeds."""
     interval: Interval
-    """95 %, of this recipe alone; None at an open end, and at both where it is not known."""
+    """95 %, of this recipe alone; None at an unbounded end; (None, None) if unknown."""
     by_seed: dict[int, Speedup]
-    """Speedup of each training seed that both have, against the baseline's same seed."""
+    """Per-seed speedups, for shared seeds."""
     seeds: int
     """Number of training seeds of the recipe."""
     baseline_seeds: int
     evidence: str
     """What the interval is made of."""
     p: float | None = None
-    """Of FID at equal budget, two-sided, of this recipe alone; None without two training seeds."""
+    """Two-sided p of the FID difference at equal budget (uncorrected); None with fewer than two seeds."""
     ahead: bool = False
     """Whether its FID is the lower one in that test."""
     share: float = 1.0
     """Fraction of the baseline's budget at which that test is."""
     untested: str = ""
-    """Why two training seeds or more have no test."""
+    """Reason for a missing test despite two or more seeds."""
     p_family: float | None = None
     """The same, with every recipe of the family counted."""
     verdict: Verdict | None = None
@@ -100,7 +100,7 @@ def _logs(curve: Sequence[Point]) -> LogCurve:
 
 
 def _rounding(fids: Sequence[float], at: float) -> float:
-    """Standard deviation of log FID by rounding, of numbers that all have few decimals; 0 of others."""
+    """Std of the rounding error in log FID if all FIDs have at most 4 decimals, else 0."""
     values = np.array(fids)
     for decimals in range(5):
         if np.abs(values - values.round(decimals)).max() < 1e-9:
@@ -109,7 +109,7 @@ def _rounding(fids: Sequence[float], at: float) -> float:
 
 
 def _holding(interval: Interval, point: Speedup) -> Interval:
-    """The interval with the point: budgets that differ between seeds are averaged in another order for each."""
+    """Extend the interval to contain the point estimate (both average budgets differently)."""
     (low, high), value = interval, point.loglog
     if value is None:
         return interval
@@ -119,7 +119,9 @@ def _holding(interval: Interval, point: Speedup) -> Interval:
 def _single(
     budget: float, target: float, curve: Sequence[tuple[float, float]], noise: SeedNoise | None, seeds: int, others: int
 ) -> tuple[Interval, str]:
-    """The speedup at targets that are off by as much as so few training seeds may be, and what that is made of."""
+    """Interval for a single seed: speedups at target*exp(+-half), from the suite's known seed noise; plus an
+    explanation.
+    """
     if noise is None:
         return (None, None), "a single training seed, and how far FID spreads over seeds here is not known: no interval"
     half = noise.half(seeds, others)

@@ -20,9 +20,9 @@ from harness.results.speedup import Spread, crossing
 from recipes.recipe_files import outside_recipes
 from recipes.registry import RECIPES
 
-#: Training seeds that the rules want of the baseline, and of every other recipe.
+#: Required training seeds for the baseline / for entries.
 BASELINE_SEEDS, ENTRY_SEEDS = 5, 3
-#: Level at which a result is faster than the reruns of its reference allow, one-sided.
+#: One-sided significance level for flagging suspiciously fast results.
 SUSPICION = 0.001
 
 

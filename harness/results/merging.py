@@ -14,15 +14,15 @@ from harness.results.run_folders import name_of
 from harness.sampling.protocol import difference
 from recipes.core.errors import UserError
 
-#: A number that was measured again is the same to within this; the weights were the same, kernels may differ.
+#: Relative tolerance for repeated measurements of the same weights.
 SAME = 1e-6
-#: As far apart as two sample sets of one checkpoint may be: more is a contradiction.
+#: Larger relative differences are contradictions.
 NEAR = 1e-2
 Measurement = TypeVar("Measurement", TokenizerRecord, FloorRecord, AlignmentRecord)
 
 
 def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
-    """Only numbers that compare may stand in one table.
+    """Refuse records of different suites or protocols.
 
     Raises:
         UserError: they are of two suites, or of two protocols under one name.
@@ -57,7 +57,7 @@ def latest_sources(records: Iterable[AnyRecord]) -> dict[str, str]:
 def of_latest_sources(
     found: Sequence[tuple[Path, AnyRecord]],
 ) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
-    """Without what an earlier version of a recipe's file gave, and a sentence for each variant that lost something."""
+    """Drop records of older recipe-file versions; returns (records, notes)."""
     scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
     latest = latest_sources([r for _, r in found])
     old = {r.run: r for r in scores if r.source != latest[r.variant]}
@@ -114,7 +114,7 @@ def trainings(scores: Sequence[tuple[Path, ScoreRecord]]) -> dict[tuple[str, str
 
 
 def _differs(first: Mapping[str, float], second: Mapping[str, float], most: float) -> str | None:
-    """The name of the first number that differs by more than a share."""
+    """Name of the first value that differs by more than `most` (relative), or None."""
     both = [name for name in first if name in second]
     return next((n for n in both if not math.isclose(first[n], second[n], rel_tol=most, abs_tol=most)), None)
 
@@ -127,7 +127,7 @@ def _numbers(record: object) -> dict[str, float]:
 
 
 def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[ScoreRecord, ...], list[str]]:
-    """Each measurement of some weights once, as the first folder has it, and what is to be said of the others.
+    """Deduplicate scores (the first folder wins); returns (scores, notes).
 
     Raises:
         UserError: two folders contradict each other.

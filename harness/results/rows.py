@@ -1,4 +1,4 @@
-"""The rows of a report's tables, finished but for how numbers are written: mean and deviation over training seeds."""
+"""Rows of the report's tables, before number formatting."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CurveRow:
 
 
 def floor_of(comparison: Comparison, like: ScoreRecord) -> float | None:
-    """FID of as many real images as a score's samples, against as many; nothing where it was not measured."""
+    """Noise floor with the same n_fake and n_real as `like`, or None."""
     return next((f.fid for f in comparison.floors if (f.n_fake, f.n_real) == (like.n_fake, like.n_real)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a results folder holds, run by run, and how one is taken away without losing it."""
+"""List the runs of a results folder and move runs to its trash."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from recipes.core.atomic import write_text
 from recipes.core.errors import UserError, nearest
 from recipes.training.run_folder import Run
 
-#: Where runs go that were taken away, inside their results folder.
+#: Trash folder inside a results folder.
 TRASH = "trash"
 #: Folders of a results folder that hold something of each run, under its name.
 PLACES = ("runs", "samples", "shards", "reconstructions")
-#: How far below a folder results are looked for, and how many of them are named.
+#: Search depth and number of results folders named in messages.
 DEPTH, SHOWN = 3, 8
 
 
@@ -37,7 +37,7 @@ class Entry:
     kept: tuple[int, ...]
     """Steps with a checkpoint on this disk."""
     scored: tuple[int, ...]
-    """Steps with a score that counts."""
+    """Scored steps (without searches)."""
     size: int
     """Size of its folder, in bytes."""
     notes: tuple[str, ...]
@@ -59,7 +59,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def instead(folder: Path) -> str:
-    """What to do where a folder was taken for a results folder and is none: the end of a sentence."""
+    """Advice (sentence end) for a folder that is not a results folder."""
     makes = f"`repa-bench run --out {shlex.quote(str(folder))}` makes"
     if folder.exists() and not folder.is_dir():
         return "it is a file: name the results folder that it lies in"
@@ -136,7 +136,7 @@ def _entry(folder: Path, name: str, scores: list[ScoreRecord]) -> Entry:
 
 
 def _belonging(place: Path, name: str, known: Sequence[str]) -> list[Path]:
-    """What lies in one of `PLACES` under a run's name, alone or followed by a dash; not what is another run's."""
+    """Files in `place` that belong to run `name` (NAME or NAME-*), excluding those of runs with a longer name."""
     others = [other for other in known if other != name]
     found = sorted(place.iterdir()) if place.is_dir() else []
     mine = [p for p in found if p.name == name or (place.name != "runs" and p.name.startswith(f"{name}-"))]

@@ -1,4 +1,4 @@
-"""What a reader should know of training seeds: who is left out, what is interpolated, whose noise is unusual."""
+"""Notes on training seeds: excluded seeds, interpolated steps, unusual noise."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def verdict_notes(found: Mapping[str, Estimate]) -> list[str]:
 
 
 def _unusual(curves: Panel, end: float, noise: SeedNoise | None) -> list[str]:
-    """Whether training seeds are alike to the last digit, or spread otherwise than on the suite as it was measured."""
+    """Note if seeds are identical or their spread differs from the suite's known noise."""
     step = min(end, *(float(curve[-1].step) for curve in curves.values()))
     if len(curves) < 2 or step < max(curve[0].step for curve in curves.values()):
         return []

@@ -1,4 +1,4 @@
-"""How much sooner one curve of FID reaches another's, and the average of several: arithmetic without a verdict.
+"""Speedup of one FID curve over another, and averaging of curves; no statistics here (see confidence.py).
 
 A curve that is not monotone crosses a target at the first checkpoint from which it stays at or below it, up to the last
 one that reaches it. Whether worse checkpoints follow that one is said (`sustained`). A target that is not reached gives
@@ -21,7 +21,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a curve comes down to a target for good."""
+    """Where a curve crosses a target."""
 
     before: float | None
     """Budget of the last checkpoint above the target before; none if the first one is at or below it already."""
@@ -64,9 +64,9 @@ class Speedup:
 
     target: float
     low: float | None
-    """By the first checkpoint at or below the target: needs no interpolation. None if not reached."""
+    """Lower bound, from the first checkpoint at or below the target. None if not reached."""
     high: float | None
-    """By the last checkpoint above it; none where there is no such bound."""
+    """Upper bound, from the last checkpoint above the target; None if there is none."""
     loglog: float | None
     linear: float | None
     bound: float | None

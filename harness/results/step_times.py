@@ -1,4 +1,4 @@
-"""The time of one training step, from a clock that was read now and then: robust against what else the machine did."""
+"""Robust estimate of seconds per step from occasionally logged clock times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Stretch:
 
 
 def _stretches(steps: Sequence[int], seconds: Sequence[float]) -> list[_Stretch]:
-    """Between logged steps. The first, in which kernels are compiled and caches are cold, only if it is the most."""
+    """Between logged steps. The first stretch (warm-up) is dropped unless it covers more than half of the run."""
     marks = [(0, 0.0), *zip(steps, seconds, strict=True)]
     found = [_Stretch(a, b, until - since) for (a, since), (b, until) in pairwise(marks) if b > a]
     return found if found and 2 * found[0].last > found[-1].last else found[1:]
@@ -74,7 +74,7 @@ def disturbances(steps: Sequence[int], seconds: Sequence[float]) -> list[str]:
 def odd_paces(paces: Mapping[int, float]) -> list[str]:
     """Training seeds of one recipe whose steps took over `DISTURBED` times as long as their median, or were so quick.
 
-    One of two cannot be told from the other: then both are named.
+    With two seeds it is unclear which is odd, so both are named.
 
     Args:
         paces: seconds of a step, by training seed.

@@ -1,4 +1,4 @@
-"""A console on which names, paths and cells are text, whatever is in them."""
+"""A rich console that prints all text literally (no markup, no emoji, control characters escaped)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from recipes.core.errors import visible
 
 
 class PlainConsole(Console):
-    """Brackets and colons mean nothing, and what a terminal would obey is spelt out."""
+    """No markup or emoji codes; control characters are escaped."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed comes by here, alone or in a table."""
+        """Called for every printed string."""
         return super().render_str(visible(text), **options)

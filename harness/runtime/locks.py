@@ -1,4 +1,4 @@
-"""One process at a time works on a run's folder; who comes second is told who was first."""
+"""File locks: one process at a time works in a folder; a second one gets an error that names the first."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from recipes.core.jsons import load_json
 
 FILE = ".lock"
 _HOST = socket.gethostname()
-#: A holder says so often that it lives, for machines that share a disk but not their locks.
+#: Heartbeat interval, for machines that share a disk whose file system does not share locks.
 BEAT_SECONDS = 20.0
-#: A holder on another machine that was silent for so long is dead.
+#: A holder on another machine without heartbeat for this long counts as dead.
 SILENT_SECONDS = 120.0
-#: Between two looks at a lock that somebody else holds, where the file system cannot wake us.
+#: Polling interval where flock cannot block.
 POLL_SECONDS = 0.02
 #: What a file system says that has no locks.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -88,10 +88,10 @@ class _Lock:
     path: Path
     file: BinaryIO
     claim: Path | None
-    """Where the file system has no locks: the file that only one process could make."""
+    """Fallback for file systems without flock: a file created with O_EXCL."""
 
     def sign(self) -> None:
-        """Say in it whose it is."""
+        """Write pid and host into the lock file."""
         self.file.truncate(0)
         self.file.write(_signature())
         self.file.flush()
@@ -141,7 +141,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _silence(path: Path) -> float:
-    """Seconds since the holder of a lock file said that it lives."""
+    """Seconds since the last heartbeat."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -23,7 +23,7 @@ LINE_EVERY_SECONDS = 15.0
 
 
 class Reporter:
-    """Where the harness says what it is doing."""
+    """Prints notes and progress bars."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         """With `quiet`, nothing is said: one of several processes speaks for all."""
@@ -47,7 +47,7 @@ class Reporter:
 
     @contextmanager
     def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
-        """A `stage` that leaves nothing behind."""
+        """Progress bar without a final line."""
         with self.together() as bars:
             if bars is None:
                 yield self._lines(label, total, start)
@@ -58,7 +58,7 @@ class Reporter:
 
     @contextmanager
     def together(self) -> Iterator[Progress | None]:
-        """One display for all bars of a while; none where there is no terminal."""
+        """Share one live display among nested bars; yields None without a terminal."""
         if self._display is not None or not self.console.is_terminal or self.quiet:
             yield self._display
             return

@@ -1,4 +1,4 @@
-"""What schedulers send before they take the machine away, and Ctrl-C."""
+"""Handling of SIGTERM, SIGUSR1 (schedulers) and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-#: What a shell says of a process that SIGTERM ended; schedulers requeue it.
+#: Exit code of a process ended by SIGTERM (128 + 15); schedulers requeue it.
 TERMINATED = 143
 OVER = b"\nstopped by a signal; what was finished is kept, and the same command continues\n"
 AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
@@ -18,7 +18,7 @@ AGAIN = b"\nfinishing this step, then saving; Ctrl-C again stops at once\n"
 
 @contextmanager
 def _received(numbers: Iterable[int], receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let `receive` have these signals for a while."""
+    """Context: handle these signals with `receive`."""
     before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield
@@ -29,7 +29,7 @@ def _received(numbers: Iterable[int], receive: Callable[[int, FrameType | None],
 
 @contextmanager
 def requeued() -> Iterator[None]:
-    """Outside training too, SIGTERM and SIGUSR1 let go of locks and end the process with `TERMINATED`."""
+    """Context: SIGTERM and SIGUSR1 raise SystemExit(TERMINATED), so that locks are released."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         os.write(2, OVER)
@@ -43,8 +43,8 @@ def requeued() -> Iterator[None]:
 def deferred() -> Iterator[Callable[[], int]]:
     """Hold SIGTERM, SIGUSR1 and the first Ctrl-C back; yields a function that says which has come, 0 if none.
 
-    A second Ctrl-C is not held back. Afterwards signals act as before. One that came too late to be noticed is
-    delivered then.
+    A second Ctrl-C is not held back. Afterwards signals act as before. A signal received but never polled is re-raised
+    on exit.
     """
     came: list[int] = []
     noticed = 0

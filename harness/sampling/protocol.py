@@ -31,14 +31,14 @@ class Protocol(Spec):
     last_step: Fraction = LAST_SDE_TIME
     """Time at which the SDE's last step begins; the ODE solvers do not look at it."""
     correct_last_step: bool = False
-    """Heun's method corrects its last step too, by the drift at t = 0, as SiT does; in REPA it is Euler's."""
+    """Apply Heun's correction also to the last step (SiT); otherwise the last step is Euler's (REPA)."""
     guidance_scale: NotNegative = 1.0
     guidance_low: Fraction = 0.0
     guidance_high: Fraction = 1.0
     guidance_class_scale: NotNegative | None = None
-    """Of REG's class token, which 0 leaves unguided; None: as of the image."""
+    """Guidance scale of REG's class token: 0 = unguided, None = same as the image."""
     guidance_channels: Count | None = None
-    """Guidance acts on so many of the first latent channels, in SiT's release 3; None: on all, as REPA and REPA-E."""
+    """Guide only the first N latent channels (SiT's release: 3); None: all (REPA, REPA-E)."""
     labels: LabelRule = "balanced"
     """``balanced``: every class as often, to within one, in an order that the generation seed draws; ``uniform``: a
     random draw for each index."""
@@ -53,7 +53,7 @@ class Protocol(Spec):
     neighbours: Annotated[int, Field(ge=1, le=1000)] = 3
     """k of precision and recall."""
     manifold_size: Annotated[int, Field(ge=2, le=2**31)]
-    """Reference images, and generated images, that precision and recall look at."""
+    """Number of reference and of generated images used for precision and recall."""
 
     @property
     def label(self) -> str:
@@ -93,7 +93,7 @@ class Protocol(Spec):
         return super().left_out() | ({"guidance_channels", "correct_last_step"} - self.as_sit.keys())
 
     def guided(self, scale: float, low: float = 0.0, high: float = 1.0) -> Protocol:
-        """The same under other guidance, and named so."""
+        """Copy with other guidance settings and a matching name."""
         changes = {
             "name": self.name + _guided_suffix(scale, low, high),
             "guidance_scale": scale,
@@ -110,7 +110,7 @@ class Protocol(Spec):
 
     @property
     def base_digest(self) -> str:
-        """Of everything but its name and guidance: what a sweep of guidance settings has in common."""
+        """Digest without name and guidance; equal for all settings of a sweep."""
         neutral = {"name": "", "guidance_scale": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
         return self.model_copy(update=neutral).digest()
 
@@ -181,7 +181,7 @@ def _built_in() -> dict[str, Protocol]:
         _released("repa-e-v3-cfg-e2e-vavae", "balanced", (2.4, 0.0, 0.73)),
         _variant("sit-sde250", v1, **sit),
         _variant("sit-sde250-cfg", v1, **sit, version=2, guidance_scale=1.5),  # before 2, all channels were guided
-        # Heun's method with 250 evaluations where SiT's paper names its ODE solver; its code's default is adaptive.
+        # SiT's paper uses Heun with 250 NFE; the default of its code is an adaptive solver.
         _variant("sit-heun125", v1, **sit, version=2, solver="ode_heun", steps=125, correct_last_step=True),
         # Headlines of the recipes that followed. REPA's line draws labels at random and truncates.
         _released("reg-sde250-cfg", "uniform", (2.3, 0.0, 0.85), guidance_class_scale=2.3),

@@ -22,8 +22,9 @@ def sample_labels(protocol: Protocol, generation_seed: int, indices: Tensor, num
     """The class of each sample, int64, (N,), on the device of `indices`.
 
     Balanced labels are a list of `protocol.samples` in which every class is as often, to within one, permuted by the
-    generation seed as the release permutes its 50 of each class. Which classes have one more, or, of fewer samples than
-    classes, are there at all, the seed draws too. Any prefix of the list is a random part of it, and is not balanced;
+    generation seed as the release permutes its 50 of each class. The seed also decides which classes get the extra
+    sample (or appear at all, if there are fewer samples than classes). Any prefix of the list is a random part of it,
+    and is not balanced;
     beyond its end the list begins again, so that any number of whole lists is balanced.
 
     Raises:
@@ -60,7 +61,7 @@ def to_uint8(images: Tensor, rule: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A checkpoint that is ready to draw from."""
+    """Networks needed to sample a checkpoint."""
 
     sit: SiT
     tokenizer: Autoencoder

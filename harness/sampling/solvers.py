@@ -34,7 +34,7 @@ class Guidance:
     low: float = 0.0
     high: float = 1.0
     channels: int | None = field(default=None, kw_only=True)
-    """Of the state: so many of the first are guided, the others follow the conditional drift; None: all are guided."""
+    """Guide only the first `channels` channels; the rest follow the conditional drift. None: guide all."""
     class_scale: float | None = field(default=None, kw_only=True)
     """Scale for a class token (REG): 0 is the conditional drift; None: as for the image."""
 
@@ -191,7 +191,7 @@ class _States:
         return x[:, :size].unflatten(1, self.shape), x[:, size:]
 
     def row(self, image: Tensor, token: Tensor | None) -> Tensor:
-        """The two as one."""
+        """Inverse of `parts`: one row per sample."""
         return image if token is None else torch.cat((image.flatten(1), token), dim=1)
 
     def velocity(self, sit: SiT, precision: Precision, x: Tensor, t: float, y: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class _States:
         return self.row(guidance.combine(image, none), both)
 
     def noise(self, noise: StepNoise, class_noise: StepNoise | None, k: int, x: Tensor) -> Tensor:
-        """Noise of a step for both."""
+        """Step noise for image and class token, as one row."""
         image, token = self.parts(x)
         return self.row(noise(k, image), None if token is None or class_noise is None else class_noise(k, token))
 

@@ -20,7 +20,7 @@ from recipes.data.decoding import array_header
 from recipes.data.files import LABELS, MOST_BYTES, UNZIPPABLE
 
 ADM = "arr_0.npy"
-#: Bytes of an array in Fortran order, whose images are spread over the whole file, and so held in memory.
+#: Size limit for Fortran-ordered arrays, which must be loaded into memory.
 MOST_IN_MEMORY = 2**31
 _AT_ONCE = 2**20
 _MAGIC = b"\x93NUMPY"
@@ -77,7 +77,7 @@ def _is_images(header: Header) -> bool:
 
 
 def _as_bytes(dtype: np.dtype[Any]) -> str:
-    """What to do with numbers that are no uint8."""
+    """Advice for converting a non-uint8 array."""
     if dtype.hasobject:
         return "it holds a pickle, which is never loaded: save np.stack(list(x))"
     if dtype.kind == "f":
@@ -90,7 +90,7 @@ def _as_bytes(dtype: np.dtype[Any]) -> str:
 
 
 def _remedy(header: Header) -> str:
-    """What to do with an array that is nearly images."""
+    """Advice for arrays with the wrong shape or dtype."""
     shape, _, dtype = header
     if dtype != np.uint8:
         return _as_bytes(dtype)
@@ -165,7 +165,7 @@ class NpzImages:
             return archive.open(self._member)
 
     def _refuse_torn(self) -> None:
-        """See that the array has as many bytes as its header says."""
+        """Refuse truncated arrays."""
         with self._open() as file:
             array_header(file)
             self._offset = file.tell()
@@ -223,7 +223,7 @@ class NpzImages:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def _stream(self, start: int, count: int) -> bytes:
-        """Bytes of the array. What is passed over is read too: `zipfile` checks no CRC of what was sought in."""
+        """Bytes of the array. Skipped bytes are read, because zipfile verifies CRCs only when reading sequentially."""
         with self._lock:
             try:
                 if self._file is None or self._at > start:

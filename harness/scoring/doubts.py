@@ -1,4 +1,4 @@
-"""What makes a set of images, or how many there are of them, dubious: said beside a number, which does not show it."""
+"""Warnings about suspicious image sets or too few images, shown beside the metrics."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from harness.features.pixels import FLAT, HASH, ORIGINAL, of_a_set
 from harness.metrics.evaluate import FRECHET, KID_SUBSET, MANIFOLDS, METRICS, PAIRWISE, Rules, kid_subset
 from harness.metrics.statistics import Measured
 
-#: Fewer images than these, ADM's of a reference, leave the balls of nearest neighbours large.
+#: Warn below this number of images for precision/recall (ADM's reference has 10,000).
 MANIFOLD_IMAGES = 10_000
-#: Eigenvalues of which this share is the largest are nothing, whatever wrote the statistics.
+#: Relative threshold below which eigenvalues count as 0.
 NEGLIGIBLE = 1e-10
-#: Fraction of the dimensions that a covariance of enough images has as its rank, somebody's float32 allowed for.
+#: A covariance with rank below this fraction of the dimensions is suspicious.
 FULL = 0.95
 #: Rounding leaves about 1e-12 of the eigenvalues negative; a covariance that is none leaves more.
 NEGATIVE_MASS = 1e-6
-#: Times by which the features of two sets of images may differ in variance, and in the length of their mean.
+#: Factors of variance / mean norm above which two feature sets look incompatible.
 SPREAD, LENGTH = 100, 5
 #: Width and height.
 Size = tuple[int, int] | None
 
 
 def of_sets(wanted: Sequence[str], fake: Measured, real: Measured, *, rebuilt: bool) -> list[str]:
-    """Of samples and their reference; those that are rebuilt from the reference's own may equal them."""
+    """Warnings about samples vs. reference; with `rebuilt` (reconstructions) exact copies are allowed."""
     found = of_a_set(about, "samples") if (about := fake.rows_of(HASH, FLAT)) else []
     found += of_a_set(about, "reference images") if (about := real.rows_of(HASH, FLAT)) else []
     hashes = fake.rows_of(HASH).get(HASH)
@@ -54,7 +54,7 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def of_numbers(wanted: Sequence[str], real: Measured, fake: Measured, rules: Rules) -> list[str]:
-    """Fewer images than a metric's features, subsets or splits want."""
+    """Warnings about metrics with too few images."""
     distances = [name for name in wanted if name in FRECHET]
     found = _of_widths(distances, real, fake) + _of_scales(distances, real, fake)
     if "kid" in wanted and (size := kid_subset(real.rows, fake.rows)) < KID_SUBSET:

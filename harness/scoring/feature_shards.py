@@ -1,7 +1,6 @@
 """What a feature network said of a set of images, kept in shards: ranges of indices that appear whole or not at all.
 
-A shard is the same whoever makes it, so processes share them, an interrupted set continues at the first that is
-missing, and none is made twice.
+Shards are deterministic; processes share them and interrupted work resumes at the first missing one.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Shards:
         return self.folder / f"{indices.start:07d}"
 
     def missing(self, ranges: Sequence[range], key: str | None = None) -> tuple[list[range], list[str]]:
-        """Those that are not finished. One that is damaged, or another's, is removed.
+        """Ranges without a finished shard; damaged or foreign shards are removed.
 
         Args:
             ranges: of `ranges`.

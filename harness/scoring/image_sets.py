@@ -42,12 +42,12 @@ class ImageSet(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the set. May read it once, as `identity`."""
+        """Warnings about the set. May read all files (like `identity`)."""
         ...
 
     @property
     def identity(self) -> str:
-        """Digest of its bytes, whatever their place and time: a file that was replaced is another set."""
+        """Content digest, independent of path and mtime."""
         ...
 
     @property
@@ -82,7 +82,7 @@ def batches(images: ImageSet, size: int) -> Iterator[Tensor]:
 
 
 def _instead(files: Files) -> str:
-    """What to do with files of which none is a picture."""
+    """Advice for a source without images."""
     plain = [name for name in files.names if not is_junk(name)]
     if left_out(files):
         return f"write PNGs. {left_out(files)[0]}"
@@ -162,7 +162,7 @@ class NamedImages:
 
 
 class FolderImages(NamedImages):
-    """Image files of a folder and what is below it."""
+    """Image files of a folder, recursively."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(FolderFiles(folder))
@@ -178,7 +178,7 @@ class PreparedImages:
 
     @cached_property
     def identity(self) -> str:
-        """The set's own content hash, of which its files are seen to be."""
+        """The set's content hash, after verifying its files against it."""
         self._images.verify()
         return self._images.content
 
@@ -240,10 +240,10 @@ def _open_file(path: Path, flag: str) -> ImageSet:
 
 
 def open_samples(path: Path, *, flag: str) -> ImageSet:
-    """Recognise a set of images by what it is.
+    """Open a set of images, detecting its format.
 
     Raises:
-        UserError: it is none; `flag` is named.
+        UserError: unknown format; the message names `flag`.
     """
     if not path.exists():
         raise UserError(f"{flag} {path}: there is no such file or folder.")

@@ -1,4 +1,4 @@
-"""Images beside their originals: what a tokenizer loses, image by image."""
+"""Pairwise comparison of images with their originals (PSNR, SSIM, LPIPS), and tokenizer reconstructions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def _bare(stems: Sequence[str]) -> list[str]:
-    """Stems without what all begin and end with; the numbers stay whole."""
+    """Strip the common prefix and suffix of all stems, without splitting numbers."""
     head = os.path.commonprefix(list(stems)).rstrip("0123456789")  # noqa: RUF071 (characters are meant)
     rest = [stem[len(head) :] for stem in stems]
     tail = os.path.commonprefix([stem[::-1] for stem in rest])[::-1].lstrip("0123456789")  # noqa: RUF071
@@ -35,7 +35,7 @@ def _bare(stems: Sequence[str]) -> list[str]:
 
 
 def _keys(names: Sequence[str]) -> Iterator[list[Hashable]]:
-    """What names may be known by, from the strictest: all, path, last part, the same without what all share."""
+    """Matching keys from strict to loose: full name, path+stem, stem, stem without common prefix/suffix."""
     whole = [unicodedata.normalize("NFC", name) for name in names]
     yield [*whole]
     parts = [PurePosixPath(name) for name in whole]
@@ -46,7 +46,7 @@ def _keys(names: Sequence[str]) -> Iterator[list[Hashable]]:
 
 
 def paired_by_name(names: Sequence[str], originals: Sequence[str]) -> list[int]:
-    """For each image the original of that name: equal stems, numbers as numbers, common beginnings and ends taken off.
+    """Index of the matching original for each image (strictest key that matches all).
 
     Raises:
         UserError: they are not of the same names; the first that differ are named.
@@ -113,7 +113,7 @@ class Beside:
 
 
 def _refuse_unsure(names: Sequence[str]) -> None:
-    """Files beside an array go by position, which is known where text and numbers sort alike."""
+    """Files are paired with an array by position; refuse names whose text order and numeric order differ."""
     for one, other in zip(names, sorted(names, key=natural), strict=True):
         if one != other:
             raise UserError(
@@ -124,7 +124,7 @@ def _refuse_unsure(names: Sequence[str]) -> None:
 
 
 class Reconstructed:
-    """What a tokenizer makes of a set of images, from their posterior means."""
+    """An ImageSet with a tokenizer's reconstructions."""
 
     warnings: tuple[str, ...] = ()
 
@@ -158,7 +158,7 @@ class Reconstructed:
         )
 
 
-#: Why a tokenizer gives what is no number.
+#: Error text: cause and remedy when a tokenizer produces NaN.
 DAMAGED = (
     "the tokenizer's weights are damaged, have diverged, or are too large for their number format; take an earlier "
     "checkpoint, or fetch or train the tokenizer again"
@@ -188,7 +188,7 @@ def decoded(tokenizer: Autoencoder, latents: Tensor, first: int, uint8_rule: str
 
 
 class Paired:
-    """A feature network for sets of six channels: it sees the image, and pairwise metrics see both."""
+    """Feature network for image+original pairs (6 channels): features of the image, plus pairwise metrics."""
 
     def __init__(self, network: FeatureNetwork, wanted: Sequence[str], lpips: Distance | None = None) -> None:
         """`wanted` is of ``psnr``, ``ssim`` and ``lpips``; the last needs its network.

@@ -1,4 +1,4 @@
-"""Sample sets: drawn in shards by one process or many, looked at on the way, and kept only if somebody asks."""
+"""Generate sample sets in shards; features are computed on the fly, images kept only on request."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Evaluation:
     protocol: Protocol
     generation_seed: int = 0
     tokenizer: Autoencoder | None = None
-    """The tokenizer that the run was trained on, where it holds none of its own."""
+    """Tokenizer, if the checkpoint does not contain one."""
     tokenizer_content: str = ""
-    """Its hash, where the run's specification does not name it."""
+    """Hash of a tokenizer that the run's spec does not name."""
     assets: Mapping[str, str] = field(default_factory=dict)
     """Content hash of the evaluator's feature network and reference; empty where samples are only drawn."""
     search: bool = False
@@ -51,13 +51,13 @@ class Evaluation:
 
     @cached_property
     def key(self) -> str:
-        """Digest of the weights, the protocol and the seed, so that nothing stale is ever taken for this set."""
+        """Digest that identifies the sample set's content (guards against stale shards)."""
         weights = self.run.weights_hash(self.step)
         return digest_of([weights, self.tokenizer_content, self.protocol.digest(), self.generation_seed])
 
     @property
     def protocol_digest(self) -> str:
-        """Digest of the protocol and of what judges by it."""
+        """Digest of protocol and evaluator assets."""
         return self.protocol.digest_with(dict(self.assets))
 
     @property

@@ -1,4 +1,4 @@
-"""Any samples against any reference: one pass over the images, ADM's conventions, one JSON-able result."""
+"""Score image files against a reference (CLI `score --samples`); result is JSON-able."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ VERSION = 2
 KEPT = 2
 BATCH = 64
 BESIDE = "another command is measuring the same images; waiting for it"
-#: Images of a reference that are looked at where its statistics are all that is needed.
+#: Number of reference images hashed (duplicate check) when only statistics are needed.
 GLANCED = 64
-#: Fraction of its floor below which a Fréchet distance is no chance.
+#: Fréchet distances below this fraction of the floor are suspicious.
 CLOSER = 0.5
 
 
-#: Files of the other reference set that circulates for ImageNet.
+#: File names of JiT's ImageNet reference.
 JIT = ("jit_in256_stats.npz", "jit_in512_stats.npz")
 OF_JIT = "the reference is JiT's set of ImageNet statistics: its FID compares with no number against ADM's reference"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured with what, and where."""
+    """Settings of a scoring job (network, metrics, cache, processes)."""
 
     network: FeatureNetwork
     features: str
@@ -55,7 +55,7 @@ class Job:
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
     rules: Rules = field(default_factory=Rules)
     batch: int = BATCH
-    """Images at once; decides nothing."""
+    """Batch size; does not affect results."""
     lpips: Distance | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Job:
         }
 
     def measure(self, images: ImageSet, label: str) -> tuple[Shards, Measured | None]:
-        """One pass over a set; in the main process, what was measured."""
+        """Compute features of a set; the Measured only in the main process."""
         key = digest_of([images.identity, self.network.content, self.network.convention, KEPT])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
         # Of two commands that want the same at once, the second finds what the first has made.
@@ -118,7 +118,7 @@ def _open_reference(path: Path, job: Job) -> tuple[AdmReference | None, list[str
 
 
 def _statistics(held: AdmReference) -> Measured:
-    """Of a reference whose images no network looks at: but they have a size, and may be the samples."""
+    """Measured from stored statistics only; image size and hashes are still read for warnings."""
     size = seen = None
     if held.has_images:
         with suppress(UserError):  # what is wrong with them is no matter
@@ -157,7 +157,7 @@ def _reference(path: Path, job: Job) -> tuple[Measured | None, list[str]]:
 def _doubts(
     job: Job, real: Measured, fake: Measured, values: Mapping[str, float], distances: Mapping[str, FrechetResult]
 ) -> list[str]:
-    """What a number does not show by itself."""
+    """Warnings about the values."""
     found = doubts.of_numbers(job.wanted, real, fake, job.rules)
     if near := [name for name in distances if values[name] < CLOSER * values.get(f"{name}_floor", 0.0)]:
         found.append(

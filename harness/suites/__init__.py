@@ -46,7 +46,7 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
 
 
 def _with_outside(chosen: AnySuite) -> AnySuite:
-    """A suite with a variant for each recipe of yours, and those that it runs by default with those of files.
+    """Add a variant for each external recipe, also to the default variants.
 
     Raises:
         UserError: a recipe has the name of a variant.
@@ -76,7 +76,7 @@ def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:
 
 
 def _tried(chosen: AnySuite) -> AnySuite:
-    """Take a training step of every default variant on shapes alone, so that values that do not fit fail now.
+    """Dry-run a training step of each default variant on the meta device, to fail early.
 
     Raises:
         UserError: they do not fit together.

@@ -1,4 +1,4 @@
-"""What a suite says: what is trained on what, and how it is judged. Specifications do no work."""
+"""What a suite says: what is trained on what, and how it is judged. Pure data; no computation here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Variant(Spec):
     """One sentence for the report."""
     options: dict[str, JsonValue] = {}
     sit_optimizer: OptimizerSpec | None = None
-    """Another than the suite's."""
+    """Overrides the suite's SiT optimizer."""
     later: bool = False
     """Whether it stands beside the suite's first variants and changes none of their numbers: its runs say what it is,
     and the suite's digest leaves it out."""
@@ -60,7 +60,7 @@ class Suite(Spec):
     name: str
     """Its name on the command line."""
     notice: str
-    """What its numbers are not."""
+    """Disclaimer shown with its numbers."""
     batch_size: Count
     sit_optimizer: OptimizerSpec
     vae_optimizer: OptimizerSpec
@@ -68,15 +68,15 @@ class Suite(Spec):
     variants: Mapping[str, Variant]
     """Every configuration that it can run."""
     default_variants: tuple[str, ...]
-    """Those that run unless others are asked for."""
+    """Default variants."""
     default_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     """Training seeds that run unless others are asked for."""
     curve_protocol: Protocol
     """For every checkpoint."""
     final_protocols: tuple[Protocol, ...]
-    """For the last checkpoint, besides."""
+    """Additional protocols for the last checkpoint."""
     max_rfid: Positive
-    """Gate: a tokenizer whose own rFID is not well under the expected gFID would be what the metric measures."""
+    """Refuse tokenizers with a higher rFID: FID would then measure the tokenizer."""
     budget: Budget
 
     def identity(self) -> str:

@@ -1,6 +1,6 @@
 """The embedded suite: coloured handwritten digits, a whole comparison in minutes on two CPU cores.
 
-Settings follow a feasibility study that fixed them before fresh seeds were run. It is a proxy: its feature network is
+Settings were fixed in a feasibility study, before the reported seeds were run. It is a proxy: its feature network is
 trained on the spot, so its FID compares with no published one.
 """
 

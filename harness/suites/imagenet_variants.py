@@ -76,7 +76,7 @@ def paper_variants() -> dict[str, PaperVariant]:
     return variants | _ablations() | later_variants(RELEASED)
 
 
-#: For SiT-XL/2, by the papers' commands: SRA's blocks, and the 32 images of one of eight GPUs that losses look across.
+#: Paper settings for SiT-XL/2: SRA's blocks; contrast groups of 32 (256 images on 8 GPUs).
 RELEASED: Changes = {
     "sra": {"student_block": 8, "teacher_block": 20},
     "contrastive": {"group": 32},

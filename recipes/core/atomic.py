@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 
 from recipes.core.errors import UserError
 
-#: Of this machine, short: it stands in the names of temporaries.
+#: Short hash of the host name, used in temporary file names.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _SERIAL = itertools.count()
 #: Names of the temporaries that this process is writing.
 _OURS: set[str] = set()
-#: Whether a process of another machine lives, nobody here can ask.
+#: Temporaries of other machines count as abandoned after this time (we cannot check their processes).
 ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -49,7 +49,7 @@ def sync(path: Path) -> None:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process of this machine has that number."""
+    """Whether a process with this pid exists."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -67,7 +67,7 @@ def _discard(path: Path) -> None:
 
 
 def _abandoned(leftover: Path) -> bool:
-    """Whether whoever made a temporary is dead; one of another machine is, when it was silent for long enough."""
+    """Whether a temporary file's creator is gone (local: pid check; other machine: age)."""
     made = re.search(r"\.(?:([0-9a-f]{8})-)?([0-9]+)(?:-[0-9]+)?\.tmp$", leftover.name)
     if made and made[1] in (None, _HOST):
         pid = int(made[2])  # a process of a container often has the number of the one before it
@@ -80,7 +80,7 @@ def _abandoned(leftover: Path) -> bool:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name beside a path that no other process or thread has. What still has it at the end is removed.
+    """A name beside a path that no other process or thread has. Anything still at that path on exit is deleted.
 
     Stale temporaries of the same target from dead processes are deleted.
 

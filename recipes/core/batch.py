@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a recipe may look at. What a recipe does not need may be absent."""
+    """Inputs of a recipe; fields that it does not need may be None."""
 
     labels: Tensor
     """int64, (N,)."""

@@ -47,7 +47,7 @@ def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: M
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is never seen half there."""
+    """Remove a folder atomically: no reader sees it half removed."""
     with temporary(folder) as gone:
         folder.rename(gone)
 

@@ -1,4 +1,4 @@
-"""Hashes of what lies on the disk, remembered as long as it was not touched.
+"""File hashes, cached while the files' metadata (incl. ctime) is unchanged.
 
 Content decides, not name, size and time: tar, rsync and restored backups set the time of a file back. What no program
 can set is when the file's entry last changed (ctime); with device, inode, size and time of change it says whether a
@@ -25,7 +25,7 @@ from recipes.core.atomic import sha256_of, write_text
 from recipes.core.spec import digest_of
 
 CACHE_VARIABLE = "REPA_BENCH_CACHE"
-#: A file must have lain untouched for so long.
+#: Minimum age before a hash is cached.
 SETTLED_NS = 2_000_000_000
 SLOW_SECONDS = 5.0
 VERSION = 1
@@ -40,12 +40,12 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class State:
-    """What the file system says of some files."""
+    """Combined metadata digest of some files."""
 
     digest: str
     """Sum of the hashes of their names and entries."""
     settled: bool
-    """Whether none was touched just now."""
+    """Whether all files are older than SETTLED_NS."""
 
     @classmethod
     def of(cls, files: Iterable[tuple[str, os.stat_result]]) -> State:

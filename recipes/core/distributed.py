@@ -1,4 +1,4 @@
-"""Several processes as one: who we are, means over all, and gradients averaged while the backward pass still runs.
+"""Distributed utilities: process group, all-reduce helpers, overlapped gradient averaging.
 
 `torch.nn.parallel.DistributedDataParallel` wants one forward call of one module for each backward. A recipe calls
 networks in pieces (encode, then decode; a SiT stopped at its alignment depth with frozen parameters; a discriminator
@@ -37,7 +37,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -47,7 +47,7 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process does something before the others do: it makes a file, they find it."""
+        """Context: rank 0 runs the block first, the others after it."""
         if not self.main:
             self.barrier()
         yield
@@ -63,7 +63,7 @@ class World:
         return total / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so. Waits for the other hosts, not for the device."""
+        """Logical or over processes (via gloo, no GPU sync)."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -121,7 +121,7 @@ def world(device: str = "auto") -> Iterator[World]:
 
 
 def _of_this_start(store: Store) -> Store:
-    """Keep the addresses of this start apart from those of processes that died.
+    """Use a separate store prefix after an elastic restart.
 
     When torchrun starts its processes again, it gives them the store that the dead ones wrote their addresses into. On
     one machine all of them know how often that happened; on several, each machine counts its own failures, and
@@ -182,7 +182,9 @@ def gather_rows(values: Tensor) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """Each process computes the same loss of all rows; the sum of their gradients is averaged with the parameters'."""
+    """Every process computes the same global loss; gradients are summed here and later averaged with the parameter
+    gradients.
+    """
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:

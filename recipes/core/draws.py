@@ -85,7 +85,7 @@ def normal(key: tuple[int, int], step: int, items: Tensor, elements: int) -> Ten
 
 
 class Draws(Protocol):
-    """What a recipe asks its randomness from; tests and `replay` inject recorded numbers instead."""
+    """Source of a recipe's random numbers; tests and `replay` inject recorded ones."""
 
     def uniform(self, purpose: str) -> Tensor:
         """One number in (0, 1) for each image of the batch: float64, shape (N,)."""

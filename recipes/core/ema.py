@@ -43,7 +43,7 @@ def pairs_of(average: nn.Module, network: nn.Module) -> Pairs:
 def ema_update(pairs: Pairs, decay: float, happened: Tensor | None = None) -> None:
     """Move the average towards the network: a <- decay a + (1 - decay) n.
 
-    What is no float is copied. Nothing is allocated on the host and nothing waits for the device.
+    Non-float tensors are copied. Nothing is allocated on the host and nothing waits for the device.
 
     Args:
         pairs: what is changed in place, and what it follows.

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can repair this."""
+"""UserError and other exceptions of the project."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        """The sentence, whatever names and cells it quotes, is text on a terminal."""
+        """Message with control characters escaped."""
         return visible(super().__str__())
 
 
 def visible(text: str) -> str:
-    """Text without what a terminal obeys or cannot print, as escapes of Python's: controls (but for line ends and
-    tabs), marks of direction, halves of surrogate pairs.
-    """
+    """Replace control and format characters and surrogates by Python escapes."""
     if text.isprintable():
         return text
     return "".join(

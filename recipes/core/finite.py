@@ -1,4 +1,4 @@
-"""What is not a number goes no further: as an integer it would look like any image, in a mean like any result."""
+"""Refuse NaN/inf early: after casting or averaging they could no longer be noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes through a network that must not train it."""
+"""Context manager that freezes parameters during forward passes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
     """Run forward passes whose gradients flow through the networks but never into their parameters.
 
     Autograd records at forward time which tensors want a gradient, so the flags may be restored before the backward
-    pass, and no parameter gradient is computed. Only what is recomputed in the backward pass (activation
-    checkpointing) must be frozen there once more.
+    pass, and no parameter gradient is computed. With activation checkpointing the recomputation must also run under
+    `frozen`.
     """
     wanting = [p for network in networks for p in network.parameters() if p.requires_grad]
     for parameter in wanting:

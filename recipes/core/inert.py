@@ -1,4 +1,4 @@
-"""What a pickle may ask for beside tensors, as stand-ins of ours: none of them runs anything.
+"""Harmless replacements for classes in pickled checkpoints, so that unpickling runs no foreign code.
 
 NumPy's own types are not handed out, because they believe what a pickle says of them: a forged state of ``numpy.dtype``
 makes addresses of bytes.
@@ -130,7 +130,7 @@ ALLOWED: tuple[tuple[Any, str], ...] = (
 
 
 def plain(value: Any) -> Any:
-    """What was read, with a tensor for each `Array`."""
+    """Recursively replace `Array` by tensors."""
     if isinstance(value, Array):
         return value.content()
     if isinstance(value, Mapping):

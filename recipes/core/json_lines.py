@@ -1,4 +1,4 @@
-"""Files that grow by a line while somebody works, a JSON object each: logs and notes. Every line knows its digest."""
+"""Append-only JSON-lines files (logs, notes); each line carries a checksum."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path, **fields: type | UnionType) -> tuple[list[dict[str, Any]], int]:
-    """The rows, and how many lines are not what was written. A last line without its end was cut short: it is none.
+    """The rows, and how many lines are not what was written. An unterminated last line is ignored.
 
     Rows of older versions have no digest, and are believed where they have these fields.
     """
@@ -51,7 +51,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def left_out(path: Path, count: int) -> list[str]:
-    """A note on lines that are not what was written."""
+    """Note about damaged lines."""
     if count == 1:
         return [f"1 line of {path.name} was damaged and is left out"]
     return [f"{count} lines of {path.name} were damaged and are left out"] if count else []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-#: Nothing that is meant has more levels.
+#: Maximum nesting depth.
 DEPTH = 100
 
 
@@ -15,7 +15,7 @@ def _nested(values: Iterable[Any]) -> list[Any]:
 
 
 class TooDeepError(ValueError):
-    """Lists in lists, until a reader's stack is at its end."""
+    """JSON nested too deeply."""
 
 
 def load_json(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The only training loop. A recipe says what to update; the core does the updating.
+"""The only training loop. Recipes yield updates; the core applies them.
 
 REPA-E steps three optimizers in one iteration, so a recipe does not return a loss: it yields one `Update` for each
 optimizer step and is resumed after that step has happened. An effective batch may come in micro-batches
@@ -27,7 +27,7 @@ from recipes.core.watchdog import Finding, Watch, leave_out
 
 
 class Clock:
-    """Seconds of training. Stopped for evaluation, checkpoints and logging; goes on across restarts."""
+    """Seconds of training, without evaluation, checkpoints and logging; goes on across restarts."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -43,11 +43,11 @@ class Clock:
 
     @property
     def device_seconds(self) -> float:
-        """The total times the devices that were at work, restarts on another number of them included."""
+        """Device-seconds, correct across restarts with another number of devices."""
         return self._earlier_devices + (self.seconds - self._earlier) * self._world.size
 
     def start(self, total: float | None = None, device_seconds: float | None = None) -> None:
-        """Go on, from what an earlier process had counted if it is given."""
+        """Start (or continue with totals of an earlier process)."""
         if total is not None:
             self._earlier, self._earlier_devices = total, total if device_seconds is None else device_seconds
         self._total = self.seconds if total is None else total
@@ -55,7 +55,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Do something that is not training. Waits for the device, so that its queue is counted."""
+        """Context: pause the clock, after synchronising the device."""
         if self._world.device.type == "cuda":
             torch.cuda.synchronize(self._world.device)
         self._total, self._since = self.seconds, None
@@ -121,7 +121,7 @@ class Trainer:
         return self.watch.skipped
 
     def settle(self) -> Finding:
-        """Learn from the device what it left out; from now on `step` is exact."""
+        """Read skip counters from the device; `step` is exact afterwards."""
         found = self.watch.read()
         self._known_skips = max(found.skipped[name] for name in self.recipe.averaged)
         return found
@@ -166,7 +166,7 @@ class Trainer:
             yield Step(self.position, micro_batch, draws if whole else draws.take(rows), self.averages)
 
     def _backward(self, running: Sequence[Iterator[Update]], logs: dict[str, Tensor]) -> str | None:
-        """Let every micro-batch run to its next update and add up the gradients; the name of what they are for."""
+        """Advance each micro-batch to its next update, accumulate gradients; returns the network's name or None."""
         updates: list[Mapping[str, Tensor]] = []
         network = None
         for number, one in enumerate(running, start=1):
@@ -201,7 +201,7 @@ class Trainer:
     def train(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Train on (position, batch) pairs; yield (steps done, logs) after each.
 
-        The clock runs; who does something else between two steps does it under ``clock.stopped()``.
+        Callers must wrap other work between steps in ``clock.stopped()``.
         """
         items = torch.arange(self.rows.start, self.rows.stop, device=self.device)
         self.clock.start()

@@ -84,7 +84,7 @@ def dispersive_loss(tokens: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _squared_distances(z: Tensor) -> Tensor:
-    """Of all pairs of rows (N, d), by a product: (N, N). Rounding is of the size of the norms', which are about d."""
+    """Pairwise squared distances via matrix product, (N, N). Rounding error is relative to the norms (about d)."""
     norms = z.square().sum(1)
     distances: Tensor = norms[:, None] + norms[None] - 2 * z @ z.mT
     return distances

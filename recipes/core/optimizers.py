@@ -27,7 +27,7 @@ COEFFICIENTS = tuple((a / 1.05, b / 1.05**3, c / 1.05**5) for a, b, c in POLAR_E
 def orthogonalized(update: Tensor, coefficients: Sequence[Sequence[float]] = COEFFICIENTS, eps: float = 1e-7) -> Tensor:
     """The nearest matrix with equal singular values, about: (m, n) to (m, n), as RAEv2 has it (arXiv 2605.18324).
 
-    In exact arithmetic that is its Gram form too; its half precision is not followed.
+    Equals RAEv2's Gram form in exact arithmetic; computed in float32, unlike RAEv2.
     """
     x = update.mT if update.shape[0] > update.shape[1] else update
     x = x / (torch.linalg.matrix_norm(x) + eps)
@@ -123,7 +123,7 @@ class Together:
 
 
 def make_optimizer(network: nn.Module, spec: OptimizerSpec) -> AdamW | Together:
-    """The optimizer of a network's parameters that ask for a gradient.
+    """Build the optimizer for the trainable parameters.
 
     Muon takes those of exactly two dimensions: the label table and the last layer too, as in RAEv2.
     """

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
-    """The context in which a network's forward pass runs."""
+    """Autocast context for a precision."""
     if precision not in _AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
@@ -27,7 +27,7 @@ def autocast(precision: Precision, device: torch.device) -> Any:
 
 @contextmanager
 def matrix_products(precision: Precision) -> Iterator[None]:
-    """TF32 for what is left in float32, unless the precision is ``fp32``."""
+    """Allow TF32 for remaining float32 products unless precision is ``fp32``."""
     before = torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")

@@ -14,8 +14,8 @@ Made = TypeVar("Made")
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], *, depth: int = 3) -> Iterator[Made]:
     """Yield ``make(item)`` for each item, in order, while the next `depth` are being made in threads.
 
-    What `make` raises is raised here when its turn comes. Closing the iterator early forgets what was not begun and
-    waits for what was.
+    Exceptions of `make` are re-raised at that item's position. Closing early cancels pending items and waits for
+    running ones.
 
     Args:
         make: safe to call from several threads.

@@ -24,7 +24,7 @@ from recipes.core.watchdog import OnNaN
 
 #: Sizes and numbers of things; what no machine can hold is refused here and not by the allocator.
 Count = Annotated[int, Field(ge=1, le=2**31)]
-#: Of layers, blocks, levels.
+#: Number of layers, blocks or levels.
 Depth = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -94,7 +94,7 @@ class Spec(BaseModel):
         return digest_of(self.model_dump(mode="json"))
 
     def changed(self, **fields: Any) -> Self:
-        """A copy with other values, which are looked at like those of a new one."""
+        """Validated copy with changed fields."""
         return type(self)(**(dict(self) | fields))
 
     @classmethod
@@ -167,7 +167,7 @@ class TrainSpec(Spec):
     ema: EMASpec = EMASpec()
     precision: Precision = "fp32"
     norm_batch: Count | None = None
-    """Images over which a discriminator's batch norm pools; all of the global batch unless they come in parts."""
+    """Group size of the discriminator's batch norm; None: the global batch."""
 
 
 class Execution(Spec):

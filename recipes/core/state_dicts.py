@@ -28,7 +28,7 @@ AVERAGE, RAW = {"averaged", "average", "avg", "shadow", "polyak"}, {"online", "r
 #: A module's only attribute: such a prefix says nothing of which weights these are.
 MODULES = {"", "model", "net", "network", "backbone", "transformer", "sit"}
 _DEPTH = 5
-#: What no optimizer trains, and so no average of LitEma's holds.
+#: Buffers that LitEma does not average.
 _FIXED = re.compile(r"(^|\.)(pos_embed|running_mean|running_var|num_batches_tracked)$")
 
 
@@ -39,7 +39,7 @@ class Found:
     keys: tuple[str, ...]
     """Keys of the mappings around it."""
     prefix: str
-    """In front of its names, without the wrappers' parts."""
+    """Name prefix, with wrapper parts removed."""
     state: dict[str, Tensor]
 
     @property
@@ -49,7 +49,7 @@ class Found:
 
     @property
     def is_average(self) -> bool | None:
-        """Whether its place says that it is an average or raw weights; None: it does not say."""
+        """True: EMA, False: raw, None: unknown (judged by the place's words)."""
         for part in reversed([*self.keys, *self.prefix.split(".")]):
             words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)}
             if words & RAW:
@@ -72,7 +72,7 @@ def find(loaded: Any, anchor: str) -> list[Found]:
         anchor: the name, in the network itself, of the tensor that it must have.
 
     Returns:
-        Each with the tensors of its place, but for counters; in the order of the file.
+        State dicts in file order, without counter scalars.
 
     Raises:
         UserError: two names of one place are the same without their wrappers.
@@ -127,7 +127,7 @@ def same(a: Found, b: Found) -> bool:
 
 
 def only(found: Sequence[Found], *, where: str, what: str) -> Found | None:
-    """The one that is there, or none; several are one where they are equal.
+    """The single state dict, or None; identical duplicates are allowed.
 
     Raises:
         UserError: there are several.
@@ -139,7 +139,7 @@ def only(found: Sequence[Found], *, where: str, what: str) -> Found | None:
 
 
 def network_in(loaded: Any, anchor: str, *, where: str, refusal: str, prefer: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The state dict of the one network of its kind in a file. Of raw weights and their average, the average.
+    """The state dict of the one network of its kind in a file. Prefers EMA over raw weights.
 
     Args:
         loaded: what the file holds.
@@ -162,14 +162,14 @@ def network_in(loaded: Any, anchor: str, *, where: str, refusal: str, prefer: Se
 
 
 def held(loaded: Any) -> str:
-    """What a file holds, for the sentence that something else is missing."""
+    """Short description of a file's content for error messages."""
     if not isinstance(loaded, Mapping):
         return f"no mapping but a {type(loaded).__name__}"
     return some(map(str, loaded)) or "nothing"
 
 
 def low_precision(state: Mapping[str, Tensor]) -> str | None:
-    """A clause if weights are of fewer than 32 bits."""
+    """Note text if weights have fewer than 32 bits, else None."""
     kinds = {value.dtype for value in state.values() if value.is_floating_point() and value.dtype.itemsize < 4}
     if not kinds:
         return None

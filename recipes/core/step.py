@@ -1,4 +1,4 @@
-"""What a recipe is given for one iteration, and what it asks for."""
+"""Interfaces between recipe and loop: Step (input), Update (output), Recipe."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Recipe(Protocol):
 
     @property
     def averaged(self) -> Sequence[str]:
-        """Those of them that are sampled from, and so have an EMA."""
+        """Names of networks with an EMA (used for sampling)."""
         ...
 
     def updates(self, step: Step) -> Iterator[Update]:

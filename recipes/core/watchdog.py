@@ -1,7 +1,7 @@
-"""Is the training still sound? Counters on the device, which no step waits for; a host reads them where it logs.
+"""Detects diverged training with counters kept on the device; the host reads them only when it logs, so no step waits.
 
-An update whose gradient is not finite never happens, in any precision: the optimizer is told on the device. So what is
-not a number enters no weight, no moment, no average and no statistic, however seldom somebody looks.
+An update whose gradient is not finite never happens, in any precision: the optimizer is told on the device. So NaN
+never reaches weights, optimizer moments, averages or statistics, no matter how rarely the host reads the counters.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Fault:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a host reads."""
+    """Snapshot of the counters, read by the host."""
 
     skipped: dict[str, int]
     """Updates of each network left out since the run began."""
     streak: dict[str, int]
-    """The same, those in succession up to now."""
+    """Consecutive skipped updates of each network, up to now."""
     still: dict[str, int]
     """Updates in succession with a zero gradient."""
     position: int | None
     """Number of the first batch with an update left out since the last reading."""
     logs: dict[str, float]
-    """What that batch logged."""
+    """Logs of that batch."""
 
     def fault(self, on_nan: OnNaN, *, scaled: bool) -> Fault | None:
         """What is wrong, or nothing.
@@ -99,7 +99,7 @@ class Watch:
         return good
 
     def end(self, position: int, logs: Mapping[str, Tensor]) -> None:
-        """An iteration is over; of the first bad one, remember which it was and what it logged."""
+        """End of an iteration; remembers position and logs of the first bad one since the last `read`."""
         new = self._bad & (self._first < 0)
         self._names = list(logs)
         values = torch.stack([logs[name].detach().float() for name in self._names])
@@ -109,7 +109,7 @@ class Watch:
         self._bad.zero_()
 
     def read(self) -> Finding:
-        """Wait for the device, and start to look for a first bad update anew."""
+        """Copy the counters to the host (synchronises) and reset the record of the first bad update."""
         table = torch.stack([*self._counts.values(), self._first.expand(3)]).tolist()
         *rows, (first, _, _) = table
         counts = dict(zip(self._counts, rows, strict=True))

@@ -125,7 +125,7 @@ def _load_pickle(path: Path, *, is_zip: bool) -> Any:
 
 
 def conversion(path: Path) -> str:
-    """A line for a shell that keeps of a pickle its tensors, strings and numbers by name. It runs the pickle's code."""
+    """Shell command that converts a pickle to plain tensors (executes the pickle's code!)."""
     kinds = "(dict, torch.Tensor, torch.nn.Module, str, int, float)"
     keep = (
         "f = lambda v: f(v.state_dict()) if isinstance(v, torch.nn.Module) else "
@@ -139,9 +139,9 @@ def conversion(path: Path) -> str:
 
 
 def _damaged(path: Path) -> str | None:
-    """A member whose bytes are not those that were written: torch, which maps them, does not look.
+    """First zip member with a wrong CRC (torch does not check when memory-mapping).
 
-    A file that was written without CRCs (`torch.serialization.set_crc32_options`) has none that fits, and says nothing.
+    Files written without CRCs fail for all members and are accepted.
     """
     with zipfile.ZipFile(path) as archive:
         members = [m for m in archive.infolist() if m.file_size]
@@ -200,7 +200,7 @@ def check_state(network: nn.Module, state: Mapping[str, Any], *, where: str) -> 
 
 
 def check_finite(state: Mapping[str, Tensor], *, where: str) -> None:
-    """Refuse weights that would make NaN of every number.
+    """Refuse non-finite or non-dense tensors.
 
     Raises:
         UserError: a tensor holds a number that is not finite in float32, or none.

@@ -1,8 +1,8 @@
 """One picture's bytes as RGB pixels: one rule for what is scored and what is prepared.
 
 Sixteen bits become eight by their high byte, transparent pixels are shown on white, of several frames the first is
-taken, and EXIF orientation is not applied (as in ADM). What has no agreed range (floats, 32-bit whole numbers) is
-refused. Pillow is given the formats that are meant, so that no file reaches a reader that runs code (PostScript).
+taken, and EXIF orientation is not applied (as in ADM). Formats without an agreed value range (float, 32-bit integer)
+are refused. Only whitelisted formats are passed to Pillow (e.g. never PostScript).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error,
     zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
-#: More pixels are refused before they are unpacked: Pillow's own bound for a likely bomb, 256 MiB of RGB.
+#: Maximum number of pixels (Pillow's decompression-bomb limit).
 MOST_PIXELS = 2**28 // 3
-#: Formats that keep less than they were given: of WebP most files, of GIF 256 colours; and what TIFFs are packed by.
+#: Lossy formats, and lossy TIFF compressions.
 LOSSY, _LOSSY_PACKING = ("JPEG", "MPO", "WEBP", "GIF"), ("jpeg", "tiff_jpeg", "webp")
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 0x0112, 258, 262, 339, 0
 #: What is done to odd pictures, after "N of M images ".
@@ -57,7 +57,7 @@ def opened(raw: bytes) -> PIL.ImageFile.ImageFile:
 
 
 def oddities(image: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
-    """Which of `ODD` an opened picture is. Its pixels are read only where it has an alpha channel."""
+    """Kinds of `ODD` that apply to an opened image. Its pixels are read only where it has an alpha channel."""
     found = {
         "16-bit": image.mode == "I" or any(";16" in str(tile) or ";12" in str(tile) for tile in image.tile),
         "frames": image.format != "MPO" and _frames(image) > 1,  # a camera's JPEG, with previews after it
@@ -69,7 +69,7 @@ def oddities(image: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
 
 
 def is_lossy(image: PIL.ImageFile.ImageFile) -> bool:
-    """Whether an opened picture was packed by what keeps less than it was given."""
+    """Whether an image was stored lossily."""
     return image.format in LOSSY or image.info.get("compression") in _LOSSY_PACKING
 
 
@@ -119,7 +119,7 @@ def _high_byte(image: PIL.ImageFile.ImageFile) -> NDArray[np.uint8]:
 
 
 def _refuse_deep(image: PIL.ImageFile.ImageFile, tags: Any) -> None:
-    """Refuse more than 8 bits where Pillow would take them for 8, scale them, or compare half of them.
+    """Refuse >8-bit images that Pillow would misread as 8-bit.
 
     Raises:
         ValueError: it is such a picture.
@@ -135,7 +135,7 @@ def _refuse_deep(image: PIL.ImageFile.ImageFile, tags: Any) -> None:
 
 
 def _maximum(arguments: Any) -> int:
-    """The value that a PPM's decoder calls white."""
+    """Maximum value of a PPM."""
     return arguments[-1] if isinstance(arguments, tuple) and isinstance(arguments[-1], int) else 0
 
 

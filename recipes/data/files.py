@@ -31,19 +31,19 @@ from recipes.core.jsons import load_json
 from recipes.data.decoding import SUFFIXES, UNDECODABLE, UNREAD, is_lossy, oddities, opened
 
 LABELS = "dataset.json"
-#: Bytes of a picture or array, and of the labels, unpacked: more is refused, not allocated.
+#: Size limits for a decompressed file / for dataset.json.
 MOST_BYTES, MOST_LABEL_BYTES = 2**28, 2**30
-#: What file managers and notebooks leave beside pictures, besides names that begin with a dot.
+#: Junk names to ignore (plus dot files).
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini",
         "thumbnails", "thumbnail", "thumbs"}  # fmt: skip
 _ASTRAY = "links that lead nowhere or in a circle, or no files"
-#: Suffixes of what lies beside pictures and is none.
+#: Suffixes of known non-image files.
 _BESIDE = (
     ".json", ".jsonl", ".txt", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".log", ".xml", ".pdf", ".py", ".sh",
     ".pt", ".pth", ".pkl", ".parquet", ".arrow", ".lock", ".sha256", ".md5", ".toml", ".ini", ".mp4", ".cache",
 )  # fmt: skip
 _KNOWN = frozenset((*SUFFIXES, *UNREAD, ".npy", ".npz", ".zip", ".tar", ".tgz", ".gz", *_BESIDE))
-#: Bytes in which the end of a zip lies: its longest comment, and the records before it.
+#: Number of trailing bytes that contain the zip's end record.
 _END_OF_ZIP = 2**16 + 2**10
 #: Files whose bytes are hashed at a time.
 _HASHED_AT_ONCE, _THREADS = 1024, 8
@@ -84,7 +84,7 @@ class Files(Protocol):
 
     @property
     def missing(self) -> list[str]:
-        """Links that lead nowhere or in a circle, what is no file (a pipe, a device), what a list of names lacks."""
+        """Broken or circular links, special files, and unlisted HDF5 entries."""
         ...
 
     @property
@@ -98,7 +98,9 @@ class Files(Protocol):
         ...
 
     def content(self, rows: Sequence[int]) -> str:
-        """SHA-256 of names and bytes of some rows. A zip: of names, sizes and CRCs of all, which reading checks."""
+        """SHA-256 of names and bytes of some rows. For zips: hash of names, sizes and CRCs (CRCs are verified on
+        reading).
+        """
         ...
 
     def read(self, row: int) -> bytes:
@@ -119,7 +121,7 @@ def fingerprint(names: Iterable[str], *columns: Sequence[int]) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a name, or a folder in it, is hidden or of those that file managers make."""
+    """Whether a path component is hidden or junk."""
     return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
 
 
@@ -129,7 +131,7 @@ def natural(name: str) -> tuple[tuple[str | int, ...], str]:
 
 
 def printable(name: str) -> str:
-    """A name that need not be UTF-8, as text that is."""
+    """Name with undecodable bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -141,13 +143,13 @@ def pictures(files: Files) -> list[int]:
 
 
 def _is_strange(name: str) -> bool:
-    """Whether a suffix is none of pictures, arrays, archives and what is written beside them: it may be a torn name."""
+    """Whether the suffix is unknown (perhaps a truncated name)."""
     _, dot, suffix = name.rsplit("/", 1)[-1].rpartition(".")
     return bool(dot) and f".{suffix.lower()}" not in _KNOWN
 
 
 def left_out(files: Files) -> list[str]:
-    """A sentence for each kind of picture that is there and is not among `pictures`."""
+    """Warnings about files that are skipped."""
     named = [name for name in files.names if name.lower().endswith(SUFFIXES + UNREAD)]
     plain = [name for name in files.names if not is_junk(name)]
     has_encoded, out = any(name.lower().endswith(SUFFIXES) for name in plain), []
@@ -168,7 +170,7 @@ def left_out(files: Files) -> list[str]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was seen when all bytes were read."""
+    """Content hash and oddity counts of a file set."""
 
     content: str
     """SHA-256 of the names and bytes, in order."""
@@ -274,7 +276,7 @@ class FolderFiles:
 
 
 def refuse_large(path: Path, name: str, size: int) -> None:
-    """See that a byte string is not larger than what is meant.
+    """Refuse files above the size limit.
 
     Raises:
         UserError: it is.
@@ -300,7 +302,7 @@ def _refuse_escape(path: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _refuse_swallowed(path: Path, found: int) -> None:
-    """Compare the members of a zip with the number of them that its end says: damage may hide one behind another.
+    """Check the member count against the end record (damage can hide members).
 
     Raises:
         zipfile.BadZipFile: they are fewer, or more.
@@ -381,7 +383,7 @@ class ZipFiles:
 
 
 def row_of(files: Files, name: str) -> int | None:
-    """Where a name stands among the names."""
+    """Index of a name (binary search), or None."""
     row = bisect.bisect_left(files.names, name)
     return row if row < len(files.names) and files.names[row] == name else None
 

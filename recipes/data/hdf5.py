@@ -44,7 +44,7 @@ class H5Files:
         self.state = State.of([(str(path.absolute()), path.stat())])
 
     def _unlisted(self) -> Iterator[str]:
-        """What lies beside the names. Groups are counted first: a million names need not be read again."""
+        """Datasets that the list does not mention. Group sizes are compared first for speed."""
         listed: dict[str, set[str]] = {"": set()}
         for parts in (name.split("/") for name in self.names):
             for k in range(len(parts)):
@@ -76,7 +76,7 @@ class H5Files:
         return value if isinstance(value, bytes) else np.asarray(value).tobytes()
 
     def _is_own(self, path: str) -> bool:
-        """Whether all links on the way are to things in this very file."""
+        """Whether the path consists only of hard links inside this file."""
         import h5py
 
         parts = [part for part in path.split("/") if part]

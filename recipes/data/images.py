@@ -39,7 +39,7 @@ from recipes.data.files import (
 )
 from recipes.data.hdf5 import H5Files
 
-#: What a preparation writes first and the manifest completes.
+#: Plan file; a store is complete when the manifest exists too.
 PLAN = "plan.json"
 ARROW = "data-00000-of-00001.arrow"
 
@@ -314,7 +314,7 @@ def _unrecognised(path: Path) -> UserError:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether `prepare` began to fill a folder; somebody's own manifest.json or plan.json says nothing."""
+    """Whether a folder is our image store (possibly unfinished); foreign manifest/plan files do not count."""
     manifest, plan = _mapping(folder / MANIFEST), _mapping(folder / PLAN)
     return manifest.get("kind") == ImagesManifest.model_fields["kind"].default or "shard_size" in plan
 

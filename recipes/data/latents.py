@@ -214,7 +214,7 @@ class LatentStore:
         """Compare every shard's hash with the manifest's; one that was not touched since is not read again.
 
         ImageNet's latents are tens of gigabytes: a minute or two for the first command that opens them, nothing for the
-        next. What changes on the disk without being written through the file system is seen by no later one.
+        next. Corruption below the file system is not detected again later.
 
         Raises:
             UserError: names the damaged shards.
@@ -399,7 +399,7 @@ def finish_latents(folder: Path) -> LatentStore:
 
 
 def _joined(folder: Path) -> LatentsManifest:
-    """What the sidecars of all shards say together.
+    """Manifest computed from all sidecars.
 
     Raises:
         UserError: names a shard that is missing.

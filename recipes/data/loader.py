@@ -46,7 +46,7 @@ class StoredData:
         latents: LatentStore | None = None,
         threads: int = 1,
     ) -> None:
-        """Leave out what the recipe does not look at: it is then not read.
+        """Pass only what the recipe needs; the rest is not read.
 
         Args:
             labels: int64, (N,).
@@ -82,7 +82,7 @@ def _epoch_order(seed: int, epoch: int, size: int) -> Tensor:
 
 
 def order(seed: int, positions: Tensor, size: int) -> Tensor:
-    """Which item stands at each position of the endless stream of shuffled epochs.
+    """Item index at each position of the infinite shuffled stream.
 
     Args:
         seed: the training seed.

@@ -1,1 +1,1 @@
-"""The networks that the recipes train or look through."""
+"""Networks: SiT, autoencoder, discriminator, encoders, LPIPS."""

@@ -62,7 +62,7 @@ class Autoencoder(nn.Module):
     """Images in [-1, 1] to a posterior and back."""
 
     notes: tuple[str, ...] = ()
-    """What whoever reads its numbers should know of the file that it is from."""
+    """Warnings about the weights file."""
 
     def __init__(self, spec: AutoencoderSpec) -> None:
         super().__init__()

@@ -30,11 +30,11 @@ from recipes.core.weights import content_of, load_exactly, load_state
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-#: What published files hold beside the tokens' network: classifiers, pooling, MAE's decoder.
+#: Prefixes of unused tensors in published files.
 _UNUSED = ("head.", "fc_norm.", "attn_pool.", "decoder_")
-#: A tensor by which a vision transformer is known; OpenAI's CLIP has the other.
+#: Anchor tensor names: timm-style ViT, OpenAI CLIP.
 _ANCHORS = ("patch_embed.proj.weight", "visual.conv1.weight")
-#: Of several in one file, the released code takes DINO's teacher, MoCo-v3's base encoder, I-JEPA's context encoder.
+#: If a file holds several networks, prefer these (as the released code does).
 _PREFERRED = ("teacher", "base_encoder", "encoder")
 
 
@@ -201,7 +201,7 @@ DINOV2: dict[str, EncoderSpec] = {
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What a frozen encoder says of some images."""
+    """Outputs of a frozen encoder."""
 
     patches: Tensor
     """(N, tokens, width)."""
@@ -336,7 +336,7 @@ def load_encoder(
 
 
 def _vision_transformer(loaded: Any, *, where: str) -> dict[str, Tensor]:
-    """The state dict of a file, bare, so that what lies around it decides nothing."""
+    """Extract the ViT state dict from any wrapping."""
     anchor = next((a for a in _ANCHORS if find(loaded, a)), _ANCHORS[0])
     refusal = f"{where}: not such a state dict: '{anchor}' is not there"
     state = network_in(loaded, anchor, where=where, refusal=refusal, prefer=_PREFERRED)
@@ -346,7 +346,7 @@ def _vision_transformer(loaded: Any, *, where: str) -> dict[str, Tensor]:
 
 
 def _filtered(network: nn.Module, state: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """Through timm's own converter of published namings; what it prints stays here."""
+    """Convert names with timm's checkpoint_filter_fn, suppressing its output."""
     convert = sys.modules[type(network).__module__].checkpoint_filter_fn
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -54,11 +54,11 @@ class SiTSpec(Spec):
     projector_kernel: Count = 1
     """Side of the convolution, odd."""
     class_width: Count | None = None
-    """Width of an encoder's class token that is one more noised token, in front of the others (REG)."""
+    """Width of REG's class token (an additional noised token in front); None: none."""
     student_head: bool = False
     """SRA's head."""
     null_class: bool = True
-    """Whether the label table has a row for no label; code that drops none makes none."""
+    """Whether the label table has a null class (absent if trained without label dropout)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -353,7 +353,7 @@ class SiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-#: What starts at zero beside biases and modulations.
+#: Additional parameters initialised to zero.
 ZERO = ("final_layer.linear.weight", "final_layer.class_linear.weight")
 
 

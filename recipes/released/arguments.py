@@ -1,4 +1,4 @@
-"""What a released checkpoint says of itself: its training script's arguments, and whether they describe a SiT."""
+"""Training arguments stored in released checkpoints; check that they describe a velocity-predicting SiT."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from recipes.core.errors import UserError
 
 #: Keys under which scripts keep their arguments beside the weights, the first that says something first.
 _KEYS = ("args", "config", "cfg", "hyper_parameters", "hparams", "model_args", "opts", "options")
-#: Words of an argument's name that say what a network predicts, alone or with others.
+#: Words in argument names that denote the prediction target.
 _PREDICTION = {"prediction", "pred", "predict", "predicts", "parameterization", "parametrization", "objective"}
 _TARGET = _PREDICTION | {"target", "output", "mean", "loss"}
-#: Words of a value that no network of a velocity has.
+#: Values that denote other prediction targets.
 _OTHER = {"noise", "eps", "epsilon", "score", "x", "x0", "xstart", "start", "sample", "data", "edm", "ddpm"}
 _MODEL = re.compile(r"(model|arch|architecture|backbone|network)(_?(name|type))?")
-#: Other networks that grew out of DiT or beside it.
+#: Related but incompatible networks.
 _OTHER_MODEL = re.compile(r"LightningDiT|DDT|MDT|MaskDiT|U-?ViT|FiT|UNet", re.IGNORECASE)
 #: Arguments of discrete diffusion, and of other architectures; a truthy value means "not a SiT".
 _DISCRETE = {
@@ -39,10 +39,10 @@ Convention = Literal["repa", "sit"]
 
 
 def arguments(*sources: Any) -> dict[str, Any]:
-    """Arguments as JSON-able values; of nested ones the leaves too, by their last name.
+    """Merge arguments into one flat JSON-able dict (nested leaves under their last key).
 
     Args:
-        sources: mappings or namespaces; a later one wins. What is neither says nothing.
+        sources: mappings or namespaces; a later one wins. Other types are ignored.
     """
     found: dict[str, Any] = {}
     for source in sources:
@@ -54,7 +54,7 @@ def arguments(*sources: Any) -> dict[str, Any]:
 
 
 def kept_in(loaded: Mapping[str, Any]) -> list[Any]:
-    """What a file keeps of its training's arguments, the weightiest last."""
+    """Argument containers found in a file, highest priority last."""
     return [loaded[key] for key in reversed(_KEYS) if loaded.get(key) is not None]
 
 
@@ -74,7 +74,7 @@ def _leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def number(args: Mapping[str, Any], key: str, default: float) -> float:
-    """An argument that is a number, or a number in words.
+    """Numeric argument (number or numeric string).
 
     Raises:
         UserError: it is something else; without the name of the file.
@@ -107,7 +107,7 @@ def judge(args: Mapping[str, Any], name: str) -> bool:
         name: the file's, which counts where there are no arguments.
 
     Returns:
-        Whether it says so.
+        Whether the arguments state a velocity prediction.
 
     Raises:
         UserError: it says that it is something else; without the name of the file.

@@ -166,7 +166,7 @@ class LatentStatistics:
 
     @classmethod
     def sd(cls, channels: int) -> LatentStatistics:
-        """What the one factor 0.18215 of SD-VAE, SiT and REPA says."""
+        """Statistics equivalent to the scaling factor 0.18215."""
         return cls(torch.zeros(channels), torch.full((channels,), 1 / SD_SCALING))
 
 
@@ -282,7 +282,7 @@ def diffusers_folder(folder: Path) -> Path | None:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The most precise file: whole, the index of a sharded one, or a variant such as fp16."""
+    """Pick the weights file: full precision, else sharded index, else a variant (fp16 last)."""
     kinds = ("safetensors", "bin")
     whole = [folder / f"{_WEIGHTS}.{kind}{index}" for kind in kinds for index in ("", ".index.json")]
     variants = [p for kind in kinds for p in sorted(folder.glob(f"{_WEIGHTS}.*.{kind}"))]

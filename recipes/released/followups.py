@@ -1,4 +1,4 @@
-"""Names that the code of follow-up methods gives to a SiT's tensors, in ours."""
+"""Tensor-name mapping from follow-up methods' code to ours."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Kind = Literal["repa_e", "repa", "sit", "irepa", "reg", "sra"]
 Weights = Literal["ema", "raw"]
 #: A tensor that every SiT has.
 ANCHOR = "x_embedder.proj.weight"
-#: Projectors, and what the one of earlier files was called.
+#: Names under which older files store the projector.
 _PROJECTOR = re.compile(r"^(projectors?|proj|mlp)\.(?=\d+\.)")
 WHOSE: dict[Convention, str] = {"repa": "with noise at t = 1 as REPA has it", "sit": "with data at t = 1 as SiT has it"}
 
@@ -59,7 +59,7 @@ class ReleasedCheckpoint:
 
 
 class Given(TypedDict, total=False):
-    """What somebody says of a checkpoint that does not say it of itself."""
+    """User-supplied facts that the file does not contain."""
 
     step: int | None
     """Which of a folder's checkpoints (the last by default); or what to call a file that does not say its step."""
@@ -134,7 +134,7 @@ def _convention(found: Found, args: Mapping[str, Any]) -> Convention:
 
 
 def _notes(spec: SiTSpec, args: Mapping[str, Any], given: Given) -> Iterator[str]:
-    """What a file leaves open about the network."""
+    """Notes about assumptions made."""
     if given.get("classes") is None and args.get("num_classes") is None and spec.num_classes != IMAGENET_CLASSES:
         yield f"it does not say how many classes it has; by its label table {spec.num_classes} (else: --classes)"
     if not spec.null_class:
@@ -189,7 +189,7 @@ def _weights_of(loaded: Mapping[str, Any], given: Weights | None) -> tuple[dict[
 
 
 def _copied(average: Found, raw: Found) -> str | None:
-    """A sentence where an average is none, as of training that never took it."""
+    """Note if the EMA equals the raw weights (EMA never updated)."""
     if all(name in raw.state and torch.equal(value, raw.state[name]) for name, value in average.state.items()):
         return (
             f"its average '{average.place}' equals its raw weights '{raw.place}', tensor for tensor: one is a copy of "
@@ -293,7 +293,7 @@ def _only_file(folder: Path) -> Path:
 
 
 def _step(loaded: Mapping[str, Any], file: Path, given: int | None) -> int:
-    """Of optimizer steps, as the file says; else by its name; else what was given.
+    """The step: from the file's content, else its name, else --step.
 
     Raises:
         UserError: the file says another step than was given, or none that can be.
@@ -326,7 +326,9 @@ def _kind(state: Mapping[str, Tensor], args: Mapping[str, Any], *, joint: bool) 
 
 
 def _legacy_depth(found: Mapping[Weights, Found]) -> int | None:
-    """REPA's first checkpoints number the blocks after the alignment anew, which says where it is."""
+    """REPA's first checkpoints number the blocks after the alignment depth separately (decoder_blocks.N), which reveals
+    that depth.
+    """
     names = [name for network in found.values() for name in network.state]
     blocks = {m[1] for name in names if (m := re.match(r"blocks\.(\d+)\.", name))}
     return len(blocks) if any(name.startswith("decoder_blocks.") for name in names) else None
@@ -344,7 +346,7 @@ def _released_sit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_empty_projectors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's code without an encoder has one projector, to no features."""
+    """Drops projectors of width 0, which REPA's code creates when there is no encoder."""
     empty = {
         m[1] for n, v in state.items() if (m := re.fullmatch(r"projectors\.(\d+)\.4\.weight", n)) and not v.numel()
     }
@@ -369,7 +371,7 @@ def _our_sit(released: Mapping[str, Tensor], spec: SiTSpec, whose: Convention, *
 
 
 def _without_variance(state: Mapping[str, Tensor], spec: SiTSpec) -> dict[str, Tensor]:
-    """Of a final layer with twice the channels, the first half of each pixel of a patch: the velocity."""
+    """If the final layer also predicts a variance (twice the channels), keep only the velocity half."""
     out, pixels = dict(state), spec.patch_size**2
     if len(out["final_layer.linear.weight"]) == 2 * pixels * spec.channels:
         require(out, FINAL)

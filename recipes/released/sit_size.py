@@ -54,7 +54,7 @@ def sit_spec(
     )
 
 
-#: Of tensors that every SiT has.
+#: Required tensors and their number of dimensions.
 _DIMENSIONS = {
     "x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "final_layer.linear.weight": 2,
     "y_embedder.embedding_table.weight": 2, "t_embedder.mlp.0.weight": 2,
@@ -90,7 +90,7 @@ def _heads(given: int | None, hidden: int, depth: int) -> int:
 
 
 def _projector_widths(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of `SiTSpec` that the heads show; without projectors, their inner width keeps its default."""
+    """SiTSpec fields inferred from projector and head tensors."""
     projectors = range(count_of(state, r"projectors\.(\d+)\."))
     fields: dict[str, Any] = {"student_head": "student_head.0.weight" in state}
     if (token := state.get("class_embedder.weight")) is not None and token.ndim == 2:

@@ -29,7 +29,7 @@ def build_networks(
     discriminator: gan.PatchDiscriminator | None = None,
     perceptual: nn.Module | None = None,
 ) -> Networks:
-    """Freshly initialised networks; those that are given are copied in."""
+    """Initialise networks; copy in the given pretrained ones."""
     needs = spec.method.needs
     sit = transformer.SiT(spec.sit)
     transformer.initialize(sit, spec.train.seed)
@@ -119,7 +119,7 @@ def _compile(networks: Networks, encoders: Sequence[Encoder], needs: Needs) -> N
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is spread."""
+    """Distribution of the global batch over processes and micro-batches."""
 
     batch_size: int
     processes: int

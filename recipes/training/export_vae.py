@@ -1,4 +1,4 @@
-"""The tuned tokenizer of a run, for others: diffusers' form and the released one."""
+"""Export a run's tuned tokenizer (diffusers and CompVis formats)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of training, counted on shapes alone."""
+"""FLOPs of training, counted on meta tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released checkpoints as runs of ours, so that everything that reads a run reads them too."""
+"""Import released checkpoints as run folders."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def import_checkpoint(
 
 
 def _run_in(out: Path, spec: RunSpec) -> Run:
-    """The run that a folder has; it may differ in the file that it came from, as another step of it does."""
+    """Open the existing run of a folder; only its source file may differ (other step)."""
     if not (out / "spec.json").exists():
         return Run(spec, out)
     there = Run.open(out)
@@ -153,7 +153,7 @@ def _discriminator_spec(state: Mapping[str, Tensor]) -> DiscriminatorSpec:
 
 
 def _frozen_tokenizer(released: ReleasedCheckpoint) -> AutoencoderSpec:
-    """The tokenizer that the arguments name, or that has so many channels; its weights are not in the file."""
+    """Tokenizer spec by argument name, else by number of latent channels."""
     named = str(released.args.get("vae"))
     found = [spec for spec in TOKENIZERS.values() if spec.latent_channels == released.sit.channels]
     if named not in TOKENIZERS and not found:

@@ -64,7 +64,7 @@ class Run:
         return sorted(int(name) for name in found if re.fullmatch("[0-9]+", name))
 
     def resumable(self, up_to: int | None = None) -> int | None:
-        """The last step that holds optimizer state, of those up to one."""
+        """Last resumable step (<= up_to)."""
         kept = [s for s in self.steps() if self._has_state(s)]
         return max((s for s in kept if up_to is None or s <= up_to), default=None)
 
@@ -103,8 +103,8 @@ class Run:
         return str(checkpoint.hash_of_part(self.checkpoint(step), WEIGHTS))
 
     def repair(self, needed: Sequence[int]) -> list[str]:
-        """Set damaged checkpoints aside, so that they are made again: of the `needed` ones every one, and of those to
-        resume from the newest ones, up to the first good one.
+        """Move damaged checkpoints aside: all damaged `needed` ones, and newest-first until an intact resumable one is
+        found.
 
         Returns:
             A sentence for each.
@@ -146,12 +146,12 @@ class Run:
 
     @property
     def notes_path(self) -> Path:
-        """One JSON object for each thing that happened to the run and that who reads its numbers should know."""
+        """JSON-lines file of notes for readers of the run's numbers."""
         earlier = self.folder / "remarks.jsonl"  # as it was called before records of version 2
         return earlier if earlier.exists() else self.folder / "notes.jsonl"
 
     def note(self, text: str) -> str:
-        """Keep a sentence for whoever reads the run's numbers; returns it."""
+        """Append a note; returns it."""
         append_row(self.notes_path, {"text": text, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         return text
 
@@ -163,7 +163,7 @@ class Run:
     def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
         """Write a checkpoint, then prune older ones.
 
-        Milestones stay; of the others, and of all optimizer states, the last `keep`.
+        Keep all milestones; keep only the last `keep` other checkpoints and optimizer states.
         """
         parts = {WEIGHTS: trainer.weights(), OPTIMIZER: trainer.optimizer_state()}
         meta = {
@@ -215,14 +215,14 @@ class Run:
         return [row for row in rows if row["step"] <= step], damaged
 
     def trim_log(self, step: int) -> None:
-        """Forget what was logged after the checkpoint that we continue from, and say what was damaged."""
+        """Truncate the log to the resumed step and note damaged lines."""
         rows, damaged = self.log(step)
         for told in left_out(self.log_path, damaged):
             self.note(told)
         atomic.write_text(self.log_path, "".join(map(row_text, rows)))
 
     def write_incident(self, fault: Fault, position: int, trainer: Trainer, finding: Finding, images: int) -> Path:
-        """Keep what is needed to do a step again that went wrong: draws are functions of seed, position and image."""
+        """Write an incident file with everything needed to reproduce the failed step."""
         seed, batch = self.spec.train.seed, self.spec.train.batch_size
         drawn = order(seed, torch.arange(position * batch, (position + 1) * batch), images)
         content = {
@@ -242,7 +242,7 @@ class Run:
 
 
 def import_notes(run: Run, step: int) -> list[str]:
-    """What whoever reads the numbers of an imported checkpoint should know; nothing of one that was trained here."""
+    """Notes of an imported checkpoint; [] for own runs."""
     return [str(note) for note in run.clock(step).get("imported", {}).get("notes", ())]
 
 

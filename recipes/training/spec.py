@@ -36,7 +36,7 @@ class RunSpec(Spec):
     tokenizer: AutoencoderSpec
     discriminator: gan.DiscriminatorSpec = gan.DiscriminatorSpec()
     encoders: tuple[EncoderSpec, ...] = ()
-    """Frozen encoders that look at every batch; none where their tokens are stored with the data."""
+    """Encoders run online; empty if their outputs are cached."""
     perceptual: InputRange | None = None
     """Which input range LPIPS is given; none without LPIPS."""
     train: TrainSpec
@@ -60,7 +60,7 @@ class RunSpec(Spec):
 
     @property
     def name(self) -> str:
-        """A folder name that tells a person what it is and cannot clash."""
+        """Readable, unique folder name."""
         return f"{self.variant}-seed{self.train.seed}-{self.digest()[:8]}"
 
 
@@ -76,7 +76,7 @@ class TrainingInputs:
     """(C,), of the tokenizer's latents over the training set."""
     latent_std: Tensor
     encoders: tuple[Encoder, ...] = ()
-    """One for each of the specification's."""
+    """Same order as `RunSpec.encoders`."""
     perceptual: nn.Module | None = None
     discriminator: gan.PatchDiscriminator | None = None
-    """Trained already; None: random weights."""
+    """Pretrained discriminator, or None."""

@@ -26,7 +26,7 @@ from recipes.training.spec import TrainingInputs
 
 @dataclass
 class TrainingOptions:
-    """What `train_run` may be told besides what to train."""
+    """Execution options of `train_run`."""
 
     execution: Execution = field(default_factory=lambda: Execution(device="cpu"))
     world: World = field(default_factory=World)
@@ -34,7 +34,7 @@ class TrainingOptions:
     on_step: Callable[[int], None] = lambda step: None
     """Called with the number of steps done."""
     stop: Callable[[], int] = lambda: 0
-    """Asked after every step; if it says a signal's number, the run is saved and `Stopped` raised."""
+    """Polled after every step; a non-zero signal number saves the run and raises `Stopped`."""
 
 
 def train_run(
@@ -140,7 +140,7 @@ class _Session:
             self.training.world.barrier()
 
     def _stop_if_unsound(self, logs: Mapping[str, float], finding: Finding) -> None:
-        """Stop a training that is no longer sound; nothing is saved from then on."""
+        """Raise `Diverged` if the watchdog found a fault; later states are not saved."""
         on_nan, scaled = self.training.execution.on_nan, self.run.spec.train.precision == "fp16"
         fault = finding.fault(on_nan, scaled=scaled)
         limit = EXPLODED * max(1.0, self.variance)
