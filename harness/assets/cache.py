@@ -7,6 +7,7 @@ and is recorded by the hash of its content.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,28 @@ class Asset:
 
 
 class Store:
-    """The cache folder."""
+    """The cache folder. Several commands may share it: an asset has one maker, and the others wait for it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda told: None) -> None:
+        """With `say`, a wait for another process is told."""
+        self.root, self.say = root, say
+
+    def below(self, folder: str) -> Store:
+        """A part of the cache."""
+        return Store(self.root / folder, self.say)
+
+    def alone(self, folder: Path, *, on: bool = True) -> AbstractContextManager[None]:
+        """Context: no other command makes what will lie in that folder.
+
+        Args:
+            folder: need not be there.
+            on: false does nothing: of several processes of one command, one holds.
+        """
+
+        def wait(holder: str) -> None:
+            self.say(f"  waiting for {holder}, which makes {folder}")
+
+        return alone(folder.with_name(f".{folder.name}.lock"), on=on, on_wait=wait)
 
     def folder_of(self, kind: str, spec: Mapping[str, Any], sources: Mapping[str, str]) -> Path:
         """Where an asset lies once it is made; see `get`."""
@@ -62,7 +81,7 @@ class Store:
         """
         folder = self.folder_of(kind, spec, sources)
         if not folder.exists():
-            with alone(folder.with_name(f".{folder.name}.lock")):
+            with self.alone(folder):
                 if not folder.exists():  # nor has another process made it meanwhile
                     tensors, facts = make()
                     meta = {"kind": kind, "spec": dict(spec), "facts": dict(facts)}

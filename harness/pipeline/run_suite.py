@@ -65,7 +65,7 @@ def refuse_second_specifications(session: Session, prepared: Prepared, grid: Gri
 def run_suite(session: Session, variants: Sequence[str], seeds: Sequence[int], work: Work = in_turn) -> None:
     """Prepare, then train and score every variant with every seed."""
     prepared = prepare(session, variants)
-    prepared.require_evaluator()
+    prepared.refuse_unscorable()
     grid = grid_of(variants, seeds)
     refuse_second_specifications(session, prepared, grid)
     examine(session, prepared, variants)

@@ -136,9 +136,7 @@ def draw_and_score(
 
     The caller clears the shards after storing the result, so that a killed process need not sample again.
     """
-    evaluator = prepared.require_evaluator().seeing(
-        [METRICS[name].output for name in more], session.assets, session.world.device
-    )
+    evaluator = prepared.evaluator.seeing([METRICS[name].output for name in more], session.assets, session.world.device)
     began, world, network = time.perf_counter(), session.world, evaluator.network
     place = session.folder / "samples" / evaluation.run.folder.name / evaluation.name
     key = digest_of([evaluation.key, network.content, network.convention, keep])[:12]
@@ -156,11 +154,11 @@ def draw_and_score(
         session.note(note, evaluation.run.spec.variant, evaluation.run.spec.train.seed)
     found = _metrics(drawn, evaluator, evaluation.protocol, world.device)
     rules = _rules(evaluation.protocol)
-    extra = evaluate(more, real=evaluator.reference, fake=drawn, rules=rules, device=world.device).values
+    extra = evaluate(more, real=evaluator.reference.measured, fake=drawn, rules=rules, device=world.device).values
     if kept is not None:
         write_npz(kept, shards.images(), drawn.rows, torch.as_tensor(drawn.points(LABELS)))
     dubious = of_a_set(about, "samples") if (about := drawn.rows_of(HASH, FLAT)) else []
-    few = of_numbers([*_recorded(drawn), *more], evaluator.reference, drawn, rules)
+    few = of_numbers([*_recorded(drawn), *more], evaluator.reference.measured, drawn, rules)
     return Outcome(found, drawn.rows, seconds, grid, kept, shards, extra, dubious, few)
 
 
@@ -196,7 +194,7 @@ def _score_record(session: Session, prepared: Prepared, evaluation: Evaluation, 
         search=evaluation.search,
         metrics=outcome.metrics,
         n_fake=outcome.count,
-        n_real=prepared.require_evaluator().reference.count or 0,
+        n_real=prepared.evaluator.reference.measured.count or 0,
         nfe=evaluation.protocol.nfe,
         sample_seconds=outcome.seconds,
         assets=dict(evaluation.assets),
@@ -249,7 +247,7 @@ def score_imported(
             outcome.shards.clear()
         out[evaluation.protocol.label] = {
             **outcome.as_dict(),
-            "n_real": prepared.require_evaluator().reference.count or 0,
+            "n_real": prepared.evaluator.reference.measured.count or 0,
             "protocol_digest": evaluation.protocol_digest,
             "assets": dict(evaluation.assets),
         }
@@ -268,7 +266,7 @@ def _metrics(fake: Measured, evaluator: Evaluator, protocol: Protocol, device: t
     if fake.rows != protocol.samples:
         raise ValueError(f"{fake.rows} samples were scored, the protocol says {protocol.samples}")
     rules = _rules(protocol)
-    found = evaluate(_recorded(fake), real=evaluator.reference, fake=fake, rules=rules, device=device).values
+    found = evaluate(_recorded(fake), real=evaluator.reference.measured, fake=fake, rules=rules, device=device).values
     accuracy = None
     if evaluator.knows_labels:
         guessed = torch.as_tensor(fake.points(LOGITS)).argmax(1)

@@ -130,8 +130,9 @@ def prepare(session: Session, variants: Sequence[str]) -> Prepared:
     """
     session.repair_records()
     session.refuse_foreign_records()
+    store = Store(session.store.root, session.reporter.note)
     context = PreparationContext(
-        session.store, session.reporter, session.world, session.execution, session.data, session.costed
+        store, session.reporter, session.world, session.execution, session.data, session.costed
     )
     with threads_of(session):
         return preparation.prepare(session.suite, context, variants)

@@ -33,7 +33,7 @@ def examine(session: Session, prepared: Prepared, variants: Sequence[str]) -> No
     Raises:
         UserError: a tokenizer's own rFID is over the suite's gate.
     """
-    if prepared.evaluator is None or not session.world.main:
+    if prepared.judge is None or not session.world.main:
         return
     done = session.records.keys()
     names = {name for variant in variants if (name := prepared.tokenizer_of(variant)) is not None}
@@ -59,8 +59,9 @@ def measure_tokenizer(
     step: int | None = None,
 ) -> TokenizerRecord:
     """Reconstruct reference images from their posterior means; rFID is against the whole reference."""
-    evaluator = prepared.require_evaluator()
-    originals = evaluator.reference_images[:RECONSTRUCTED]
+    evaluator = prepared.evaluator
+    reference = evaluator.reference
+    originals = reference.images[:RECONSTRUCTED]
     latent, images = _reconstructed(tokenizer.to(session.world.device), originals, session.suite.chunk)
     called, trained = name if run is None else run.spec.name, _of_run(run)
     for note in of_a_set(rows_about(images), f"reconstructions by {called}"):
@@ -72,13 +73,13 @@ def measure_tokenizer(
     save_grid(session.folder / components, shown, GRID_COLUMNS)
     fake = Measured([outputs_of(images.split(chunk), evaluator.network)])
     pairs = list(zip(images.split(chunk), originals.split(chunk), strict=True))
-    distances = [evaluator.lpips(a, b).cpu() for a, b in pairs] if evaluator.lpips else None
+    distances = [reference.lpips(a, b).cpu() for a, b in pairs] if reference.lpips else None
     return TokenizerRecord(
         **session.common(),
         name=name,
         **trained,
         step=step,
-        rfid=frechet.frechet_distance(real=evaluator.reference.moments(FEATURES), fake=fake.moments(FEATURES)),
+        rfid=frechet.frechet_distance(real=reference.measured.moments(FEATURES), fake=fake.moments(FEATURES)),
         psnr=float(torch.cat([reconstruction.psnr_each(a, b) for a, b in pairs]).mean()),
         ssim=float(torch.cat([reconstruction.ssim_each(a, b) for a, b in pairs]).double().mean()),
         lpips=None if distances is None else float(torch.cat(distances).double().mean()),
@@ -113,18 +114,21 @@ def _measure_floor(session: Session, prepared: Prepared, done: set[tuple[object,
     """FID between real images: (a) two halves of the reference, (b) as many training images as the protocol draws
     samples, scored like samples.
     """
-    evaluator = prepared.require_evaluator()
-    features = torch.as_tensor(evaluator.reference.points(FEATURES))
-    half, n = len(features) // 2, min(session.suite.curve_protocol.samples, len(evaluator.training_images))
+    n = min(session.suite.curve_protocol.samples, prepared.floor_images)
 
-    def fresh() -> Moments:
-        return Moments.of(
-            outputs_of(evaluator.training_images[:n].split(session.suite.chunk), evaluator.network)[FEATURES]
-        )
+    def of_training() -> tuple[Moments, Moments]:
+        network, reference = prepared.evaluator.network, prepared.evaluator.reference
+        chunks = reference.training_images[:n].split(session.suite.chunk)
+        return reference.measured.moments(FEATURES), Moments.of(outputs_of(chunks, network)[FEATURES])
+
+    def of_halves() -> tuple[Moments, Moments]:
+        features = torch.as_tensor(prepared.evaluator.reference.measured.points(FEATURES))
+        half = len(features) // 2
+        return Moments.of(features[:half]), Moments.of(features[half:])
 
     pairs: dict[str, Callable[[], tuple[Moments, Moments]]] = {
-        f"{n} training images, as many as samples are drawn": lambda: (evaluator.reference.moments(FEATURES), fresh()),
-        "two disjoint halves of the reference": lambda: (Moments.of(features[:half]), Moments.of(features[half:])),
+        f"{n} training images, as many as samples are drawn": of_training,
+        "two disjoint halves of the reference": of_halves,
     }
     for name, make in pairs.items():
         if ("floor", name) in done:

@@ -39,7 +39,7 @@ def needed(session: Session, prepared: Prepared, run: Run) -> list[int]:
     """Steps that still have to be trained or scored."""
     milestones, kept, done = session.budget.milestones(), run.steps(), session.records.keys()
     found = [step for step in milestones if step not in kept]
-    if prepared.evaluator is not None:
+    if prepared.judge is not None:
         found += [e.step for e in evaluations_of(session, prepared, run) if e.record_key not in done]
         if tokenizer_key(session, prepared, run) not in (None, *done):
             found.append(milestones[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,34 +31,50 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """What samples are judged by."""
+class Reference:
+    """The real images that samples are compared with."""
 
-    network: FeatureNetwork
-    reference: Measured
-    reference_images: Tensor
+    measured: Measured
+    """What the feature network says of them."""
+    images: Tensor
     """uint8, (N, 3, H, W): what tokenizers are made to reconstruct."""
     training_images: Tensor
     """uint8, (n, 3, H, W), n at least the samples of the curve protocol: for the noise floor."""
     lpips: Distance | None = None
     """LPIPS of uint8 images, where its network is on this machine."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What samples are judged by: a network in every process, and the reference where it is asked for."""
+
+    network: FeatureNetwork
+    load: Callable[[], Reference]
+    """Reads the reference: gigabytes, so the main process alone calls it, where something is scored."""
     knows_labels: bool = False
     """Whether the feature network's logits are the suite's classes."""
 
+    @cached_property
+    def reference(self) -> Reference:
+        """The real images, read when they are first needed. Only for the main process."""
+        return self.load()
+
     def seeing(self, outputs: Sequence[str], store: Store, device: torch.device) -> Evaluator:
-        """Copy with the extra networks for `outputs`, and their features of the reference images.
+        """Copy with the extra networks that other metrics' `outputs` need; the reference gets their features too.
 
         Raises:
             UserError: a network is not on this machine.
         """
-        missing = [name for name in dict.fromkeys(outputs) if not self.reference.has(name)]
-        others = extra_networks(missing, self.network, store, device)
+        others = extra_networks(dict.fromkeys(outputs), self.network, store, device)
         if not others:
             return self
-        looked = {
-            name: outputs_of(self.reference_images.split(CHUNK), network)[FEATURES] for name, network in others.items()
-        }
-        return replace(self, network=FeatureNetworks(self.network, others), reference=self.reference.joined(looked))
+
+        def load() -> Reference:
+            chunks = self.reference.images.split(CHUNK)
+            looked = {name: outputs_of(chunks, network)[FEATURES] for name, network in others.items()}
+            return replace(self.reference, measured=self.reference.measured.joined(looked))
+
+        return replace(self, network=FeatureNetworks(self.network, others), load=load)
 
 
 @dataclass(frozen=True)
@@ -70,8 +87,12 @@ class Prepared:
     """By name: those that start frozen or are tuned."""
     tokenizer_of: Callable[[str], str | None]
     """Tokenizer name of a variant; None if trained from scratch."""
-    evaluator: Evaluator | None
-    """Absent where the metric's own files are missing: then nothing can be scored, but everything can be trained."""
+    judge: Callable[[], Evaluator] | None
+    """Loads what samples are judged by. Absent where the metric's own files are missing: then nothing can be scored,
+    but everything can be trained.
+    """
+    floor_images: int
+    """How many training images `Reference` has for the noise floor."""
     hashes: Mapping[str, str]
     """Content hash of each asset, by kind."""
     facts: Mapping[str, float]
@@ -94,18 +115,28 @@ class Prepared:
         """Content hash of the feature network and of the reference."""
         return {name: self.hashes[name] for name in ("features", "reference") if name in self.hashes}
 
-    def require_evaluator(self) -> Evaluator:
-        """What samples are judged by.
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What samples are judged by, loaded when something is first scored.
 
         Raises:
             UserError: its files are missing.
         """
-        if self.evaluator is None:
+        self.refuse_unscorable()
+        assert self.judge is not None
+        return self.judge()
+
+    def refuse_unscorable(self) -> None:
+        """Fail early where nothing can be scored.
+
+        Raises:
+            UserError: the metric's files are missing.
+        """
+        if self.judge is None:
             raise UserError(
                 "nothing can be scored without the metric's files. Remedy: repa-bench fetch inception and "
                 "repa-bench fetch adm-reference (or fetch NAME --from PATH)."
             )
-        return self.evaluator
 
 
 @dataclass(frozen=True)
@@ -130,4 +161,4 @@ class PreparationContext:
 
 def assets_of(suite: Suite, store: Store) -> Store:
     """The part of a cache that is a suite's; stand-ins never lie beside real files."""
-    return Store(store.root / suite.cache_folder) if suite.cache_folder else store
+    return store.below(suite.cache_folder) if suite.cache_folder else store

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.assets.cache import Asset
 from harness.features.base import LOGITS, outputs_of
 from harness.metrics.statistics import Measured
-from harness.preparation.base import Evaluator, PreparationContext, Prepared
+from harness.preparation.base import Evaluator, PreparationContext, Prepared, Reference
 from harness.preparation.digits_data import Digits, render
 from harness.preparation.digits_networks import (
     DigitsFeatures,
@@ -60,18 +60,13 @@ class DigitsPreparation:
         data = Batch(images=train.images, labels=train.labels, features=(tokens,), mean=mean, std=std)
         plain = TrainingInputs(data=data, tokenizer=tokenizer, latent_mean=latent_mean, latent_std=latent_std)
         inputs = {variant: replace(plain, data=self._seen(data, needs)) for variant, needs in self.needs.items()}
-        evaluator = Evaluator(
-            network=network,
-            reference=self._measured(reference, network),
-            reference_images=reference.images,
-            training_images=train.images,
-            knows_labels=True,
-        )
+        shown = Reference(self._measured(reference, network), reference.images, train.images)
         return Prepared(
             inputs=inputs.__getitem__,
             tokenizers={"tokenizer": tokenizer},
             tokenizer_of=lambda variant: "tokenizer",
-            evaluator=evaluator,
+            floor_images=len(train.images),
+            judge=lambda: Evaluator(network, lambda: shown, knows_labels=True),
             hashes=self.hashes,
             facts=self.facts,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from harness.features.base import FEATURES, FeatureNetwork, outputs_of
 from harness.metrics.adm_reference import read_adm_reference
 from harness.metrics.statistics import Measured
 from harness.preparation import stand_ins
-from harness.preparation.base import Evaluator, PreparationContext, Prepared, assets_of
+from harness.preparation.base import Evaluator, PreparationContext, Prepared, Reference, assets_of
 from harness.preparation.image_store import prepare_images
 from harness.scoring.array_files import NpzImages
 from harness.scoring.paired_images import DAMAGED, Distance, on_uint8_images
@@ -94,7 +95,8 @@ class Preparation:
             tokenizer_of=lambda variant: (
                 None if self.suite.variant(variant).from_scratch else self.suite.variant(variant).tokenizer
             ),
-            evaluator=self._judge(),
+            judge=self._judge(),
+            floor_images=min(FLOOR_IMAGES, len(self._images or ())),
             hashes=self.hashes,
             facts=self.facts,
         )
@@ -145,7 +147,7 @@ class Preparation:
     def _images_from(self, data: str) -> Images:
         folder = self._where(data)
         if folder != Path(data).expanduser():
-            with self.context.costed("prepare images"):
+            with self._alone(folder), self.context.costed("prepare images"):
                 facts = prepare_images(
                     data,
                     folder,
@@ -155,12 +157,19 @@ class Preparation:
                     world=self.world.size,
                     reporter=self.context.reporter,
                 )
-            self.world.barrier()
+                self.world.barrier()
             for warning in facts.get("warnings", ()):
                 self.context.reporter.note(f"  {warning}", "yellow")
             for rejected in facts.get("rejected", ()):
                 self.context.reporter.note(f"  left out: {rejected['name']}: {rejected['reason']}")
         return open_images(folder)
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Context: the processes of this command make what lies in a folder, and no other command does."""
+        with self.store.alone(folder, on=self.world.main):
+            self.world.barrier()
+            yield
 
     def _prepare_tokenizer(self, variant: str) -> None:
         name = self.suite.variant(variant).tokenizer
@@ -201,12 +210,13 @@ class Preparation:
     def _cached_latents(self, name: str) -> LatentStore:
         key = digest_of([self.images.content, self.hashes[name], self.suite.latents])[:12]
         folder = self.store.root / "latents" / f"{name}-{key}"
-        if not (folder / MANIFEST).exists():
-            self.world.barrier()  # all have looked before anybody writes
-            self._write_latents(name, folder)
-            self.world.barrier()
-            if self.world.main:
-                finish_latents(folder)
+        with self._alone(folder):
+            if not (folder / MANIFEST).exists():
+                self.world.barrier()  # all have looked before anybody writes
+                self._write_latents(name, folder)
+                self.world.barrier()
+                if self.world.main:
+                    finish_latents(folder)
             self.world.barrier()
         latents = LatentStore.open(folder)
         self.hashes[f"latents of {name}"] = latents.content
@@ -278,18 +288,28 @@ class Preparation:
             discriminator=None if chosen.from_scratch else self.discriminators.get(name),
         )
 
-    def _judge(self) -> Evaluator | None:
+    def _judge(self) -> Callable[[], Evaluator] | None:
+        """See `Prepared.judge`. What identifies the judge is known without reading it."""
         missing = [n for n in self.suite.scored_by() if catalogue.find(self.store, n) is None]
         if missing:
             return None
-        network = load_network(self.suite.features, self.store, self.world.device)
-        self.hashes["features"] = network.content
-        some = self._some_images() if self._images is not None else torch.empty(0)
+        self.hashes["features"] = catalogue.require(self.store, self.suite.features).content
         if self.suite.reference == "images":
             self.hashes["reference"] = digest_of(["drawn", self.images.content])
-            return Evaluator(network, self._measured("images", some, network), some, some, self._lpips())
+        else:
+            self.hashes["reference"] = catalogue.require(self.store, self.suite.reference).content
+
+        def judge() -> Evaluator:
+            network = load_network(self.suite.features, self.store, self.world.device)
+            return Evaluator(network, lambda: self._reference(network))
+
+        return judge
+
+    def _reference(self, network: FeatureNetwork) -> Reference:
+        some = self._some_images() if self._images is not None else torch.empty(0)
+        if self.suite.reference == "images":
+            return Reference(self._measured("images", some, network), some, some, self._lpips())
         asset = catalogue.require(self.store, self.suite.reference)
-        self.hashes["reference"] = asset.content
         held = read_adm_reference(asset.path)
         if FEATURES not in held.moments or not held.has_images:
             raise UserError(
@@ -297,8 +317,8 @@ class Preparation:
             )
         shown = NpzImages(asset.path)
         images = shown.read(0, len(shown))
-        reference = self._measured("reference", images, network).under(held.moments, digest=asset.content)
-        return Evaluator(network, reference, images, some, self._lpips())
+        measured = self._measured("reference", images, network).under(held.moments, digest=asset.content)
+        return Reference(measured, images, some, self._lpips())
 
     def _lpips(self) -> Distance | None:
         """The LPIPS metric with documented [0, 1] inputs (the training loss may use another range); None if VGG16 is
@@ -329,9 +349,7 @@ class Preparation:
 
         sources = {key: self.hashes[key] for key in ("features", "reference")}
         spec = {"count": len(images), "network": network.convention}
-        with self.world.main_first():
-            tensors = self.store.get(f"features-{name}", spec, sources, make).tensors
-        return Measured([tensors])
+        return Measured([self.store.get(f"features-{name}", spec, sources, make).tensors])
 
 
 def _one_file(path: Path) -> Path:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.features.inception import write_inception
-from harness.runtime.locks import alone
 from recipes.core.draws import seed_of
 from recipes.models.autoencoder import Autoencoder
 from recipes.models.discriminator import PatchDiscriminator
@@ -34,7 +33,7 @@ def make(suite: ImagenetSuite, store: Store) -> None:
         **{name: lambda folder, name=name: _encoder(suite, name, folder) for name in suite.encoders},  # type: ignore[misc]
     }
     for name, write in makers.items():
-        with alone(store.root / "stand-ins" / ".lock"):  # another command may make them too
+        with store.alone(store.root / "stand-ins"):
             if catalogue.find(store, name) is None:
                 folder = store.root / "stand-ins" / name
                 folder.mkdir(parents=True, exist_ok=True)

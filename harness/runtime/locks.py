@@ -62,22 +62,25 @@ def held(folder: Path, *, on: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Wait until nobody else holds a file of that name, then hold it; it is gone afterwards. Not to be nested.
+def alone(path: Path, *, on: bool = True, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Wait until no other process holds a file of that name, then hold it; it is gone afterwards. Not to be nested.
+
+    The kernel's lock wakes those who wait on this machine. A claim (a file that only one process can create) keeps
+    other machines out whose file system does not share the kernel's locks.
 
     Args:
         path: the file.
         on: false does nothing: of several processes of one command, one holds.
-        on_wait: called before a wait.
+        on_wait: called before a wait, with the process and machine that hold it.
     """
     if not on:
         yield
         return
-    if (lock := _taken(path, wait=False)) is None:
-        on_wait()
-        while (lock := _taken(path, wait=True)) is None:
+    if (lock := _taken(path, wait=False, claim=True)) is None:
+        on_wait("process {pid} on {host}".format_map({"pid": "?", "host": "?"} | _holder(_claim_of(path))))
+        while (lock := _taken(path, wait=True, claim=True)) is None:
             time.sleep(POLL_SECONDS)
-    with lock.kept(beating=lock.claim is not None):
+    with lock.kept(beating=True):
         yield
 
 
@@ -88,7 +91,7 @@ class _Lock:
     path: Path
     file: BinaryIO
     claim: Path | None
-    """Fallback for file systems without flock: a file created with O_EXCL."""
+    """A file created with O_EXCL, for file systems that have no flock or do not share it between machines."""
 
     def sign(self) -> None:
         """Write pid and host into the lock file."""
@@ -100,9 +103,9 @@ class _Lock:
         """Release the lock; its file is unlinked first (if still ours), so that nobody waits on an unlinked one."""
         if gone and _is_at(self.file, self.path):
             self.path.unlink(missing_ok=True)
-        self.file.close()
-        if self.claim is not None:
+        if self.claim is not None:  # before those who wait for the kernel's lock are woken
             self.claim.unlink(missing_ok=True)
+        self.file.close()
 
     @contextmanager
     def kept(self, *, beating: bool) -> Iterator[None]:
@@ -164,7 +167,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _taken(path: Path, *, wait: bool) -> _Lock | None:
+def _taken(path: Path, *, wait: bool, claim: bool = False) -> _Lock | None:
     """The lock; nothing where somebody else has it and we are not to wait, or cannot be woken.
 
     Its last holder may remove the file after we have opened it, and another process make a new one. So after locking,
@@ -173,7 +176,7 @@ def _taken(path: Path, *, wait: bool) -> _Lock | None:
     while True:
         file = open_own(path)
         try:
-            lock = _Lock(path, file, _lock(file, path, wait=wait))
+            lock = _Lock(path, file, _lock(file, path, wait=wait, claim=claim))
         except BlockingIOError:
             file.close()
             return None
@@ -182,8 +185,8 @@ def _taken(path: Path, *, wait: bool) -> _Lock | None:
         lock.release(gone=False)
 
 
-def _lock(file: BinaryIO, path: Path, *, wait: bool) -> Path | None:
-    """Lock an open file, or else make a claim to its name: see `_Lock`.
+def _lock(file: BinaryIO, path: Path, *, wait: bool, claim: bool) -> Path | None:
+    """Lock an open file, and make a claim to its name where one is wanted or the file cannot be locked: see `_Lock`.
 
     Raises:
         BlockingIOError: somebody else was first.
@@ -193,8 +196,12 @@ def _lock(file: BinaryIO, path: Path, *, wait: bool) -> Path | None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        return _claimed(path)
-    return None
+        claim = True
+    return _claimed(path) if claim else None
+
+
+def _claim_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.claim")
 
 
 def _claimed(path: Path) -> Path:
@@ -204,7 +211,7 @@ def _claimed(path: Path) -> Path:
     Raises:
         BlockingIOError: somebody else was first.
     """
-    claim = path.with_name(f"{path.name}.claim")
+    claim = _claim_of(path)
     while True:
         try:
             with claim.open("xb") as file:

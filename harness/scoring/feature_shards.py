@@ -135,7 +135,9 @@ class Shards:
         for indices in self.ranges():
             yield checkpoint.load_part(self.place(indices), name)[name]
 
-    def alone(self, *, on: bool = True, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    def alone(
+        self, *, on: bool = True, on_wait: Callable[[str], None] = lambda holder: None
+    ) -> AbstractContextManager[None]:
         """Wait until no other command makes or removes them; see `harness.runtime.locks.alone`."""
         return alone(self.folder.with_name(f".{self.folder.name}.lock"), on=on, on_wait=on_wait)
 

@@ -29,7 +29,6 @@ VERSION = 2
 #: Version of the shard contents; increment when outputs are added so that older shards are not reused.
 KEPT = 2
 BATCH = 64
-BESIDE = "another command is measuring the same images; waiting for it"
 #: Number of reference images hashed (duplicate check) when only statistics are needed.
 GLANCED = 64
 #: Fréchet distances below this fraction of the floor are suspicious.
@@ -88,9 +87,12 @@ class Job:
         """Compute features of a set; the Measured only in the main process."""
         key = digest_of([images.identity, self.network.content, self.network.convention, KEPT])
         shards = Shards(self.cache / f"measured-{key[:24]}", len(images))
+
         # Of two commands that want the same at once, the second finds what the first has made.
-        beside = shards.alone(on=self.world.main, on_wait=lambda: self.reporter.note(f"  {label}: {BESIDE}"))
-        with beside, self.reporter.stage(label, len(images)) as on_done:
+        def wait(holder: str) -> None:
+            self.reporter.note(f"  {label}: {holder} is measuring the same images; waiting for it")
+
+        with shards.alone(on=self.world.main, on_wait=wait), self.reporter.stage(label, len(images)) as on_done:
             self.world.barrier()
             return shards, measure(images, self.network, shards, batch=self.batch, world=self.world, on_done=on_done)
 

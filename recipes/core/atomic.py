@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
-import itertools
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -23,7 +23,6 @@ from recipes.core.errors import UserError
 
 #: Short hash of the host name, used in temporary file names.
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_SERIAL = itertools.count()
 #: Names of the temporaries that this process is writing.
 _OURS: set[str] = set()
 #: Temporaries of other machines count as abandoned after this time (we cannot check their processes).
@@ -68,7 +67,7 @@ def _discard(path: Path) -> None:
 
 def _abandoned(leftover: Path) -> bool:
     """Whether a temporary file's creator is gone (local: pid check; other machine: age)."""
-    made = re.search(r"\.(?:([0-9a-f]{8})-)?([0-9]+)(?:-[0-9]+)?\.tmp$", leftover.name)
+    made = re.search(r"\.(?:([0-9a-f]{8})-)?([0-9]+)(?:-[0-9a-f]+)?\.tmp$", leftover.name)
     if made and made[1] in (None, _HOST):
         pid = int(made[2])  # a process of a container often has the number of the one before it
         return leftover.name not in _OURS if pid == os.getpid() else not lives(pid)
@@ -80,7 +79,8 @@ def _abandoned(leftover: Path) -> bool:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name beside a path that no other process or thread has. Anything still at that path on exit is deleted.
+    """A name beside a path that no other process or thread has, on any machine: it holds the host, the process and a
+    random number. Anything still at that path on exit is deleted.
 
     Stale temporaries of the same target from dead processes are deleted.
 
@@ -91,7 +91,7 @@ def temporary(path: Path) -> Iterator[Path]:
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if _abandoned(leftover):
             _discard(leftover)
-    made = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{next(_SERIAL)}.tmp")
+    made = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     _discard(made)
     _OURS.add(made.name)
     try:

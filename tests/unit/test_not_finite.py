@@ -17,7 +17,7 @@ from harness.assets.cache import Store
 from harness.metrics.statistics import Measured
 from harness.pipeline import alignment, tokenizers
 from harness.pipeline import session as pipeline_session
-from harness.preparation.base import Evaluator
+from harness.preparation.base import Evaluator, Reference
 from harness.preparation.imagenet import Preparation
 from harness.records.file import RecordFile
 from harness.records.provenance import provenance
@@ -79,8 +79,8 @@ def suite_of(tmp_path: Path) -> tuple[pipeline_session.Session, SimpleNamespace]
         note=lambda text, variant, seed: told.append(text),
         told=told,
     )
-    judge = Evaluator(Toy(), Measured([Toy()(IMAGES)]), IMAGES, IMAGES)
-    return session, SimpleNamespace(require_evaluator=lambda: judge)
+    judge = Evaluator(Toy(), lambda: Reference(Measured([Toy()(IMAGES)]), IMAGES, IMAGES))
+    return session, SimpleNamespace(evaluator=judge)
 
 
 @pytest.mark.parametrize("name", BAD)
