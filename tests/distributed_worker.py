@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,14 +17,35 @@ from safetensors.torch import save_file
 from recipes.core.distributed import World, world
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
+from recipes.core.step import Step, Update
 from recipes.registry import RECIPES
 
 STEPS, BATCH = 4, 8
 
 
+class Pauses:
+    """Two layers, one of which gets a gradient in every second step."""
+
+    averaged = ("sit",)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.networks = {"sit": torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)]).to(dtype)}
+
+    def updates(self, step: Step) -> Iterator[Update]:
+        first, second = self.networks["sit"]
+        assert step.batch.mean is not None
+        seen = first(step.batch.mean.mean((2, 3)))
+        loss = seen.square().mean() + (second(seen).square().mean() if step.number % 2 == 0 else 0.0)
+        yield Update("sit", loss, {"loss": loss.detach()})
+
+
+NAMES = [*sorted(RECIPES), "pauses"]
+
+
 def train(name: str, here: World, part: int | None, dtype: torch.dtype) -> tuple[Trainer, list[dict[str, float]]]:
     """Float64, because Adam turns the rounding of a zero gradient into a step of its own."""
-    recipe = make_recipe(name, dtype=dtype)
+    recipe = Pauses(dtype) if name == "pauses" else make_recipe(name, dtype=dtype)
     trainer = Trainer(recipe, make_train_spec(*recipe.networks, batch_size=BATCH), world=here, micro_batch=part)
     logs = []
     for step in range(STEPS):
@@ -38,7 +60,7 @@ def train(name: str, here: World, part: int | None, dtype: torch.dtype) -> tuple
 
 def main(out: Path, part: int | None) -> None:
     with world("cpu") as here:
-        for name in sorted(RECIPES):
+        for name in NAMES:
             trainer, logs = train(name, here, part, torch.float64)
             if here.main:
                 save_file({k: v.contiguous() for k, v in trainer.weights().items()}, out / f"{name}.safetensors")

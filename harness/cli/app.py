@@ -64,6 +64,7 @@ def _quiet_libraries() -> None:
     """Silence start-up warnings of libraries and keep them from downloading."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that DDP looked for absent gradients and all were there
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     for library in ("diffusers", "transformers"):
         warnings.filterwarnings("ignore", module=f"{library}.*")

@@ -1,16 +1,10 @@
-"""Distributed utilities: process group, all-reduce helpers, overlapped gradient averaging.
-
-`torch.nn.parallel.DistributedDataParallel` wants one forward call of one module for each backward. A recipe calls
-networks in pieces (encode, then decode; a SiT stopped at its alignment depth with frozen parameters; a discriminator
-twice) and steps three optimizers in one iteration, so the core averages gradients itself, in the way that DDP does:
-buckets, filled in the order in which the backward pass makes the gradients, each sent as soon as it is full.
-"""
+"""Distributed utilities: process group, all-reduce helpers, averaged gradients."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from recipes.core.errors import UserError, nearest
 
-BUCKET_BYTES = 25 * 2**20
 #: Rank 0 may prepare assets or write a checkpoint while the others wait.
 TIMEOUT = timedelta(hours=2)
 
@@ -197,65 +191,57 @@ class _Rows(torch.autograd.Function):
         return total.chunk(world_size())[dist.get_rank()]
 
 
+class _Owner(nn.Module):
+    """Owns the parameters of a network, and gives back the loss that it is given.
+
+    `DistributedDataParallel` (DDP) wants one forward call of one module for each backward. A recipe calls networks in
+    pieces (encode, then decode; a SiT stopped at its alignment depth; a discriminator twice), and each of its losses is
+    the gradients' of one network alone. So DDP sees the loss itself, which is all that it has to know.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.owned = nn.ParameterList(parameters)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
 class GradientAverage:
-    """Averages the gradients of a network's parameters over the processes, overlapped with the backward pass."""
+    """Averages the gradients of a network's parameters over the processes while the backward pass runs, by DDP."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], size: int) -> None:
-        self._size = size
-        self._active = False
-        self._works: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
-        self._buckets: list[list[nn.Parameter]] = []
-        self._missing: list[int] = []
-        self._next = 0
-        if size == 1:
-            return
-        room = 0
-        for parameter in reversed(parameters):  # the backward pass reaches the last layers first
-            if room <= 0:
-                self._buckets.append([])
-                room = BUCKET_BYTES
-            self._buckets[-1].append(parameter)
-            room -= parameter.numel() * parameter.element_size()
-        for index, bucket in enumerate(self._buckets):
-            for parameter in bucket:
-                parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._arrived(index))
+        self._parameters, self._size = list(parameters), size
+        self._ddp = self._over(self._parameters) if size > 1 else None
+        self._known = set(self._parameters)
 
-    @contextmanager
-    def during_backward(self, *, last: bool) -> Iterator[None]:
-        """Around a backward pass; only after the `last` one of an effective batch are the gradients complete."""
-        if self._size == 1 or not last:
-            yield
-            return
-        self._missing = [len(bucket) for bucket in self._buckets]
-        self._next = 0
-        self._active = True
-        try:
-            yield
-        finally:
-            self._active = False
-        while self._next < len(self._buckets):  # those with a parameter that got no gradient
-            self._send(self._next)
-        for work, flat, gradients in self._works:
-            work.wait()
-            sizes = [g.numel() for g in gradients]
-            shares = [part.view_as(g) for part, g in zip(flat.split(sizes), gradients, strict=True)]
-            torch._foreach_copy_(gradients, shares)
-        self._works.clear()
+    @staticmethod
+    def _over(parameters: Sequence[nn.Parameter]) -> DistributedDataParallel:
+        return DistributedDataParallel(
+            _Owner(parameters),
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
+            init_sync=False,  # every process drew the same weights
+        )
 
-    def _arrived(self, index: int) -> None:
-        if not self._active:
-            return
-        self._missing[index] -= 1
-        # In one order on every process, whatever the order of arrival.
-        while self._next < len(self._buckets) and self._missing[self._next] == 0:
-            self._send(self._next)
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """The backward pass of a scalar loss; only after the `last` one of an effective batch are gradients averaged.
 
-    def _send(self, index: int) -> None:
-        self._next = index + 1
-        gradients = [p.grad for p in self._buckets[index] if p.grad is not None]
-        if not gradients:
+        A parameter may go without a gradient, in all processes alike (a projection head whose term has stopped). DDP
+        looks for those, and from then on is over the others alone: a parameter that is looked for in vain makes the
+        host wait for the device.
+        """
+        if self._ddp is None:
+            loss.backward()
             return
-        flat = torch.cat([g.flatten() for g in gradients]).div_(self._size)
-        work = dist.all_reduce(flat, async_op=True)
-        assert work is not None
-        self._works.append((work, flat, gradients))
+        with nullcontext() if last else self._ddp.no_sync():
+            self._ddp(loss).backward()
+        if not last:
+            return
+        reached = {p: p.grad for p in self._parameters if p.grad is not None}
+        for parameter, gradient in reached.items():
+            if parameter not in self._known:  # its term has begun again
+                dist.all_reduce(gradient.div_(self._size))
+        if reached and set(reached) != self._known:
+            self._ddp, self._known = self._over(list(reached)), set(reached)

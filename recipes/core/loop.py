@@ -175,8 +175,8 @@ class Trainer:
             if update is None:
                 return None
             network = update.network
-            with self._reducers[network].during_backward(last=number == len(running)):
-                self.scalers[network].scale(update.loss / len(running)).backward()
+            loss = self.scalers[network].scale(update.loss / len(running))
+            self._reducers[network].backward(loss, last=number == len(running))
             updates.append(update.logs)
         for name in updates[0]:
             logs[name] = updates[0][name] if len(updates) == 1 else torch.stack([u[name] for u in updates]).mean()
