@@ -187,13 +187,13 @@ def sample(choices: Sampled) -> None:
     refuse_unwritable("--images", choices.images, folder=False)
     npz, count = choices.images.with_suffix(".npz"), choices.count
     with open_session(choices) as session:
-        evaluation = _evaluation(session, choices)
+        evaluation, chunk = _evaluation(session, choices), session.suite.chunk
         for note in checkpoints.notes_of(evaluation):
             session.reporter.note(note, "yellow")
-        shards = Shards(npz.with_name(f".{npz.stem}-{evaluation.key[:12]}-{count}.shards"), count)
+        shards = Shards(npz.with_name(f".{npz.stem}-{evaluation.key[:12]}-{count}.shards"), count, chunk)
         with pipeline_session.threads_of(session), session.reporter.stage("sample", count) as on_sample:
             drawn = sample_set.draw(
-                evaluation, shards, None, world=session.world, chunk=session.suite.chunk, keep=True, on_sample=on_sample
+                evaluation, shards, None, world=session.world, chunk=chunk, keep=True, on_sample=on_sample
             )
         if drawn is None:
             return

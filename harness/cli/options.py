@@ -125,6 +125,10 @@ class Laid(Chosen):
     save_every: Annotated[
         int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints that serve only to resume.")
     ] = None
+    save_minutes: Annotated[
+        float,
+        typer.Option("--save-minutes", min=0, help="Minutes between such checkpoints, beside those; 0: none by time."),
+    ] = 15.0
     keep: Annotated[int, typer.Option("--keep", min=1, help="How many of those are kept.")] = 2
     on_nan: Annotated[
         OnNaN, typer.Option("--on-nan", help="An update that is not finite never happens: stop there, or skip it.")

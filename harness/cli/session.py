@@ -72,6 +72,7 @@ def _execution(place: Place, device: str) -> Execution:
         checkpointing=place.checkpointing,
         threads=place.threads,
         save_every=place.save_every,
+        save_minutes=place.save_minutes,
         keep=place.keep,
         on_nan=place.on_nan.value,
     )

@@ -140,9 +140,8 @@ def draw_and_score(
     began, world, network = time.perf_counter(), session.world, evaluator.network
     place = session.folder / "samples" / evaluation.run.folder.name / evaluation.name
     key = digest_of([evaluation.key, network.content, network.convention, keep])[:12]
-    shards = Shards(
-        session.folder / "shards" / f"{evaluation.run.folder.name}-{evaluation.name}-{key}", evaluation.protocol.samples
-    )
+    folder = session.folder / "shards" / f"{evaluation.run.folder.name}-{evaluation.name}-{key}"
+    shards = Shards(folder, evaluation.protocol.samples, session.suite.chunk)
     grid, kept = Path(f"{place}.png"), Path(f"{place}.npz") if keep else None
     drawn = draw(
         evaluation, shards, network, world=world, chunk=session.suite.chunk, keep=keep, grid=grid, on_sample=on_sample

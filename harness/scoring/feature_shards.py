@@ -27,7 +27,7 @@ from recipes.core.finite import finite
 from recipes.core.prefetch import prefetched
 from recipes.core.spec import digest_of
 
-#: Images of a shard.
+#: Images of a shard of a set that is read.
 SHARD = 1024
 #: Pixels that are read at a time, whatever the batch: 256 images of 256 x 256.
 MOST_PIXELS = 2**24
@@ -39,13 +39,14 @@ IMAGES, GRID = "images", "grid"
 class Shards:
     """The shards of a set of `count` images, in a folder of their own."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, size: int | None = None) -> None:
+        """With `size` images in each; small ones are shared evenly by many processes."""
+        self.folder, self.count, self.size = folder, count, size or SHARD
 
     def ranges(self, rank: int = 0, size: int = 1) -> list[range]:
         """Indices of each shard; with several processes, those of one."""
-        starts = range(0, self.count, SHARD)
-        return [range(start, min(start + SHARD, self.count)) for start in starts[rank::size]]
+        starts = range(0, self.count, self.size)
+        return [range(start, min(start + self.size, self.count)) for start in starts[rank::size]]
 
     def place(self, indices: range) -> Path:
         """The folder of a shard."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,6 +46,50 @@ def save_folder(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], meta: M
         sync(made / MANIFEST)
         put(made, folder)
     sync(folder.parent)
+
+
+def host_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of tensors as they are now, contiguous and on the CPU: pinned and waited for once where they are on a GPU.
+
+    Training may then go on while the copy is written.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
+    return copies
+
+
+class Writer:
+    """Writes in a thread, one thing at a time."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def begin(self, copied: Callable[[], Callable[[], None]]) -> None:
+        """Begin to write, after waiting for what was begun before.
+
+        Args:
+            copied: called after that wait, so that no two copies are held; returns what writes its copy.
+
+        Raises:
+            Exception: what the one before raised.
+        """
+        self.wait()
+        self._pending = self._pool.submit(copied())
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            Exception: what writing raised, such as an OSError of a full disk.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def remove_folder(folder: Path) -> None:

@@ -170,6 +170,10 @@ class TrainSpec(Spec):
     """Group size of the discriminator's batch norm; None: the global batch."""
 
 
+#: A kill without warning (a node that fails) costs at most so much training.
+SAVE_MINUTES = 15.0
+
+
 class Execution(Spec):
     """How a run is laid out on a machine. Not part of a run's digest: it may change from one start to the next."""
 
@@ -185,6 +189,8 @@ class Execution(Spec):
     """Batches read before they are needed."""
     save_every: int | None = None
     """Steps between checkpoints that serve only to resume."""
+    save_minutes: float = SAVE_MINUTES
+    """Minutes between such checkpoints, beside those of `save_every`; 0: none by time."""
     keep: int = 2
     """How many of those are kept."""
     on_nan: OnNaN = "stop"

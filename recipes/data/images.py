@@ -6,9 +6,11 @@ The order is that of the sorted names, as in the released readers, so position i
 from __future__ import annotations
 
 import bisect
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -208,8 +210,46 @@ def read_images_manifest(folder: Path) -> ImagesManifest:
     return ImagesManifest.parse(data, where=str(path))
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """An Arrow file of images."""
+
+    path: Path
+    table: Any
+    """``image``, ``label`` and ``name``, mapped into memory."""
+    places: NDArray[np.int64]
+    """(N, 2): where the bytes of each image begin in the file, and how many they are."""
+
+    @classmethod
+    def open(cls, path: Path) -> _Shard:
+        import pyarrow as arrow
+
+        whole = arrow.memory_map(str(path)).read_buffer()
+        table = arrow.ipc.open_stream(arrow.BufferReader(whole)).read_all()
+        places = []
+        for chunk in table.column("image").chunks:
+            encoded = chunk.flatten()[chunk.type.get_field_index("bytes")]
+            _, ends, data = encoded.buffers()
+            bounds = np.frombuffer(ends, np.int32)[encoded.offset :][: len(encoded) + 1].astype(np.int64)
+            places.append(np.stack([data.address - whole.address + bounds[:-1], np.diff(bounds)], axis=1))
+        return cls(path, table, np.concatenate(places))
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of a row."""
+        start, size = self.places[row].tolist()
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            return os.pread(handle, size, start)
+        finally:
+            os.close(handle)
+
+
 class StoredImages:
-    """PNG bytes in memory-mapped Arrow shards, each written by Hugging Face `datasets`."""
+    """PNG bytes in Arrow shards, each written by Hugging Face `datasets`.
+
+    The bytes are read by `os.pread`, which lets other threads run while the disk answers: at a page of a memory map
+    that is not in memory, all of them would wait.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -218,8 +258,8 @@ class StoredImages:
         self.num_classes = self.manifest.num_classes
         self.content = self.manifest.content
         self._ends = list(accumulate(shard.count for shard in self.manifest.shards))
-        self._tables = [self._table(i) for i in range(len(self.manifest.shards))]
-        labels = [table.column("label").to_numpy() for table in self._tables if table is not None]
+        self._shards = [self._shard(i) for i in range(len(self.manifest.shards))]
+        labels = [shard.table.column("label").to_numpy() for shard in self._shards if shard is not None]
         self.labels = torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *labels]))
 
     def _arrow(self, shard: int) -> Path:
@@ -229,10 +269,8 @@ class StoredImages:
         path = self._arrow(shard)
         return UserError(f"{path} is damaged: {what}. Remove {path.parent} and {MANIFEST}, and prepare again.")
 
-    def _table(self, shard: int) -> Any:
-        """The shard's Arrow table, or None if all its source files were rejected."""
-        import datasets
-
+    def _shard(self, shard: int) -> _Shard | None:
+        """None if all source files of the shard were rejected."""
         facts = self.manifest.shards[shard]
         if not facts.count:
             return None
@@ -241,29 +279,33 @@ class StoredImages:
             raise self._damaged(shard, f"the manifest says that it has {facts.bytes} bytes")
         if content_of(path) != facts.sha256:
             raise self._damaged(shard, "its SHA-256 is not the manifest's")
-        loaded = datasets.Dataset.from_file(str(path), in_memory=False)  # this file, whatever lies beside it
-        if len(loaded) != facts.count:
-            raise self._damaged(shard, f"it holds {len(loaded)} images, the manifest says {facts.count}")
-        return loaded.data
+        opened = _Shard.open(path)
+        if len(opened.table) != facts.count:
+            raise self._damaged(shard, f"it holds {len(opened.table)} images, the manifest says {facts.count}")
+        return opened
 
-    def _cell(self, index: int, column: str) -> Any:
+    def _place(self, index: int) -> tuple[_Shard, int]:
+        """The shard of an image, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[shard] - self.manifest.shards[shard].count)
-        return self._tables[shard].column(column)[row].as_py()
+        number = bisect.bisect_right(self._ends, index)
+        shard = self._shards[number]
+        assert shard is not None
+        return shard, index - (self._ends[number] - self.manifest.shards[number].count)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def name(self, index: int) -> str:
         """See `Images.name`."""
-        return str(self._cell(index, "name"))
+        shard, row = self._place(index)
+        return str(shard.table.column("name")[row].as_py())
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """See `Images.pixels`."""
+        shard, row = self._place(index)
         try:
-            array = decode(self._cell(index, "image")["bytes"], ".png")
+            array = decode(shard.read(row), ".png")
         except UNDECODABLE as error:
             raise UserError(
                 f"{self.folder}: {self.name(index)} cannot be decoded ({error}). Prepare the folder again."

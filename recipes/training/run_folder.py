@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,23 +160,29 @@ class Run:
         rows, damaged = read_rows(self.notes_path, text=str)
         return [row["text"] for row in rows] + left_out(self.notes_path, damaged)
 
-    def save(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> None:
-        """Write a checkpoint, then prune older ones.
+    def saving(self, trainer: Trainer, milestones: Sequence[int], keep: int) -> Callable[[], None]:
+        """Copy the state of a trainer; the function that is returned writes it, and then prunes older checkpoints.
 
-        Keep all milestones; keep only the last `keep` other checkpoints and optimizer states.
+        All milestones are kept; of the other checkpoints, and of optimizer states, only the last `keep`.
         """
-        parts = {WEIGHTS: trainer.weights(), OPTIMIZER: trainer.optimizer_state()}
+        parts = {WEIGHTS: checkpoint.host_copy(trainer.weights())}
+        parts[OPTIMIZER] = checkpoint.host_copy(trainer.optimizer_state())
+        step = trainer.step
         meta = {
-            "step": trainer.step,
+            "step": step,
             "position": trainer.position,
             "seconds": trainer.clock.seconds,
             "device_seconds": trainer.clock.device_seconds,
-            "milestone": trainer.step in milestones,
+            "milestone": step in milestones,
             "left_out": {name: int(count) for name, count in sorted(trainer.skipped.items()) if count},
             "run": self.spec.digest(),
         }
-        checkpoint.save_folder(self.checkpoint(trainer.step), parts, meta)
-        self.prune(keep)
+
+        def write() -> None:
+            checkpoint.save_folder(self.checkpoint(step), parts, meta)
+            self.prune(keep)
+
+        return write
 
     def prune(self, keep: int) -> None:
         """Let go of what older checkpoints hold too much of; a process may have been killed before it did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recipes.core import atomic
+from recipes.core.checkpoint import Writer
 from recipes.core.distributed import World
 from recipes.core.errors import Diverged, Stopped
 from recipes.core.json_lines import append_row
@@ -92,6 +94,9 @@ class _Session:
     """Number of images of the training set."""
     variance: float
     """Variance of the latents when the run began."""
+    writer: Writer = field(default_factory=Writer)
+    saved: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was begun."""
 
     def follow(self, stream: Any) -> None:
         trainer, world = self.trainer, self.training.world
@@ -103,14 +108,17 @@ class _Session:
                     finding = trainer.settle()
                     read = self._read(logs)
                     self._stop_if_unsound(read, finding)
+                    save = stop or self._is_time()
                     if trainer.step == step or stop:
-                        self._keep(trainer.step, read, stop, finding)
+                        self._keep(trainer.step, read, save, finding)
             self.training.on_step(trainer.step)
             if stop:
+                self._finish_writing()
                 told = f"stopped by a signal; {self.run.folder} is saved at step {trainer.step}."
                 raise Stopped(told, number)
             if trainer.step == self.missing[-1]:
                 stream.close()
+                self._finish_writing()
                 return
 
     def _is_due(self, step: int) -> bool:
@@ -127,17 +135,29 @@ class _Session:
         values = self.training.world.mean(torch.stack([logs[name].float() for name in names])).tolist()
         return dict(zip(names, values, strict=True))
 
-    def _keep(self, step: int, read: Mapping[str, float], stop: bool, finding: Finding) -> None:
-        if self.training.world.main:
-            row: dict[str, float | None] = {name: round(v, 7) if math.isfinite(v) else None for name, v in read.items()}
-            row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
-            seconds = round(self.trainer.clock.seconds, 4)
-            append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
+    def _finish_writing(self) -> None:
+        """No process ends, and none looks for a checkpoint, before it is written."""
+        self.writer.wait()
+        self.training.world.barrier()
+
+    def _is_time(self) -> bool:
+        """Whether the last checkpoint is too long ago, by the main process's clock; asked in all processes."""
+        minutes = self.training.execution.save_minutes
+        late = bool(minutes) and time.monotonic() - self.saved >= 60 * minutes
+        return self.training.world.any(late and self.training.world.main)
+
+    def _keep(self, step: int, read: Mapping[str, float], save: bool, finding: Finding) -> None:
+        """Log a step, and begin to write its checkpoint where one is due."""
+        if not self.training.world.main:
+            return
+        row: dict[str, float | None] = {name: round(v, 7) if math.isfinite(v) else None for name, v in read.items()}
+        row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
+        seconds = round(self.trainer.clock.seconds, 4)
+        append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
         every = self.training.execution.save_every
-        if stop or step in self.missing or (every and step % every == 0):
-            if self.training.world.main:
-                self.run.save(self.trainer, self.milestones, self.training.execution.keep)
-            self.training.world.barrier()
+        if save or step in self.missing or (every and step % every == 0):
+            self.writer.begin(lambda: self.run.saving(self.trainer, self.milestones, self.training.execution.keep))
+            self.saved = time.monotonic()
 
     def _stop_if_unsound(self, logs: Mapping[str, float], finding: Finding) -> None:
         """Raise `Diverged` if the watchdog found a fault; later states are not saved."""
@@ -151,6 +171,7 @@ class _Session:
             fault = Fault("vae", f"the latents exploded: their variance is over {limit:g}")
         if fault is None:
             return
+        self._finish_writing()
         if not self.training.world.main:
             raise Diverged(fault.what)
         position = finding.position if finding.position is not None else self.trainer.position - 1

@@ -344,13 +344,12 @@ def test_a_finished_shard_is_not_drawn_again(finished, tmp_path, monkeypatch):
     from harness.pipeline.session import Session
     from harness.runtime.progress import Reporter
     from harness.sampling.sampler import Sampler
-    from harness.scoring import feature_shards
     from harness.suites import suite
     from harness.suites.base import Budget
 
     chosen = suite("smoke")
     session = Session(chosen, Budget(steps=8, score_every=8), tmp_path, Store(finished[1]), Reporter(quiet=True))
-    monkeypatch.setattr(feature_shards, "SHARD", 32)
+    monkeypatch.setattr(type(chosen), "chunk", 32)
     drawn: list[int] = []
     whole = Sampler.draw
 
