@@ -33,10 +33,14 @@ class Asset:
     """SHA-256 of the tensor file."""
 
 
+def _silent(told: str) -> None:
+    """Say nothing. A function with a name, so that a store can be sent to other processes."""
+
+
 class Store:
     """The cache folder. Several commands may share it: an asset has one maker, and the others wait for it."""
 
-    def __init__(self, root: Path, say: Callable[[str], None] = lambda told: None) -> None:
+    def __init__(self, root: Path, say: Callable[[str], None] = _silent) -> None:
         """With `say`, a wait for another process is told."""
         self.root, self.say = root, say
 
