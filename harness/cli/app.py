@@ -19,6 +19,7 @@ from harness.cli import (
     commands_results,
     commands_run,
     commands_score,
+    commands_watch,
 )
 from harness.cli.errors import DIVERGED, INTERRUPTED, PARSER_ERROR, of_the_machine
 from harness.cli.lists import expand_lists
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-THEMES = (commands_run, commands_score, commands_results, commands_assets, commands_checks)
+THEMES = (commands_run, commands_watch, commands_score, commands_results, commands_assets, commands_checks)
 for theme in THEMES:
     app.add_typer(theme.commands)
 app.add_typer(commands_cache.commands, name="cache")

@@ -7,7 +7,8 @@ import time
 
 import typer
 
-from harness.cli.options import Chosen, Planned, Several, shared
+from harness.cli.grid import Spread, grid_of_options, submit
+from harness.cli.options import Chosen, Planned, shared
 from harness.cli.printing import print_summary, print_table, say
 from harness.cli.session import jobs_of, open_session, variants_of, work_of
 from recipes.core.errors import UserError
@@ -16,24 +17,27 @@ commands = typer.Typer()
 
 
 @commands.command()
-@shared(Several)
-def run(choices: Several) -> None:
+@shared(Spread)
+def run(choices: Spread) -> None:
     """Prepare, train, score, compare: everything. The same command continues an interrupted run.
 
-    Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
+    Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`, or on a cluster
+    `repa-bench run --suite imagenet256 --seeds 0 1 2 --on slurm --gpus 8 --partition long`
     """
+    if submit(choices, "run"):
+        return
     from harness.pipeline.run_suite import run_suite
     from reports.build import Wanted, build
 
     with open_session(choices) as session:
-        variants, seeds = variants_of(session.suite, choices.recipes), session.seeds
+        variants, seeds = grid_of_options(session.suite, session.seeds, choices)
         work = work_of(session, choices.jobs, len(variants) * len(seeds))
         session.reporter.note(
             f"{session.suite.name} ({session.suite.notice}): {', '.join(variants)}; seeds "
             f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
         )
         run_suite(session, variants, seeds, work)
-        if session.world.main:
+        if session.world.main and choices.cell is None:
             print_summary([session.folder])
             session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
 
@@ -60,21 +64,26 @@ def prepare(choices: Chosen) -> None:
 
 
 @commands.command()
-@shared(Several)
-def train(choices: Several) -> None:
+@shared(Spread)
+def train(choices: Spread) -> None:
     """Train, and keep the checkpoints that will be scored. The same command resumes.
 
     Example: `torchrun --nproc-per-node 8 -m harness.cli train --suite imagenet256 --recipes repa_e`
     """
+    if submit(choices, "train"):
+        return
     from harness.pipeline import checkpoints
     from harness.pipeline import run_suite as pipeline_run_suite
     from harness.pipeline import session as pipeline_session
+    from harness.pipeline.status import expect
 
     with open_session(choices) as session:
-        grid = pipeline_run_suite.grid_of(variants_of(session.suite, choices.recipes), session.seeds)
+        grid = pipeline_run_suite.grid_of(*grid_of_options(session.suite, session.seeds, choices))
         work = work_of(session, choices.jobs, len(grid))
         prepared = pipeline_session.prepare(session, [variant for variant, _ in grid])
         pipeline_run_suite.refuse_second_specifications(session, prepared, grid)
+        if session.world.main:
+            expect(session.folder, session.suite, session.budget, grid)
         work(session, prepared, grid, False)
         if session.world.main:
             for variant, seed in grid:

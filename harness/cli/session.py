@@ -15,26 +15,24 @@ if TYPE_CHECKING:
     from harness.assets.cache import Store
     from harness.pipeline.run_suite import Work
     from harness.pipeline.session import Session
-    from harness.suites.base import Suite
+    from harness.suites.base import Budget, Suite
     from recipes.core.spec import Execution
 
 
-@contextmanager
-def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
-    """Open a `Session`; joins the process group under torchrun."""
-    from harness.pipeline.session import Session
-    from harness.runtime.progress import Reporter
+def chosen_of(place: Place) -> tuple[Suite, Path, Budget]:
+    """The suite with its changes, the results folder, and how long to train.
+
+    Raises:
+        UserError: an option does not fit the suite.
+    """
     from harness.suites import suite
     from harness.suites.base import Budget
-    from recipes.core.distributed import world
     from recipes.recipe_files import use_files
 
     use_files(place.recipe_file or ())
     chosen = suite(place.suite, overrides(place.set_ or ()))
     changed = chosen.identity() != suite(place.suite).identity()
     folder = place.out or Path("runs") / (f"{chosen.name}-{chosen.identity()[:8]}" if changed else chosen.name)
-    if writes:
-        refuse_unwritable("--out", folder)
     if place.data is not None and not chosen.reads_data:
         raise UserError(f"--data: suite {chosen.name} makes its own data and reads none of yours; leave it out.")
     steps = place.steps if isinstance(place, Chosen) else None
@@ -43,6 +41,19 @@ def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
         steps=steps or chosen.budget.steps,
         score_every=every or min(chosen.budget.score_every, steps or 10**9),
     )
+    return chosen, folder, budget
+
+
+@contextmanager
+def open_session(place: Place, *, writes: bool = True) -> Iterator[Session]:
+    """Open a `Session`; joins the process group under torchrun."""
+    from harness.pipeline.session import Session
+    from harness.runtime.progress import Reporter
+    from recipes.core.distributed import world
+
+    chosen, folder, budget = chosen_of(place)
+    if writes:
+        refuse_unwritable("--out", folder)
     device = "cpu" if place.device == "auto" and not chosen.wants_gpu else place.device
     with world(device) as here:
         yield Session(

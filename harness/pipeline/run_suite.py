@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from harness.pipeline.checkpoints import open_run
 from harness.pipeline.score import score
 from harness.pipeline.session import Session, prepare
+from harness.pipeline.status import expect
 from harness.pipeline.tokenizers import examine
 from harness.pipeline.train import train
 from harness.preparation.base import Prepared
@@ -68,5 +69,7 @@ def run_suite(session: Session, variants: Sequence[str], seeds: Sequence[int], w
     prepared.refuse_unscorable()
     grid = grid_of(variants, seeds)
     refuse_second_specifications(session, prepared, grid)
+    if session.world.main:
+        expect(session.folder, session.suite, session.budget, grid)
     examine(session, prepared, variants)
     work(session, prepared, grid, True)

@@ -131,7 +131,7 @@ class _Lock:
 
 
 def _signature() -> bytes:
-    return json.dumps({"pid": os.getpid(), "host": _HOST}).encode()
+    return json.dumps({"pid": os.getpid(), "host": _HOST, "since": time.time()}).encode()
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -141,6 +141,17 @@ def _holder(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def holder_of(folder: Path) -> dict[str, Any] | None:
+    """Who works in a folder (see `held`): ``pid``, ``host`` and ``since``, in seconds since the epoch; None if nobody
+    does. Only reads.
+    """
+    path, found = folder / FILE, _holder(folder / FILE)
+    if "pid" not in found or "host" not in found:
+        return None
+    dead = not lives(found["pid"]) if found["host"] == _HOST else _silence(path) > SILENT_SECONDS
+    return None if dead else {"since": None} | found
 
 
 def _silence(path: Path) -> float:

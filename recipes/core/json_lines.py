@@ -13,6 +13,8 @@ from recipes.core.jsons import load_json
 from recipes.core.spec import digest_of
 
 CHECK = "check"
+#: No row is longer.
+MOST_ROW_BYTES = 4096
 
 
 def row_text(row: Mapping[str, Any]) -> str:
@@ -39,6 +41,18 @@ def read_rows(path: Path, **fields: type | UnionType) -> tuple[list[dict[str, An
     found = [row for line in lines[:-1] if (row := _row(line)) is not None]
     rows = [row for row in found if all(isinstance(row.get(name), kind) for name, kind in fields.items())]
     return rows, len(lines) - 1 - len(rows)
+
+
+def read_tail(path: Path, count: int, **fields: type | UnionType) -> list[dict[str, Any]]:
+    """The last rows of a file that may be long and is being written, at most `count`; see `read_rows`."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - count * MOST_ROW_BYTES))
+        lines = file.read().split(b"\n")[1 if start else 0 : -1]
+    found = [row for line in lines[-count:] if (row := _row(line)) is not None]
+    return [row for row in found if all(isinstance(row.get(name), kind) for name, kind in fields.items())]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
