@@ -9,7 +9,8 @@ import typer
 
 from harness.cli.options import Chosen, Planned, Several, shared
 from harness.cli.printing import print_summary, print_table, say
-from harness.cli.session import jobs_of, open_session, variants_of, work_of
+from harness.cli.session import open_session
+from harness.pipeline.opening import jobs_of, run_grid, variants_of, work_of
 from recipes.core.errors import UserError
 
 commands = typer.Typer()
@@ -22,17 +23,10 @@ def run(choices: Several) -> None:
 
     Example: `repa-bench run --suite digits --recipes vanilla repa repa_e --seeds 0 1 2`
     """
-    from harness.pipeline.run_suite import run_suite
     from reports.build import Wanted, build
 
     with open_session(choices) as session:
-        variants, seeds = variants_of(session.suite, choices.recipes), session.seeds
-        work = work_of(session, choices.jobs, len(variants) * len(seeds))
-        session.reporter.note(
-            f"{session.suite.name} ({session.suite.notice}): {', '.join(variants)}; seeds "
-            f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
-        )
-        run_suite(session, variants, seeds, work)
+        run_grid(session, choices.recipes, choices.jobs)
         if session.world.main:
             print_summary([session.folder])
             session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
