@@ -202,7 +202,8 @@ def run(
         overrides: dotted keys of the suite with new values, as ``{"sit.depth": 6}``; results go to a folder of their
             own.
         recipe_files: Python files with recipes of yours.
-        data: where the images lie, for suites that read them.
+        data: where the images lie, for suites that read them. A data set of the Hugging Face hub may be downloaded:
+            commands set HF_HUB_OFFLINE to 1, which here is yours to set.
         cache: where assets are kept; by default $REPA_BENCH_CACHE or ~/.cache/repa-bench.
         device: cpu, cuda, or auto: a GPU if the suite wants one.
         jobs: runs at a time of suites that are small, on the CPU; by default one a core, as far as the suite goes.
