@@ -142,6 +142,12 @@ def look(session: nox.Session) -> None:
     run(session, "python", "tests/look.py", *(session.posargs or ["runs/digits/report/index.html", "runs/digits/seen"]))
 
 
+@nox.session(default=False)
+def notebook(session: nox.Session) -> None:
+    """Execute docs/comparison.ipynb, and keep what it shows."""
+    run(session, "python", "tests/notebook.py")
+
+
 @nox.session
 def regression(session: nox.Session) -> None:
     """Rerun the smoke suite and compare it with what baselines/reference accepted."""

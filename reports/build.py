@@ -16,10 +16,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from baselines.claims import ledger
-from harness.records.schema import ScoreRecord
 from harness.results.claims import judge
 from harness.results.comparison import BASELINE, Comparison, load
 from harness.results.curves import Observation, Selection, title
+from harness.results.rows import SCORE_COLUMNS, score_rows
 from recipes.core.atomic import write_bytes
 from recipes.core.errors import UserError, visible
 from reports import figures, tables
@@ -35,11 +35,6 @@ FIGURES = "figures"
 SHOWN_ROWS = 3
 #: Prefixes that spreadsheets interpret as formulas.
 FORMULAS = tuple("=+-@＝＋－＠")
-RESULT_COLUMNS = (
-    "suite", "variant", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
-    "fid", "sfid", "inception_score", "inception_score_se", "precision", "recall", "accuracy", "n_fake", "n_real",
-    "nfe", "run", "protocol_digest", "commit",
-)  # fmt: skip
 
 
 def _sample_rows(comparison: Comparison, pictures: Pictures) -> list[dict[str, Any]]:
@@ -137,16 +132,10 @@ def results_csv(comparison: Comparison) -> str:
     """Every score, a line each."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(RESULT_COLUMNS)
-    for r in sorted(comparison.scores, key=_csv_order):
-        flat: dict[str, Any] = r.model_dump() | r.metrics.model_dump()
-        flat |= {"protocol": r.protocol.label, "commit": r.provenance.commit or ""}
-        writer.writerow([_csv_cell(flat[column]) for column in RESULT_COLUMNS])
+    writer.writerow(SCORE_COLUMNS)
+    for row in score_rows(comparison):
+        writer.writerow([_csv_cell(value) for value in row.values()])
     return buffer.getvalue()
-
-
-def _csv_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
-    return (r.variant, r.seed, r.protocol.name, r.step, r.generation_seed)
 
 
 def _tables(comparison: Comparison) -> dict[str, reports_table.Table]:

@@ -15,8 +15,22 @@ from reports.table import Table
 from reports.tables import alignment_table, cost_table, fid_table, guidance_table
 
 
-@dataclass(frozen=True)
-class Summary:
+class Shown:
+    """Shown as tables, by a notebook and by `print`."""
+
+    def text_tables(self) -> list[Table]:
+        """The tables."""
+        raise NotImplementedError
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(table.markdown() for table in self.text_tables())
+
+    def __repr__(self) -> str:
+        return "\n".join(table.text() for table in self.text_tables())
+
+
+@dataclass(frozen=True, repr=False)
+class Summary(Shown):
     """Short tables of a comparison."""
 
     comparison: Comparison
@@ -37,8 +51,8 @@ class Summary:
         return [alignment_table(self.comparison)]
 
 
-@dataclass(frozen=True)
-class CurveSummary:
+@dataclass(frozen=True, repr=False)
+class CurveSummary(Shown):
     """Speedups of some curves, ours or anybody's, told briefly."""
 
     found: Speedups
@@ -54,6 +68,11 @@ class CurveSummary:
         """Every speedup, by recipe and currency."""
         out = dict(self.about) | as_dict(self.found)
         return out if self.ep_fid is None else out | {"ep_fid": {"target_fid": self.ep_fid, "epochs": self.epochs}}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat dictionary for each recipe and currency, by the names of `as_dict`."""
+        return [{"recipe": s.recipe, "currency": s.currency} | s.as_dict() for s in self.found]
 
     def text_tables(self) -> list[Table]:
         """What `speedup` prints."""
@@ -105,8 +124,19 @@ def summarize_runs(
     Raises:
         UserError: see `harness.results.comparison.load` and `harness.results.curves.compare`.
     """
-    comparison = load(folders, selection, baseline=baseline)
+    return summarize_comparison(load(folders, selection, baseline=baseline), target=target, ep_fid=ep_fid)
+
+
+def summarize_comparison(
+    comparison: Comparison, *, target: float | None = None, ep_fid: float | None = None
+) -> CurveSummary:
+    """The curves of a comparison, against its baseline.
+
+    Raises:
+        UserError: see `harness.results.curves.compare`.
+    """
     first = comparison.scores[0]
     about = (("suite", first.suite), ("notice", first.notice))
     epochs = {} if ep_fid is None else epochs_to(comparison.observations(), ep_fid)
-    return CurveSummary(comparison.against(baseline, target), comparison.variants, ep_fid, epochs, about)
+    found = comparison.against(comparison.baseline, target)
+    return CurveSummary(found, comparison.variants, ep_fid, epochs, about)

@@ -43,6 +43,13 @@ class Table:
             lines += ["", "</details>"]
         return "\n".join([*lines, ""])
 
+    def text(self) -> str:
+        """Aligned columns under its title."""
+        cells = [[one_line(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([one_line(self.title), *lines, *([one_line(self.note)] if self.note else []), ""])
+
     def latex(self) -> str:
         """A booktabs table, its title as the caption."""
         spec = "l" + "r" * (len(self.columns) - 1)

@@ -9,7 +9,7 @@ import typer
 
 from harness.cli.options import CacheOption, ImportedWeights, refuse_unwritable
 from harness.cli.printing import say
-from harness.cli.session import store_of
+from harness.pipeline.opening import store_of
 from recipes.core.errors import UserError
 
 commands = typer.Typer()

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli.options import CacheOption, ListedByDefault
 from harness.cli.printing import print_table, say
-from harness.cli.session import store_of
+from harness.pipeline.opening import store_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 
 from harness.cli.options import CacheOption, refuse_idle
 from harness.cli.printing import print_table, say
-from harness.cli.session import store_of
+from harness.pipeline.opening import store_of
 
 if TYPE_CHECKING:
     from harness.assets.cache import Store

@@ -10,7 +10,8 @@ import typer
 from harness.cli.grid import Spread, grid_of_options, submit
 from harness.cli.options import Chosen, Planned, shared
 from harness.cli.printing import print_summary, print_table, say
-from harness.cli.session import jobs_of, open_session, variants_of, work_of
+from harness.cli.session import open_session
+from harness.pipeline.opening import jobs_of, run_grid, variants_of, work_of
 from recipes.core.errors import UserError
 
 commands = typer.Typer()
@@ -26,17 +27,10 @@ def run(choices: Spread) -> None:
     """
     if submit(choices, "run"):
         return
-    from harness.pipeline.run_suite import run_suite
     from reports.build import Wanted, build
 
     with open_session(choices) as session:
-        variants, seeds = grid_of_options(session.suite, session.seeds, choices)
-        work = work_of(session, choices.jobs, len(variants) * len(seeds))
-        session.reporter.note(
-            f"{session.suite.name} ({session.suite.notice}): {', '.join(variants)}; seeds "
-            f"{', '.join(map(str, seeds))}; {session.budget.steps} steps -> {session.folder}"
-        )
-        run_suite(session, variants, seeds, work)
+        run_grid(session, *grid_of_options(session.suite, session.seeds, choices), choices.jobs)
         if session.world.main and choices.cell is None:
             print_summary([session.folder])
             session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")

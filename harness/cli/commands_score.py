@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +20,13 @@ from harness.cli.options import (
     shared,
 )
 from harness.cli.printing import print_summary, print_tables, say
-from harness.cli.session import open_session, store_of, variants_of, work_of
+from harness.cli.session import open_session
+from harness.pipeline.opening import store_of, variants_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
     from harness.pipeline.session import Session
     from harness.scoring.sample_set import Evaluation
-    from harness.scoring.score_images import Job
 
 
 commands = typer.Typer()
@@ -68,6 +66,7 @@ def score(choices: Scored) -> None:
 def _score_files(choices: Scored) -> None:
     from harness.assets.tokenizers import open_tokenizer
     from harness.checks import adm_evaluator
+    from harness.pipeline.score_files import opened_job
     from harness.scoring import score_images
     from harness.scoring.image_sets import open_samples
 
@@ -83,11 +82,19 @@ def _score_files(choices: Scored) -> None:
     if choices.adm_evaluator is not None:
         adm_evaluator.refuse_absent(python, choices.adm_evaluator, reference)
     notes: tuple[str, ...] = ()
-    with _job(choices) as job:
+    store = store_of(choices.cache)
+    with opened_job(
+        store,
+        features=choices.features,
+        weights=choices.weights,
+        metrics=choices.metrics,
+        device=choices.device,
+        of_tokenizer=samples is None,
+    ) as job:
         if samples is not None:
             found = score_images.score(open_samples(samples, flag="--samples"), reference, job)
         else:
-            network, content = open_tokenizer(store_of(choices.cache), choices.tokenizer or "")
+            network, content = open_tokenizer(store, choices.tokenizer or "")
             found = score_images.score_tokenizer(reference, network, content, job)
             notes = network.notes
         if found is None:  # another process tells
@@ -97,44 +104,6 @@ def _score_files(choices: Scored) -> None:
         theirs = adm_evaluator.run_evaluator(python, choices.adm_evaluator, samples, reference)
         found |= {"adm": theirs, "adm_difference": {k: found[k] - v for k, v in theirs.items() if k in found}}
     _tell(choices, found)
-
-
-@contextmanager
-def _job(choices: Scored) -> Iterator[Job]:
-    """How files are scored; joins the other processes under torchrun."""
-    from harness.assets import catalogue, networks
-    from harness.features import base as features_base
-    from harness.metrics import evaluate
-    from harness.runtime.progress import Reporter
-    from harness.scoring import score_images
-    from harness.scoring.paired_images import on_uint8_images
-    from recipes.core.distributed import world
-    from recipes.models.perceptual import load_perceptual
-
-    store, name = store_of(choices.cache), networks.network_name(choices.features)
-    default: tuple[str, ...] = evaluate.DEFAULT if name == "inception" else evaluate.DEFAULT_ELSEWHERE
-    if choices.samples is None:
-        has_lpips = catalogue.find(store, "vgg16") is not None
-        default = tuple(m for m in score_images.OF_A_TOKENIZER if m != "lpips" or has_lpips)
-    text = choices.metrics.replace("rfid", "fid") if choices.metrics and choices.samples is None else choices.metrics
-    wanted = evaluate.parse(text, default)
-    with world(choices.device) as here:
-        first = networks.load_network(name, store, here.device, choices.weights)
-        outputs = [evaluate.METRICS[m].output for m in wanted]
-        others = networks.extra_networks(outputs, first, store, here.device)
-        lpips = None
-        if "lpips" in wanted:
-            vgg = load_perceptual(catalogue.require(store, "vgg16").path, input_range="unit")
-            lpips = on_uint8_images(vgg.to(here.device), here.device)
-        yield score_images.Job(
-            network=features_base.FeatureNetworks(first, others) if others else first,
-            features=name,
-            wanted=wanted,
-            cache=store.root,
-            world=here,
-            reporter=Reporter(quiet=not here.main),
-            lpips=lpips,
-        )
 
 
 def _tell(choices: Scored, found: dict[str, Any]) -> None:

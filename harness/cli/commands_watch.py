@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 #: Between looks at a folder that is followed.
 LOOK_SECONDS = 2.0
+#: Of the last logged losses, so many are shown; the log has the others.
+MOST_LOSSES = 3
 COLUMNS = ("run", "state", "where", "since", "step", "s/step", "left", "last losses", "FID at step")
 
 
@@ -118,7 +120,7 @@ def _row(cell: Cell) -> tuple[str, ...]:
 
     at_work = cell.state in ("running", "scoring")
     left = cell.seconds_left if at_work else None
-    losses = cell.losses or {}
+    losses = {name: value for name, value in (cell.losses or {}).items() if not name.startswith("grad_norm")}
     return (
         cell.name,
         cell.state,
@@ -127,6 +129,6 @@ def _row(cell: Cell) -> tuple[str, ...]:
         f"{cell.step:,}/{cell.steps:,}" if cell.steps else "",
         "" if cell.step_seconds is None else f"{cell.step_seconds:.3g}",
         "" if left is None else age(left),
-        ", ".join(f"{name} {losses[name]:.4g}" for name in losses if name.startswith("loss") or name == "total"),
+        ", ".join(f"{name} {value:.4g}" for name, value in list(losses.items())[:MOST_LOSSES]),
         ", ".join(f"{fid:.4g} at {step:,}" for step, fid in cell.fids[-2:]),
     )

@@ -14,7 +14,8 @@ import typer
 
 from harness.cli.options import Several, flag_of, overrides, refuse_idle, refuse_unwritable
 from harness.cli.printing import say
-from harness.cli.session import chosen_of, variants_of
+from harness.cli.session import chosen_of
+from harness.pipeline.opening import variants_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def submit(choices: Spread, command: str) -> bool:
     from harness.pipeline.jobs import Finished, JobFiles, of_grid, to_submit
     from harness.pipeline.status import expect
 
-    suite, folder, budget = chosen_of(choices)
+    choice = chosen_of(choices)
+    suite, folder, budget = choice.suite, choice.folder, choice.budget
     refuse_unwritable("--out", folder)
     variants = variants_of(suite, choices.recipes)
     seeds = list(dict.fromkeys(choices.seeds or suite.default_seeds))

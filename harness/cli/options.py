@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
@@ -12,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer.core
 
+from harness.runtime.refusals import refuse_idle as refuse_idle
+from harness.runtime.refusals import refuse_unwritable as refuse_unwritable
 from recipes.core.errors import UserError
 from recipes.core.jsons import TooDeepError, load_json
 
@@ -103,6 +104,15 @@ class Chosen(Place):
     score_every: Annotated[
         int | None, typer.Option("--score-every", min=1, help="Steps between scored checkpoints. Default: the suite's.")
     ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="Of each process, to read images; to prepare them, so many processes of 2 GB. Default: the cores of "
+            "this machine divided among its processes, at most 8.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,6 @@ class Laid(Chosen):
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Recompute activations: less memory, about a third slower.")
     ] = False
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that read images, for each process.")] = 8
     save_every: Annotated[
         int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints that serve only to resume.")
     ] = None
@@ -289,21 +298,6 @@ WAYS_TO_SCORE: Mapping[str, set[str]] = {
 }
 
 
-def refuse_idle(given: Mapping[str, bool], where: str) -> None:
-    """Refuse options that the command would ignore.
-
-    Args:
-        given: by flag, whether it was.
-        where: what it goes with.
-
-    Raises:
-        UserError: at least one was given.
-    """
-    for flag, was in given.items():
-        if was:
-            raise UserError(f"{flag} decides nothing here; it goes with {where}. Leave it out.")
-
-
 def refuse_idle_to_score(choices: Scored) -> None:
     """`refuse_idle`, of what `score` was not asked for.
 
@@ -327,19 +321,6 @@ def flag_of(annotation: Any) -> str | None:
     """The parameter's `--flag`, or None."""
     option = annotation.__metadata__[0]
     return next((f for f in (option.default, *(option.param_decls or ())) if str(f).startswith("--")), None)
-
-
-def refuse_unwritable(flag: str, path: Path, *, folder: bool = True) -> None:
-    """Check early that an output path is writable.
-
-    Raises:
-        UserError: it is a file where a folder is meant or the other way round, or its place is not ours to write to.
-    """
-    if path.exists() and path.is_dir() != folder:
-        raise UserError(f"{flag} {path}: a {'folder' if folder else 'file'} is meant, and this is none.")
-    place = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not (place == path or place.is_dir()) or not os.access(place, os.W_OK):
-        raise UserError(f"{flag} {path}: {place} is not ours to write to. Give another path.")
 
 
 def shared(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

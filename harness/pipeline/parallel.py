@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness.runtime.progress import Reporter
@@ -141,7 +142,8 @@ class _Crew:
         spawn = multiprocessing.get_context("spawn")
         line, theirs = spawn.Pipe()
         process = spawn.Process(target=_live, args=(theirs,), daemon=True)
-        process.start()
+        with _nameless():
+            process.start()
         theirs.close()  # the end of the process is then the end of the line
         known = {f.name: getattr(self._session, f.name) for f in fields(self._session) if f.name != "reporter"}
         line.send((known, *self._task))
@@ -205,6 +207,19 @@ class _Crew:
         """The share of the work that is done."""
         at_work = sum(min(1.0, (w.over + w.share) / STAGES) for w in self._workers.values() if w.cell)
         return (self._over + at_work) / self._count
+
+
+@contextmanager
+def _nameless() -> Iterator[None]:
+    """Context: this process has an empty main module. A worker would import ours before anything else, and a script
+    that calls `harness.run` would call it again there.
+    """
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
 
 
 def _name(cell: tuple[str, int] | None) -> str:

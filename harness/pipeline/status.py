@@ -26,6 +26,8 @@ from recipes.data.files import read_json
 GRID = "grid.json"
 #: Logged stretches whose median is the time of a step.
 STRETCHES = 20
+#: What is said of a job that is neither done nor known to its engine.
+LOST = "it was cancelled, or its machine is gone, or what it waited for failed; the same command submits it again."
 
 
 class Grid(Spec):
@@ -200,7 +202,8 @@ def _cell(
     if job is not None:
         state, where, why = _state_of_job(job, open_), _place(job, open_), job.why
         since = job.began if state == "running" else job.submitted
-        state = "done" if state == "lost" and finished else state
+        if state == "lost":
+            state, why = ("done", "") if finished else ("lost", LOST)
     elif holder is not None:
         state, where, since = "running", f"{holder['host']}, process {holder['pid']}", holder["since"]
     else:

@@ -9,12 +9,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
 
-from harness.records import file
 from harness.records.schema import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.results import merging
 from harness.results.curves import CURRENCIES, WITH_TOKENIZER, Observation, Selection, Speedups, compare, refuse_lost
 from harness.results.noise import NOISE
-from harness.results.run_folders import instead
 from harness.results.seed_notes import TO_THE_END
 from harness.results.speedup import Spread, spread
 from harness.results.step_times import disturbances, odd_paces, steady
@@ -399,19 +397,28 @@ def load(
     baseline: str = BASELINE,
     others: Sequence[Observation] = (),
 ) -> Comparison:
-    """Read the records of some results folders.
-
-    Args:
-        folders: made here or elsewhere.
-        selection: which recipes, seeds and steps; everything by default.
-        baseline: what the others are compared with.
-        others: curves that are not ours.
+    """Read the records of some results folders, and compare them.
 
     Raises:
-        UserError: a folder without scores, folders whose numbers must not stand in one table, or a selection of what is
-            not there.
+        UserError: a folder without scores; see `compared`.
     """
-    found, edited = merging.of_latest_sources([(folder, record) for folder in folders for record in _read(folder)])
+    return compared(merging.read(folders), selection, baseline=baseline, others=others)
+
+
+def compared(
+    placed: Sequence[tuple[Path, AnyRecord]],
+    selection: Selection | None = None,
+    *,
+    baseline: str = BASELINE,
+    others: Sequence[Observation] = (),
+) -> Comparison:
+    """Merge the records of some folders (of `merging.read`): a selection of them, all by default, to be held against a
+    baseline, beside curves that are not ours.
+
+    Raises:
+        UserError: folders whose numbers must not stand in one table, or a selection of what is not there.
+    """
+    found, edited = merging.of_latest_sources(placed)
     selection = selection or Selection()
     held = _selected(found, selection, baseline)
     kept = [(folder, r) for folder, r in held if isinstance(r, ScoreRecord) and not r.search]
@@ -425,7 +432,7 @@ def load(
         [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.variant in variants]
     )
     return Comparison(
-        tuple(folders),
+        tuple(dict.fromkeys(folder for folder, _ in placed)),
         scores,
         tokenizers,
         floors,
@@ -438,10 +445,3 @@ def load(
         tuple(o for o in others if selection.until is None or o.step <= selection.until),
         tuple(map(visible, (*edited, *odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
     )
-
-
-def _read(folder: Path) -> list[AnyRecord]:
-    found = list(file.read(folder / file.FILE))
-    if not any(isinstance(r, ScoreRecord) and not r.search for r in found):
-        raise UserError(f"{folder} holds no scores ({file.FILE}); {instead(folder)}.")
-    return found

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from harness.records import file
 from harness.records.schema import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
-from harness.results.run_folders import name_of
+from harness.results.run_folders import instead, name_of
 from harness.sampling.protocol import difference
 from recipes.core.errors import UserError
 
@@ -19,6 +20,21 @@ SAME = 1e-6
 #: Larger relative differences are contradictions.
 NEAR = 1e-2
 Measurement = TypeVar("Measurement", TokenizerRecord, FloorRecord, AlignmentRecord)
+
+
+def read(folders: Sequence[Path]) -> list[tuple[Path, AnyRecord]]:
+    """The records of some results folders, made here or elsewhere, each with its folder.
+
+    Raises:
+        UserError: a folder without scores.
+    """
+    found = []
+    for folder in folders:
+        records = list(file.read(folder / file.FILE))
+        if not any(isinstance(r, ScoreRecord) and not r.search for r in records):
+            raise UserError(f"{folder} holds no scores ({file.FILE}); {instead(folder)}.")
+        found += [(folder, r) for r in records]
+    return found
 
 
 def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
+from typing import Any
 
 from harness.records.schema import NOTE, AlignmentRecord, ScoreRecord, TokenizerRecord
 from harness.results.comparison import Comparison, built_in
@@ -15,6 +16,27 @@ METRICS = ("fid", "sfid", "inception_score", "inception_score_se", "precision", 
 OF_TOKENIZERS = (
     "rfid", "psnr", "ssim", "lpips", "latent_variance", "spatial_variance", "total_variation", "effective_rank",
 )  # fmt: skip
+
+#: Of a score; results.csv has them too.
+SCORE_COLUMNS = (
+    "suite", "variant", "seed", "step", "images", "flops", "train_seconds", "protocol", "generation_seed",
+    "fid", "sfid", "inception_score", "inception_score_se", "precision", "recall", "accuracy", "n_fake", "n_real",
+    "nfe", "run", "protocol_digest", "commit",
+)  # fmt: skip
+
+
+def score_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Every score by `SCORE_COLUMNS`; None where something was not measured."""
+    rows = []
+    for r in sorted(comparison.scores, key=_score_order):
+        flat = r.model_dump() | r.metrics.model_dump()
+        flat |= {"protocol": r.protocol.label, "commit": r.provenance.commit}
+        rows.append({column: flat[column] for column in SCORE_COLUMNS})
+    return rows
+
+
+def _score_order(r: ScoreRecord) -> tuple[str, int, str, int, int]:
+    return (r.variant, r.seed, r.protocol.name, r.step, r.generation_seed)
 
 
 def over_seeds(

@@ -1,11 +1,13 @@
-"""Images in one array: ``arr_0`` of an .npz (ADM's form), or a .npy file, uint8 (N, H, W, 3)."""
+"""Images in one array: ``arr_0`` of an .npz (ADM's form) or a .npy file, uint8 (N, H, W, 3); or a tensor in memory."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import weakref
 import zipfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -238,3 +240,59 @@ class NpzImages:
             raw = self._bytes(self._file, count)
             self._at += count
         return raw
+
+
+class TensorImages:
+    """uint8 (N, 3, H, W) in memory, on any device."""
+
+    names: None = None
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, images: Tensor) -> None:
+        """Look at its type and shape.
+
+        Raises:
+            UserError: it is of another type or shape, with the remedy.
+        """
+        shape = tuple(images.shape)
+        if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape:
+            raise UserError(
+                f"the images are a tensor of {images.dtype} and shape {shape}; give uint8 of shape (N, 3, H, W): "
+                f"{_of_tensor(images.dtype, shape)}."
+            )
+        self._images = images
+
+    @cached_property
+    def identity(self) -> str:
+        """See `ImageSet`."""
+        found = hashlib.sha256(str(tuple(self._images.shape)).encode())
+        for image in self._images:
+            found.update(image.cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `ImageSet`."""
+        return self._images.shape[3], self._images.shape[2]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """See `ImageSet`."""
+        return self._images[start:stop].cpu()
+
+
+def _of_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    """Advice for a tensor of another type or shape."""
+    if dtype.is_floating_point:
+        return "(255 * x).round().clamp(0, 255).to(torch.uint8) if x is in 0..1, x.to(torch.uint8) if in 0..255"
+    if dtype != torch.uint8:
+        return "x.to(torch.uint8) if its values are in 0..255"
+    if 0 in shape:
+        return "it holds no image"
+    if len(shape) == 4 and shape[-1] == 3:
+        return "its channels come last: x.permute(0, 3, 1, 2)"
+    if len(shape) == 4 and shape[1] == 1:
+        return "it is grey: x.expand(-1, 3, -1, -1)"
+    return "it is one image: x[None], with more" if len(shape) == 3 else "stack images of three channels"

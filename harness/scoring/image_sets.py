@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.scoring.array_files import NpzImages as NpzImages
+from harness.scoring.array_files import TensorImages as TensorImages
 from harness.scoring.array_files import holds_arrays
 from recipes.core.errors import UserError
 from recipes.data.decoding import ODD, SUFFIXES, UNDECODABLE, decode

@@ -93,6 +93,8 @@ class OnSlurm:
 
         def look() -> bool:
             self.slurm.hurry()
+            failed = [job for job in self.jobs().values() if job.state == "failed"]
+            assert not failed, failed
             return bool(happened())
 
         until(look, f"{what}: {self.jobs()}", seconds)

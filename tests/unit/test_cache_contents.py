@@ -13,8 +13,8 @@ import torch
 from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.cli.app import main
-from harness.cli.session import store_of
 from harness.pipeline.cache_contents import ABANDONED_SECONDS, choose, damage, items, remove
+from harness.pipeline.opening import store_of
 from recipes.core import checkpoint
 from recipes.core.content import CACHE_VARIABLE, default_cache
 from recipes.core.errors import UserError

@@ -21,7 +21,6 @@ ROOMS: dict[str, str] = {
     "recipes": "recipes.core recipes.models recipes.data",
     "recipes.registry": "recipes.core recipes.models recipes",
     "recipes.training": "recipes.core recipes.data recipes.models recipes.released recipes recipes.registry",
-    "harness": "",
     "harness.runtime": "recipes.core",
     "harness.sampling": "recipes.core recipes.models",
     "harness.features": "recipes.core recipes.models",
@@ -38,6 +37,10 @@ ROOMS: dict[str, str] = {
     "harness.pipeline": "RECIPES harness.runtime harness.sampling harness.features harness.metrics harness.assets "
     "harness.suites harness.records harness.scoring harness.results harness.preparation",
     "reports": "recipes.core baselines harness.records harness.results",
+    # What a notebook calls stands beside the command line, and shares with it what lies below. The package itself is
+    # the door to it alone; nothing imports the package by its bare name.
+    "harness.api": "RECIPES reports harness.runtime harness.records harness.results harness.scoring harness.pipeline",
+    "harness": "recipes.core harness.api",
     "harness.cli": "RECIPES BASELINES REPORTS HARNESS",
 }
 RECIPES = [room for room in ROOMS if room.startswith("recipes")]
