@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from multiprocessing.spawn import get_preparation_data
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -166,8 +167,11 @@ def test_a_mistake_is_told_before_anything_is_done(tmp_path, monkeypatch, call, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_worker_processes_do_not_import_the_script_that_began_them():
+def test_worker_processes_do_not_import_the_script_that_began_them(monkeypatch):
     """Which would call `run` again, where it has no guard."""
+    script = ModuleType("__main__")
+    script.__file__ = "/nowhere/script.py"
+    monkeypatch.setitem(sys.modules, "__main__", script)
     ours = {"init_main_from_name", "init_main_from_path"}
     assert ours & get_preparation_data("worker").keys()
     with parallel._nameless():
