@@ -174,6 +174,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def slurm(session: nox.Session) -> None:
+    """Start a real SLURM here (apt install slurm-wlm munge; as root), run grids on it whose jobs lose their place, and
+    compare with a serial run. Ten minutes.
+    """
+    run(session, "pytest", "tests/reliability/test_slurm.py", "-m", "soak or not soak", "-s", *session.posargs)
+
+
+@nox.session(default=False)
 def mutations(session: nox.Session) -> None:
     """Make deliberate mistakes, one after the other; each must fail a test."""
     run(session, "python", "tests/mutations.py", *session.posargs)

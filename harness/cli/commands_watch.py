@@ -110,6 +110,8 @@ def _show(found: Status) -> None:
         f"{done} of {len(found.cells)} done; {found.device_seconds / 3600:,.2f} device-hours of training so far{rest}"
     )
     print_table(found.title, COLUMNS, [_row(cell) for cell in found.cells], whole, justify="left")
+    if found.doubt:
+        say(f"{found.doubt} Until then, jobs are shown as they said themselves.", style="yellow")
     for cell in found.cells:
         if cell.why:
             say(f"{cell.name}: {cell.why}" + (f" Its output: {cell.log}" if cell.log else ""), style="red")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -202,8 +201,11 @@ def still_open(jobs: Sequence[JobFile]) -> dict[str, str]:
     """Of jobs that are submitted or at work: by name, what their engine says of them.
 
     A job whose engine does not know it any more (cancelled, its machine gone) is left out.
+
+    Raises:
+        UserError: SLURM does not answer.
     """
-    slurm = in_queue() if any(job.engine == "slurm" for job in jobs) else {}
+    slurm = in_queue() if any(job.engine == "slurm" and job.state != "done" for job in jobs) else {}
     found = {}
     for job in jobs:
         if job.engine == "slurm" and job.number in slurm and not (slurm[job.number] == "COMPLETING" and job.ended):
@@ -222,12 +224,13 @@ def in_queue() -> dict[str, str]:
         UserError: SLURM does not answer.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T"]
-    if shutil.which("squeue") is None:
-        return {}
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"SLURM does not answer (squeue: {error}); try again when it does.") from None
+        said = getattr(error, "stderr", None) or error
+        raise UserError(
+            f"SLURM does not answer (squeue: {str(said).strip()}); ask again where and when it does."
+        ) from None
     out = {}
     for line in told.splitlines():
         number, index, state = line.strip().split("|")

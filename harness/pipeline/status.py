@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.pipeline.jobs import PREPARE, REPORT, JobFile, JobFiles, cell_name, still_open
+from harness.pipeline.jobs import OPEN, PREPARE, REPORT, JobFile, JobFiles, cell_name, still_open
 from harness.records.file import FILE, parse
 from harness.records.schema import ScoreRecord
 from harness.runtime.locks import alone, holder_of
@@ -96,6 +96,8 @@ class Status:
 
     title: str
     cells: tuple[Cell, ...]
+    doubt: str = ""
+    """Why jobs may stand otherwise than is shown."""
 
     @property
     def over(self) -> bool:
@@ -137,7 +139,11 @@ def status_of(out: Path) -> Status:
         raise UserError(f"{out} holds no runs, jobs or records; name the --out folder of a `repa-bench run`.")
     names = {cell_name(*cell): cell for cell in grid.cells} if grid else {}
     runs = {path.name.rpartition("-")[0]: path for path in sorted((out / "runs").glob("*-seed*-*"))}
-    by_name, open_, scores = {job.name: job for job in jobs}, still_open(jobs), _scores(out)
+    by_name, scores, doubt = {job.name: job for job in jobs}, _scores(out), ""
+    try:
+        open_ = still_open(jobs)
+    except UserError as error:  # files of jobs are read elsewhere too
+        open_, doubt = {job.name: job.state.upper() for job in jobs if job.state in OPEN}, str(error)
     steps = grid.steps if grid else 0
     cells = [
         _cell(name, by_name.get(name), open_, runs.get(name), scores.get(name, []), steps, grid)
@@ -146,7 +152,7 @@ def status_of(out: Path) -> Status:
     before = [_apart(by_name[name], open_) for name in (PREPARE,) if name in by_name]
     after = [_apart(by_name[name], open_) for name in (REPORT,) if name in by_name]
     title = f"{grid.suite} ({grid.notice})" if grid else str(out)
-    return Status(title, (*before, *cells, *after))
+    return Status(title, (*before, *cells, *after), doubt)
 
 
 def _scores(out: Path) -> dict[str, list[ScoreRecord]]:
