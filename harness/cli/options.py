@@ -157,6 +157,15 @@ class Several(Laid):
             "suite goes.",
         ),
     ] = None
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            "--wandb",
+            metavar="PROJECT",
+            help="Send losses, metrics and samples to Weights & Biases too (pip install repa-bench[wandb]); files for "
+            "TensorBoard lie beside each log in any case.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.options import Chosen, Laid, Place, Scored, overrides
+from harness.cli.options import Chosen, Laid, Place, Scored, Several, overrides
 from harness.pipeline.opening import Choice, choose, opened
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def open_session(place: Place, *, writes: bool = True) -> AbstractContextManager
         seeds=place.seeds if isinstance(place, Chosen) else None,
         layout=_layout(place),
         keep_samples=isinstance(place, Scored) and place.keep_samples,
+        wandb=place.wandb if isinstance(place, Several) else None,
         writes=writes,
     )
 

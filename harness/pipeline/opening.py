@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def opened(
     seeds: Sequence[int] | None = None,
     layout: Mapping[str, Any] = {},
     keep_samples: bool = False,
+    wandb: str | None = None,
     writes: bool = True,
     quiet: bool = False,
 ) -> Iterator[Session]:
@@ -101,6 +103,7 @@ def opened(
         layout: fields of `Execution`. What is None is for us to choose: GPUs compile, and the cores are divided among
             the processes of this machine, at most 8 threads for each.
         keep_samples: see `Session`.
+        wandb: see `Session`.
         writes: whether anything is written to the results folder.
         quiet: say nothing of the progress.
 
@@ -114,6 +117,10 @@ def opened(
     suite = choice.suite
     if writes:
         refuse_unwritable("--out", choice.folder)
+    if wandb is not None and find_spec("wandb") is None:
+        raise UserError("--wandb: wandb is not installed here; `pip install repa-bench[wandb]` brings it.")
+    if wandb is not None and (not wandb or set(wandb) & set("/\\#?%:")):
+        raise UserError(f"--wandb {wandb}: the name of a project has none of / \\ # ? % : and is not empty.")
     if data is not None and not suite.reads_data:
         raise UserError(f"--data: suite {suite.name} makes its own data and reads none of yours; leave it out.")
     with world("cpu" if device == "auto" and not suite.wants_gpu else device) as here:
@@ -127,6 +134,7 @@ def opened(
             execution=_execution(here.device.type, layout),
             data=data,
             keep_samples=keep_samples,
+            wandb=wandb,
             seeds=tuple(dict.fromkeys(whole("--seeds", seed, 0) for seed in seeds or suite.default_seeds)),
         )
 

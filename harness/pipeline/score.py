@@ -18,6 +18,7 @@ from harness.metrics.evaluate import METRICS, PAIRWISE, Rules, evaluate
 from harness.metrics.statistics import Measured
 from harness.pipeline.checkpoints import notes_of, open_imported
 from harness.pipeline.evaluations import evaluations_of, title_of, tokenizer_key
+from harness.pipeline.events import events_of
 from harness.pipeline.pace import pace_of
 from harness.pipeline.session import Session, prepare, threads_of
 from harness.pipeline.tokenizers import measure_tokenizer
@@ -66,13 +67,17 @@ def score_evaluations(session: Session, prepared: Prepared, evaluations: Sequenc
         threads_of(session),
         session.costed("search" if search else "score", run.spec.variant, run.spec.train.seed),
         session.reporter.stage(label, sum(evaluation.protocol.samples for evaluation in missing)) as on_step,
+        events_of(run, session.wandb, on=session.world.main and not search) as events,
     ):
         for evaluation in missing:
             on_sample = _offset(on_step, finished)
             outcome = draw_and_score(session, prepared, evaluation, on_sample, keep=session.keep_samples and not search)
             if outcome.metrics is not None:
-                session.records.append(_score_record(session, prepared, evaluation, outcome))
+                record = _score_record(session, prepared, evaluation, outcome)
+                session.records.append(record)
                 outcome.shards.clear()
+                if events is not None:
+                    events.score(record, outcome.grid)
             finished += evaluation.protocol.samples
 
 

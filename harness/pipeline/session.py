@@ -42,6 +42,8 @@ class Session:
     """Whether scored samples stay, as .npz files in ADM's form."""
     seeds: tuple[int, ...] = ()
     """Training seeds of the grid."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the course of runs is sent to."""
 
     @property
     def assets(self) -> Store:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from harness.pipeline.checkpoints import open_run
 from harness.pipeline.evaluations import evaluations_of, title_of, tokenizer_key
+from harness.pipeline.events import events_of
 from harness.pipeline.session import Session, threads_of
 from harness.preparation.base import Prepared
 from harness.runtime.locks import held
@@ -57,8 +58,11 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
         deferred() as stop,
         session.costed("train", variant, seed) as facts,
         session.reporter.stage(label, milestones[-1], began) as on_step,
+        events_of(run, session.wandb, on=session.world.main, begin=began) as events,
     ):
         training = TrainingOptions(session.execution, session.world, on_step=on_step, stop=stop)
+        if events is not None:
+            training.on_log = events.row
         train_run(run, prepared.inputs(variant), milestones, training)
         facts["from_step"], facts["to_step"] = began, milestones[-1]
         clock = run.clock(milestones[-1])

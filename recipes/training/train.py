@@ -35,6 +35,8 @@ class TrainingOptions:
     log_every: int = 25
     on_step: Callable[[int], None] = lambda step: None
     """Called with the number of steps done."""
+    on_log: Callable[[Mapping[str, float | None]], None] = lambda row: None
+    """Called in the main process with each row of the log, ``step`` and ``seconds`` among its names."""
     stop: Callable[[], int] = lambda: 0
     """Polled after every step; a non-zero signal number saves the run and raises `Stopped`."""
 
@@ -153,7 +155,9 @@ class _Session:
         row: dict[str, float | None] = {name: round(v, 7) if math.isfinite(v) else None for name, v in read.items()}
         row |= {f"skipped_{name}": count for name, count in finding.skipped.items() if count}
         seconds = round(self.trainer.clock.seconds, 4)
-        append_row(self.run.log_path, {"step": step, "seconds": seconds, **row})
+        row = {"step": step, "seconds": seconds, **row}
+        append_row(self.run.log_path, row)
+        self.training.on_log(row)
         every = self.training.execution.save_every
         if save or step in self.missing or (every and step % every == 0):
             self.writer.begin(lambda: self.run.saving(self.trainer, self.milestones, self.training.execution.keep))
