@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.pipeline.opening import choose, opened, run_grid, store_of, variants_of
+from harness.pipeline.opening import choose, opened, run_grid, store_of
 from harness.pipeline.score_files import opened_job
 from harness.records.schema import AnyRecord
 from harness.results import merging
@@ -179,6 +179,7 @@ def run(
     *,
     score_every: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Iterable[Any]] | None = None,
     recipe_files: Iterable[PathLike] = (),
     data: str | None = None,
     cache: PathLike | None = None,
@@ -201,6 +202,7 @@ def run(
         score_every: steps between scored checkpoints; by default the suite's.
         overrides: dotted keys of the suite with new values, as ``{"sit.depth": 6}``; results go to a folder of their
             own.
+        grid: a sweep, as ``{"options.alignment": [0.25, 0.5]}``: a variant for each value, in the same folder.
         recipe_files: Python files with recipes of yours.
         data: where the images lie, for suites that read them. A data set of the Hugging Face hub may be downloaded:
             commands set HF_HUB_OFFLINE to 1, which here is yours to set.
@@ -220,6 +222,8 @@ def run(
         opened(
             choose(
                 suite,
+                _several("--recipes", recipes, _names),
+                axes={key: list(values) for key, values in (grid or {}).items()},
                 overrides=overrides,
                 recipe_files=[_path(file) for file in recipe_files],
                 out=_path_or_none(out),
@@ -234,7 +238,7 @@ def run(
             quiet=quiet,
         ) as session,
     ):
-        run_grid(session, variants_of(session.suite, _several("--recipes", recipes, _names)), session.seeds, jobs)
+        run_grid(session, session.variants, session.seeds, jobs)
         session.world.barrier()  # the first process writes the last record
         return load(session.folder)
 

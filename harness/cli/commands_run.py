@@ -11,7 +11,7 @@ from harness.cli.grid import Spread, grid_of_options, submit
 from harness.cli.options import Chosen, Planned, shared
 from harness.cli.printing import print_summary, print_table, say
 from harness.cli.session import open_session
-from harness.pipeline.opening import jobs_of, run_grid, variants_of, work_of
+from harness.pipeline.opening import jobs_of, run_grid, work_of
 from recipes.core.errors import UserError
 
 commands = typer.Typer()
@@ -30,7 +30,7 @@ def run(choices: Spread) -> None:
     from reports.build import Wanted, build
 
     with open_session(choices) as session:
-        run_grid(session, *grid_of_options(session.suite, session.seeds, choices), choices.jobs)
+        run_grid(session, *grid_of_options(session, choices), choices.jobs)
         if session.world.main and choices.cell is None:
             print_summary([session.folder])
             session.reporter.note(f"report: {build(Wanted([session.folder]), session.folder / 'report')}")
@@ -47,7 +47,7 @@ def prepare(choices: Chosen) -> None:
     from harness.pipeline import tokenizers
 
     with open_session(choices) as session:
-        variants = variants_of(session.suite, choices.recipes)
+        variants = session.variants
         prepared = pipeline_session.prepare(session, variants)
         tokenizers.examine(session, prepared, variants)
         if session.world.main:
@@ -72,7 +72,7 @@ def train(choices: Spread) -> None:
     from harness.pipeline.status import expect
 
     with open_session(choices) as session:
-        grid = pipeline_run_suite.grid_of(*grid_of_options(session.suite, session.seeds, choices))
+        grid = pipeline_run_suite.grid_of(*grid_of_options(session, choices))
         work = work_of(session, choices.jobs, len(grid))
         prepared = pipeline_session.prepare(session, [variant for variant, _ in grid])
         pipeline_run_suite.refuse_second_specifications(session, prepared, grid)
@@ -148,7 +148,7 @@ def plan(choices: Planned) -> None:
             made = make_plan(
                 chosen,
                 session.budget,
-                variants_of(chosen, choices.recipes),
+                session.variants,
                 len(session.seeds),
                 store=session.assets,
                 execution=session.execution,
@@ -180,7 +180,7 @@ def verify(choices: Chosen) -> None:
 
     failed = 0
     with open_session(choices, writes=False) as session:
-        variants = variants_of(session.suite, choices.recipes)
+        variants = session.variants
         if not (session.folder / RECORDS).is_file():
             raise UserError(f"--out {session.folder} holds no records to verify; name the results folder of a run.")
         for variant in variants:

@@ -21,7 +21,7 @@ from harness.cli.options import (
 )
 from harness.cli.printing import print_summary, print_tables, say
 from harness.cli.session import open_session
-from harness.pipeline.opening import store_of, variants_of, work_of
+from harness.pipeline.opening import store_of, work_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def score(choices: Scored) -> None:
             if session.world.main:
                 print(json.dumps(told, indent=1))
             return
-        variants = variants_of(session.suite, choices.recipes)
+        variants = session.variants
         run_suite(session, variants, session.seeds, work_of(session, choices.jobs, len(variants) * len(session.seeds)))
         if session.world.main:
             print_summary([session.folder])
@@ -181,7 +181,11 @@ def _evaluation(session: Session, choices: Sampled) -> Evaluation:
     protocol = find_protocol(name) if name else session.suite.curve_protocol
     if choices.run_folder is not None:
         return checkpoints.open_imported(session, choices.run_folder, choices.tokenizer, step, protocol, seed)
-    variant = variants_of(session.suite, [choices.recipe or ""])[0]
+    variant, *others = session.variants
+    if others:
+        raise UserError(
+            f"--recipe {choices.recipe}: --grid makes several of it; name one: {', '.join(session.variants)}."
+        )
     trained = session.suite.default_seeds[0] if choices.seed is None else choices.seed
     return checkpoints.open_trained(session, variant, trained, step, protocol, seed)
 
@@ -212,7 +216,7 @@ def guidance(choices: Swept) -> None:
             tuple(dict.fromkeys(choices.generation_seeds or (0,))),
             choices.samples or max(2, base.samples // 5),
         )
-        variants, step = variants_of(suite, choices.recipes), session.budget.milestones()[-1]
+        variants, step = session.variants, session.budget.milestones()[-1]
         prepared = pipeline_session.prepare(session, variants)
         for variant in variants:
             runs = [checkpoints.open_run(session, prepared, variant, seed) for seed in session.seeds]
@@ -240,7 +244,7 @@ def analyse(
     from reports.summary import summarize
 
     with open_session(choices) as session:
-        variants = variants_of(session.suite, choices.recipes)
+        variants = session.variants
         reference = alignment.aligned_variant(session, variants)
         prepared = pipeline_session.prepare(session, variants)
         runs = [

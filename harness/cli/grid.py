@@ -15,12 +15,11 @@ import typer
 from harness.cli.options import Several, flag_of, overrides, refuse_idle, refuse_unwritable
 from harness.cli.printing import say
 from harness.cli.session import chosen_of
-from harness.pipeline.opening import variants_of
 from recipes.core.errors import UserError
 
 if TYPE_CHECKING:
     from harness.pipeline.engines import Local, Slurm
-    from harness.suites.base import Suite
+    from harness.pipeline.session import Session
 
 HERE = "here"
 
@@ -93,18 +92,22 @@ def cell_of(choices: Spread) -> tuple[str, int] | None:
     return variant, int(seed)
 
 
-def grid_of_options(suite: Suite, seeds: Sequence[int], choices: Spread) -> tuple[list[str], Sequence[int]]:
+def grid_of_options(session: Session, choices: Spread) -> tuple[Sequence[str], Sequence[int]]:
     """The variants and seeds that are worked on: those of the grid, or the one that ``--cell`` names.
 
     Raises:
-        UserError: the suite has no such recipe, or the grid no such seed.
+        UserError: the grid has no such recipe or seed.
     """
     cell = cell_of(choices)
     if cell is None:
-        return variants_of(suite, choices.recipes), seeds
-    if cell[1] not in seeds:
-        raise UserError(f"--cell {choices.cell}: seed {cell[1]} is not one of --seeds {' '.join(map(str, seeds))}.")
-    return variants_of(suite, [cell[0]]), [cell[1]]
+        return session.variants, session.seeds
+    known: dict[str, tuple[Any, Sequence[Any]]] = {
+        "--recipes": (cell[0], session.variants), "--seeds": (cell[1], session.seeds)
+    }  # fmt: skip
+    for flag, (wanted, choice) in known.items():
+        if wanted not in choice:
+            raise UserError(f"--cell {choices.cell}: {wanted} is not one of {flag} {' '.join(map(str, choice))}.")
+    return [cell[0]], [cell[1]]
 
 
 def minutes(text: str) -> int:
@@ -148,10 +151,9 @@ def submit(choices: Spread, command: str) -> bool:
     choice = chosen_of(choices)
     suite, folder, budget = choice.suite, choice.folder, choice.budget
     refuse_unwritable("--out", folder)
-    variants = variants_of(suite, choices.recipes)
     seeds = list(dict.fromkeys(choices.seeds or suite.default_seeds))
     engine = _engine(choices, folder, gpu=suite.wants_gpu)
-    cells = [(variant, seed) for seed in seeds for variant in variants]
+    cells = [(variant, seed) for seed in seeds for variant in choice.variants]
     files = JobFiles(folder)
     jobs = of_grid(files, [command, *words_of(choices)], cells, folder)
     new, told = to_submit(files, jobs, Finished.of(folder, suite, budget, seeds, command))

@@ -13,7 +13,7 @@ from recipes.core.errors import UserError
 #: Options that take one comma-separated text.
 JOINED = ("--metrics", "--format")
 #: Options whose values may hold commas themselves.
-UNSPLIT = ("--set",)
+UNSPLIT = ("--set", "--grid", "--flag")
 _SPAN = re.compile(r"\d+\s*(-|:|\.\.\.?)\s*\d+")
 
 

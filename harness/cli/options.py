@@ -62,6 +62,15 @@ class Place:
             "--set", metavar="KEY=VALUE", help="Change the suite, e.g. sit.depth=6; several with spaces between."
         ),
     ] = None
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="KEY=V1,V2",
+            help="Sweep: a variant for each value, in the same results folder, e.g. sit_optimizer.lr=1e-4,2e-4 or "
+            "options.alignment=0.25,0.5; several give every combination.",
+        ),
+    ] = None
     out: Annotated[Path | None, typer.Option("--out", help="Results folder. Default: runs/SUITE.")] = None
     cache: Annotated[
         Path | None,
@@ -356,6 +365,25 @@ def shared(kind: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]
         return wrapped
 
     return decorate
+
+
+def axes(pairs: Iterable[str]) -> dict[str, list[Any]]:
+    """``a.b=1,2`` to a dictionary of lists; a value that is not JSON is a string.
+
+    Raises:
+        UserError: no equals sign, no value, or a key or value twice.
+    """
+    out: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        try:
+            values = load_json(f"[{text}]")
+        except ValueError:
+            values = [next(iter(overrides([f"x={one}"]).values())) for one in text.split(",")]
+        if not equals or not key or not values or key in out or len({*map(str, values)}) < len(values):
+            raise UserError(f"--grid {pair}: write it as KEY=VALUE,VALUE, each key and value once.")
+        out[key] = values
+    return out
 
 
 def overrides(pairs: Iterable[str]) -> dict[str, Any]:

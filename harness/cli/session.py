@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.options import Chosen, Laid, Place, Scored, Several, overrides
+from harness.cli.options import Chosen, Laid, Place, Sampled, Scored, Several, axes, overrides
 from harness.pipeline.opening import Choice, choose, opened
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ def chosen_of(place: Place) -> Choice:
         UserError: see `harness.pipeline.opening.choose`.
     """
     grid = place if isinstance(place, Chosen) else Chosen()
+    recipes = [place.recipe] if isinstance(place, Sampled) and place.recipe is not None else grid.recipes
     return choose(
         place.suite,
+        recipes,
+        axes=axes(place.grid or ()),
         overrides=overrides(place.set_ or ()),
         recipe_files=place.recipe_file or (),
         out=place.out,

@@ -34,6 +34,8 @@ class Choice:
     """What is to be compared, where to and for how long."""
 
     suite: Suite
+    variants: tuple[str, ...]
+    """Those that are wanted."""
     folder: Path
     """Of the results."""
     budget: Budget
@@ -41,8 +43,10 @@ class Choice:
 
 def choose(
     name: str,
+    recipes: Sequence[str] | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
+    axes: Mapping[str, Sequence[Any]] = {},
     recipe_files: Sequence[Path] = (),
     out: Path | None = None,
     steps: int | None = None,
@@ -52,7 +56,9 @@ def choose(
 
     Args:
         name: of a suite.
+        recipes: the variants that are wanted.
         overrides: dotted keys of the suite with new values; its results go to a folder of their own.
+        axes: by key, values of which each gives a variant; see `harness.suites.grid`.
         recipe_files: Python files with recipes that are not of this tree.
         out: the results folder; by default runs/SUITE.
         steps: the last effective step.
@@ -61,8 +67,9 @@ def choose(
     Raises:
         UserError: something that was named does not exist.
     """
-    from harness.suites import suite
+    from harness.suites import suite, tried
     from harness.suites.base import Budget
+    from harness.suites.grid import with_grid
     from recipes.recipe_files import use_files
 
     steps = None if steps is None else whole("--steps", steps, 1)
@@ -75,7 +82,10 @@ def choose(
         steps=steps or chosen.budget.steps,
         score_every=score_every or min(chosen.budget.score_every, steps or 10**9),
     )
-    return Choice(chosen, folder, budget)
+    varied, variants = with_grid(chosen, _variants_of(chosen, recipes, axes), axes)
+    if axes:
+        tried(varied, variants, "--grid")
+    return Choice(varied, tuple(variants), folder, budget)
 
 
 @contextmanager
@@ -135,6 +145,7 @@ def opened(
             data=data,
             keep_samples=keep_samples,
             wandb=wandb,
+            variants=choice.variants,
             seeds=tuple(dict.fromkeys(whole("--seeds", seed, 0) for seed in seeds or suite.default_seeds)),
         )
 
@@ -150,14 +161,16 @@ def _execution(device: str, layout: Mapping[str, Any]) -> Execution:
     return Execution(**wanted, device=device)
 
 
-def variants_of(suite: Suite, chosen: Sequence[str] | None) -> list[str]:
-    """The suite's recipes that were asked for, each once.
+def _variants_of(suite: Suite, chosen: Sequence[str] | None, axes: Mapping[str, Any]) -> list[str]:
+    """The suite's recipes that were asked for, each once; with axes, of some one value of each.
 
     Raises:
         UserError: it has no such recipe.
     """
+    from harness.suites.grid import MARK
+
     for variant in chosen or ():
-        if variant not in suite.variants:
+        if (variant.partition(MARK)[0] if axes else variant) not in suite.variants:
             raise UserError(
                 f"--recipes: suite {suite.name} has no recipe '{variant}'.{nearest(variant, suite.variants)}"
             )

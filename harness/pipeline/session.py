@@ -40,6 +40,8 @@ class Session:
     """Where the images lie, if the user said so."""
     keep_samples: bool = False
     """Whether scored samples stay, as .npz files in ADM's form."""
+    variants: tuple[str, ...] = ()
+    """Variants of the grid."""
     seeds: tuple[int, ...] = ()
     """Training seeds of the grid."""
     wandb: str | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness.suites.base import Variant
+from harness.suites.base import Suite, Variant
 from harness.suites.digits import DigitsSuite, digits
 from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smoke
 from harness.suites.smoke import smoke
@@ -42,7 +42,9 @@ def suite(name: str, overrides: Mapping[str, Any] | None = None) -> AnySuite:
         data["variants"][variant]["options"] = every
         del data["variants"][variant]["later"]  # is nobody's to set
     parsed = type(default).parse(with_overrides(data, overrides), where="--set")
-    return _tried(parsed.model_copy(update={"variants": _as_written(parsed, default)}))
+    written = parsed.model_copy(update={"variants": _as_written(parsed, default)})
+    tried(written, written.default_variants, "--set")
+    return written
 
 
 def _with_outside(chosen: AnySuite) -> AnySuite:
@@ -75,18 +77,17 @@ def _as_written(parsed: AnySuite, default: AnySuite) -> dict[str, Variant]:
     return out
 
 
-def _tried(chosen: AnySuite) -> AnySuite:
-    """Dry-run a training step of each default variant on the meta device, to fail early.
+def tried(chosen: Suite, variants: Sequence[str], flag: str) -> None:
+    """Dry-run a training step of each variant on the meta device, to fail early.
 
     Raises:
-        UserError: they do not fit together.
+        UserError: the values that a flag gave do not fit together.
     """
-    for variant in chosen.default_variants:
+    for variant in variants:
         try:
             flops_per_step(chosen.run_spec(variant, 0, {}), chosen.image_size)
         except UserError:
             raise
         except Exception as error:  # whatever PyTorch says of shapes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"--set: with these values recipe {variant} cannot be built ({reason}).") from None
-    return chosen
+            raise UserError(f"{flag}: with these values recipe {variant} cannot be built ({reason}).") from None

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, JsonValue
 
 from harness.sampling.protocol import Protocol
-from recipes.core.spec import Count, EMASpec, OptimizerSpec, Positive, Seed, Spec, digest_of
+from recipes.core.spec import (
+    EVERY_FIELD,
+    Count,
+    EMASpec,
+    OptimizerSpec,
+    Positive,
+    Seed,
+    Spec,
+    digest_of,
+    with_overrides,
+)
 from recipes.registry import Recipe, find_recipe
 from recipes.training.spec import RunSpec
 
@@ -19,7 +30,7 @@ IMAGENET_TRAIN = 1_281_167
 class Variant(Spec):
     """A recipe, or a recipe with changed options: a configuration, never copied code."""
 
-    ADDED = frozenset({"later", "sit_optimizer"})
+    ADDED = frozenset({"later", "sit_optimizer", "changes"})
 
     recipe: str
     label: str
@@ -29,6 +40,8 @@ class Variant(Spec):
     options: dict[str, JsonValue] = {}
     sit_optimizer: OptimizerSpec | None = None
     """Overrides the suite's SiT optimizer."""
+    changes: dict[str, JsonValue] = {}
+    """Keys of the suite that are different for this variant: of those that decide training alone."""
     later: bool = False
     """Whether it stands beside the suite's first variants and changes none of their numbers: its runs say what it is,
     and the suite's digest leaves it out."""
@@ -54,6 +67,8 @@ class Suite(Spec):
     """Whether only the grid's first seed is drawn under the final protocols: a proxy's time is for seeds."""
     encoder_is_cached: ClassVar[bool] = False
     """Whether what the encoder says of the training images is stored with them, so that its pass is in no FLOPs."""
+    varied_keys: ClassVar[frozenset[str]] = frozenset({"batch_size", "sit_optimizer", "vae_optimizer", "ema"})
+    """First parts of the keys that a variant may have for itself, because they decide training alone."""
     reads_data: ClassVar[bool] = True
     """Whether it wants ``--data``, and does not make its own."""
 
@@ -123,6 +138,22 @@ class Suite(Spec):
 
     def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """The specification of one training run; for a plan, hashes may be missing."""
+        return self._seen_by(name)._run_spec(name, seed, hashes)
+
+    def _seen_by(self, name: str) -> Self:
+        """The suite with what is different for a variant.
+
+        Raises:
+            UserError: a value that a key does not take.
+        """
+        if not (changes := self.variants[name].changes):
+            return self
+        data = json.loads(self.model_dump_json(context=EVERY_FIELD)) | {"variants": {}, "default_variants": ()}
+        varied = type(self).parse(with_overrides(data, changes, flag="--grid"), where="--grid")
+        return varied.model_copy(update={"variants": self.variants})
+
+    def _run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+        """See `run_spec`; what is different for the variant is in the suite already."""
         raise NotImplementedError
 
     def needs(self, name: str) -> list[str]:

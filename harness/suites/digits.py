@@ -37,6 +37,7 @@ class DigitsSuite(Suite):
     threads: ClassVar[int | None] = 1
     """Sums over two threads are taken in another order and end in other bits, so a run has one on every machine."""
     finals_once: ClassVar[bool] = True
+    varied_keys: ClassVar[frozenset[str]] = Suite.varied_keys | {"sit"}
     encoder_is_cached: ClassVar[bool] = True
     reads_data: ClassVar[bool] = False
 
@@ -78,7 +79,7 @@ class DigitsSuite(Suite):
         """See `Suite`."""
         return self.default_jobs
 
-    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+    def _run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """See `Suite`."""
         method = self.method(name)
         if method.needs.discriminator or method.needs.perceptual:

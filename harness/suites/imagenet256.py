@@ -10,7 +10,7 @@ recipe (SiT's own training flips).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -63,6 +63,10 @@ class Size(Spec):
 
 class ImagenetSuite(Suite):
     """Everything that can change a number of the paper-scale suite, and its budget."""
+
+    varied_keys: ClassVar[frozenset[str]] = Suite.varied_keys | {
+        "discriminator", "discriminator_optimizer", "norm_batch", "perceptual", "precision", "projector_width",
+    }  # fmt: skip
 
     name: str = "imagenet256"
     notice: str = "ImageNet 256x256"
@@ -157,7 +161,7 @@ class ImagenetSuite(Suite):
         )
         return self.method(name).shape(sit, tuple(self.encoders[e].width for e in variant.encoders))
 
-    def run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
+    def _run_spec(self, name: str, seed: int, hashes: Mapping[str, str]) -> RunSpec:
         """See `Suite`."""
         variant = self.variant(name)
         method = self.method(name)

@@ -197,7 +197,7 @@ class Execution(Spec):
     """What to do about an update that is not finite; it never happens in either case."""
 
 
-def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any], flag: str = "--set") -> dict[str, Any]:
     """Set dotted keys in nested JSON-like data and return the changed copy.
 
     Raises:
@@ -211,7 +211,7 @@ def with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[s
             if not isinstance(node, dict) or part not in node:
                 place = ".".join(dotted.split(".")[:depth]) or "the specification"
                 known = node if isinstance(node, dict) else {}
-                raise UserError(f"--set {dotted}: {place} has no key '{part}'.{nearest(part, known)}")
+                raise UserError(f"{flag} {dotted}: {place} has no key '{part}'.{nearest(part, known)}")
             if depth < len(parents):
                 node = node[part]
         node[last] = value

@@ -26,7 +26,7 @@ class RunSpec(Spec):
     ADDED = frozenset({"source"})
 
     suite: str
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}$")]
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,79}$")]
     """Its name in tables and of its folder: a recipe, or a recipe with changed options."""
     recipe: str
     source: str | None = None
