@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "srun", "scontrol")
 #: No call of SLURM may take longer: an srun that nothing satisfies waits for ever.
 CALL_SECONDS = 60
+#: If a job begins again before SLURM has heard of the end of its last start, that end counts as the new one's.
+LET_GO_SECONDS = 10
 
 CONFIGURATION = """
 ClusterName=bench
@@ -91,6 +93,8 @@ class Slurm:
     folder: Path
     environment: dict[str, str]
     node: subprocess.Popen[bytes] | None = None
+    pending: dict[str, float] = field(default_factory=dict)
+    """Since when each job was seen waiting."""
 
     def call(self, *words: str) -> str:
         """What a program of SLURM prints."""
@@ -107,9 +111,13 @@ class Slurm:
         return {number if index == "N/A" else f"{number}_{index}": state for number, index, state in split}
 
     def hurry(self) -> None:
-        """A requeued job waits two minutes: no longer."""
-        for number, state in self.queue().items():
-            if state == "PENDING" and "BeginTime" in self.call("scontrol", "show", "job", number):
+        """A requeued job waits two minutes: no longer than it takes its old processes to be gone."""
+        waiting = {number for number, state in self.queue().items() if state == "PENDING"}
+        self.pending = {number: self.pending.get(number, time.monotonic()) for number in waiting}
+        for number, since in self.pending.items():
+            if time.monotonic() - since > LET_GO_SECONDS and "BeginTime" in self.call(
+                "scontrol", "show", "job", number
+            ):
                 self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def start_node(self) -> None:
