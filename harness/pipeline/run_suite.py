@@ -25,10 +25,13 @@ Work = Callable[[Session, Prepared, Grid, bool], None]
 
 def in_turn(session: Session, prepared: Prepared, grid: Grid, scored: bool) -> None:
     """One run after the other, in this process; under torchrun, all processes share each."""
-    for variant, seed in grid:
-        run = train(session, prepared, variant, seed)
-        if scored:
-            score(session, prepared, run)
+    steps = session.budget.steps
+    with session.reporter.whole(f"all {len(grid)} runs (steps)", steps * len(grid), on=len(grid) > 1) as begin:
+        for number, (variant, seed) in enumerate(grid):
+            begin(steps * number)
+            run = train(session, prepared, variant, seed)
+            if scored:
+                score(session, prepared, run)
 
 
 def grid_of(variants: Sequence[str], seeds: Sequence[int]) -> Grid:
