@@ -80,7 +80,9 @@ def test_a_rehearsal_measures_every_stage_and_leaves_nothing(tmp_path, monkeypat
 
 
 def test_what_a_person_reads():
-    plan = Plan((), {}, {}, "measured", None, Whole(2, {"start": 4.0, "preparation": 86.0}, 2.5, ("data",), 20.0))
+    plan = Plan(
+        (), (), 900.0, {}, {}, "measured", None, Whole(2, {"start": 4.0, "preparation": 86.0}, 2.5, ("data",), 20.0)
+    )
     text = "\n".join(plan_lines(plan))
     assert "start to report: about 90 s on this machine when it is quiet, 3.8 min while it is as busy as now" in text
     assert "2 runs at a time" in text
