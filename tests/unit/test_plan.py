@@ -87,8 +87,8 @@ def test_what_a_person_reads():
     assert "start to report: about 90 s on this machine when it is quiet, 3.8 min while it is as busy as now" in text
     assert "2 runs at a time" in text
     assert "preparation 86 s (data cached)" in text
-    other = "\n".join(plan_lines(Plan((), {}, {}, "assumed", None, None)))
-    assert "preparation, decoding, metrics and the report come on top" in other
+    other = "\n".join(plan_lines(Plan((), (), 900.0, {}, {}, "assumed", None, None)))
+    assert "loses 15.0 min of training at most" in other
 
 
 def test_amounts_have_no_exponent():
