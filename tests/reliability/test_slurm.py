@@ -49,8 +49,10 @@ class Grid:
         return [cell_name(*cell) for cell in itertools.product(self.recipes, self.seeds)]
 
     def result(self, name: str) -> dict[str, Any]:
-        """What a results folder says, without what is logged because somebody had to leave."""
+        """What a results folder says, without what is logged and saved because somebody had to leave."""
         found = state_of(self.place / name, told=True)
+        last = f"{self.steps:07d}"
+        found = {key: value for key, value in found.items() if not key.startswith("weights") or key.endswith(last)}
         for key, value in found.items():
             if key.startswith("log"):
                 found[key] = [row for row in value if row["step"] in (1, self.steps) or row["step"] % 5 == 0]
