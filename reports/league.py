@@ -21,8 +21,8 @@ RULES = (
     f"{ENTRY_SEEDS} or more.",
     "Speedup: the baseline's budget over the budget at which the recipe reaches that FID; 95 % interval of the row "
     "alone. Verdict: FID at equal budget, with the chance of any false one in a column held at 5 %.",
-    "Every entry has the options of its paper or release; what depends on depth or budget is carried over as a "
-    "fraction. Nobody tuned anything.",
+    "Entries of this tree have the options of their paper or release; what depends on depth or budget is carried over "
+    "as a fraction. What else was tuned, and on which training seeds, its author declares: records do not show it.",
     "Parity: quantities recorded from the released code (losses, outputs, gradients, updates, samples) that ours gives "
     "too.",
     "The whole rules stand in docs/league.md of the repository.",
@@ -59,7 +59,14 @@ def _entries(found: League) -> Table:
         proved = "none" if p is None else f"{p.passed} of {p.quantities}, {p.released}"
         lines = "–" if entry.lines is None else str(entry.lines)
         rows.append((entry.label, entry.about, number(entry.step_milliseconds, 1), lines, entry.source, proved))
-    columns = ("recipe", "what it is", "device-ms a step", "lines", "source", "parity with the released code")
+    columns = (
+        "recipe",
+        "what it is",
+        "device-ms a step",
+        "lines",
+        "source",
+        "parity of its recipe with the released code",
+    )
     return Table("Entries", columns, tuple(rows), "Lines: of the recipe's file, without blank ones.")
 
 

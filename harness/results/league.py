@@ -12,11 +12,14 @@ from statistics import fmean, variance
 from scipy.special import stdtrit
 
 from baselines.parity import Parity, parity
+from harness.records.schema import ScoreRecord
 from harness.results.comparison import Comparison
 from harness.results.curves import panel
 from harness.results.estimate import Estimate
 from harness.results.rows import cost_rows
 from harness.results.speedup import Spread, crossing
+from harness.suites import SUITES, suite
+from recipes.core.errors import UserError
 from recipes.recipe_files import outside_recipes
 from recipes.registry import RECIPES
 
@@ -85,10 +88,44 @@ def league(comparison: Comparison, reference: Comparison | None = None) -> Leagu
     remarks = [*found.warnings]
     if baseline < BASELINE_SEEDS:
         remarks.append(f"provisional: {baseline} training seed(s) of the baseline, the rules want {BASELINE_SEEDS}")
-    doubts = suspicions(comparison, reference, found.target) if reference is not None else {}
+    remarks += _changed(first)
+    if first.suite in SUITES and suite(first.suite).encoder_is_cached:
+        remarks.append("the encoder's pass over the training images is cached, and free for every recipe")
+    doubts: dict[str, str] = {}
+    if reference is not None:
+        doubts = suspicions(comparison, reference, found.target)
+        remarks.append(_held(comparison, reference))
     entries = [_entry(comparison, variant, doubts.get(variant)) for variant in comparison.variants]
     entries.sort(key=lambda entry: entry.rank)
     return League(first.suite, first.notice, found.target, found.step, tuple(entries), tuple(remarks))
+
+
+def _changed(record: ScoreRecord) -> list[str]:
+    """Whether the suite is as this tree has it."""
+    if record.suite in SUITES and suite(record.suite).identity() == record.suite_digest:
+        return []
+    return [
+        f"the suite was changed (--set) or is of another version: its digest is {record.suite_digest[:8]}, not that "
+        f"of {record.suite} here; entries of the two do not compare"
+    ]
+
+
+def _held(comparison: Comparison, reference: Comparison) -> str:
+    """What was held against reruns.
+
+    Raises:
+        UserError: the reruns are of another suite.
+    """
+    ours, theirs = comparison.scores[0], reference.scores[0]
+    if ours.suite_digest != theirs.suite_digest:
+        raise UserError(
+            f"--reference: its results are of suite {theirs.suite} (digest {theirs.suite_digest[:8]}), those of the "
+            f"league of {ours.suite} ({ours.suite_digest[:8]}); name reruns of the same suite."
+        )
+    held = [v for v in comparison.variants if len(reference.seeds(v) if v in reference.variants else ()) > 1]
+    left = [label for v, label in comparison.variants.items() if v not in held]
+    told = f"held against reruns (--reference): {', '.join(comparison.variants[v] for v in held) or 'none'}"
+    return told + (f"; without reruns of two training seeds or more: {', '.join(left)}" if left else "")
 
 
 def _entry(comparison: Comparison, variant: str, doubt: str | None) -> Entry:
@@ -96,16 +133,20 @@ def _entry(comparison: Comparison, variant: str, doubt: str | None) -> Entry:
     assert found is not None
     record = next(r for r in comparison.scores if r.variant == variant)
     label, seeds = comparison.variants[variant], len(comparison.seeds(variant))
+    fid = comparison.fid_at(variant, int(found.step))
+    reached = 0 if fid is None else len(fid.values)
     estimates = {s.currency: s.estimate for s in found if s.recipe == variant}
     cost = next(row for row in cost_rows(comparison) if row.label == label)
     lines, source = _source(record.recipe, record.source)
     remarks = []
     if seeds < ENTRY_SEEDS:
         remarks.append(f"{seeds} training seed(s), the rules want {ENTRY_SEEDS}")
+    if reached < seeds:
+        remarks.append(f"{reached} of its {seeds} training seeds reached step {found.step:,.0f}")
     if doubt is not None:
         remarks.append(doubt)
     return Entry(
-        variant, label, record.recipe, record.about, seeds, comparison.fid_at(variant, int(found.step)), estimates,
+        variant, label, record.recipe, record.about, seeds, fid, estimates,
         cost.step_milliseconds, parity().get(record.recipe), lines, source, tuple(remarks),
     )  # fmt: skip
 

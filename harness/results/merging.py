@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,26 +61,40 @@ def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
         raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
 
 
-def latest_sources(records: Iterable[AnyRecord]) -> dict[str, str]:
-    """By variant, the version of its recipe's file that ran last."""
-    return {
-        r.variant: r.source
-        for r in records
-        if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None
-    }
+def latest_sources(records: Sequence[AnyRecord], *, scored: bool = True) -> dict[str, str]:
+    """By variant, the version of its recipe's file that ran last, by the clock: records may be of several folders.
+
+    Args:
+        records: in any order.
+        scored: only versions that have scores count.
+    """
+    known = {(r.variant, r.source) for r in records if isinstance(r, ScoreRecord) and not r.search}
+    last: dict[tuple[str, str], str] = {}
+    for r in records:
+        if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None:
+            key = r.variant, r.source
+            if not scored or key in known:
+                last[key] = max(last.get(key, ""), r.provenance.created)
+    return {variant: source for (variant, source), _ in sorted(last.items(), key=lambda item: (item[1], item[0]))}
 
 
 def of_latest_sources(
     found: Sequence[tuple[Path, AnyRecord]],
 ) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
     """Drop records of older recipe-file versions; returns (records, notes)."""
-    scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
-    latest = latest_sources([r for _, r in found])
-    old = {r.run: r for r in scores if r.source != latest[r.variant]}
+    records = [r for _, r in found]
+    latest, newest = latest_sources(records), latest_sources(records, scored=False)
+    old = {r.run: r for r in records if isinstance(r, ScoreRecord) and r.source not in (None, latest.get(r.variant))}
     told = [
-        f"{variant}: its file was edited (now SHA-256 {latest[variant][:8]}), which made another recipe of it; "
-        f"{count} run(s) of earlier versions are left out"
+        f"{variant}: there are runs of several versions of its file; shown is the one that ran last (SHA-256 "
+        f"{latest[variant][:8]}), and {count} run(s) of others are left out"
         for variant, count in Counter(r.variant for r in old.values()).items()
+    ]
+    told += [
+        f"{variant}: the version of its file that ran last (SHA-256 {source[:8]}) has no scores; shown is one before "
+        f"it (SHA-256 {latest[variant][:8]})"
+        for variant, source in newest.items()
+        if latest.get(variant, source) != source
     ]
     return [(folder, r) for folder, r in found if getattr(r, "run", None) not in old], told
 

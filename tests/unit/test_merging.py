@@ -166,3 +166,31 @@ def test_every_machine_is_named(tmp_path):
     assert "- hardware: cpu; x, 1 cores, 1 threads; and H100; x, 1 cores, 1 threads" in text
     assert "- versions: lpips absent and 1, torch 2.14.1 and 2.11.0" in text
     assert "- measured: 2026-01-01T00:00:00 to 2026-02-01T00:00:00 UTC" in text
+
+
+def at(records: list[ScoreRecord], created: str, **fields: object) -> list[ScoreRecord]:
+    made = PROVENANCE.model_copy(update={"created": created})
+    return [r.model_copy(update={"provenance": made, **fields}) for r in records]
+
+
+def test_of_two_versions_of_a_recipe_s_file_the_one_that_ran_last_is_shown_whatever_the_order(tmp_path):
+    vanilla = [r for r in whole(2) if r.variant == "vanilla"]
+    mine = [r.model_copy(update={"variant": "mine"}) for r in whole(2) if r.variant == "repa"]
+    old = at(mine, "2026-01-01T00:00:00.0+00:00", source="a" * 64, run="older000")
+    new = at(times(mine, 1.3), "2026-01-02T00:00:00.0+00:00", source="b" * 64, run="newer000")
+    one, two = write(tmp_path / "one", [*vanilla, *old]), write(tmp_path / "two", new)
+    for folders in ([one, two], [two, one]):
+        found = load(folders)
+        assert {r.run for r in found.scores if r.variant == "mine"} == {"newer000"}
+        assert any(
+            "ran last (SHA-256 bbbbbbbb), and 1 run(s) of others are left out" in note for note in found.contradictions
+        )
+    begun = StageRecord(
+        **COMMON | {"provenance": PROVENANCE.model_copy(update={"created": "2026-01-03T00:00:00.0+00:00"})},
+        stage="note", variant="mine", source="c" * 64, seconds=0.0, peak_memory_bytes=1,
+    )  # fmt: skip
+    found = load([write(tmp_path / "three", [*vanilla, *old, begun])])  # type: ignore[list-item]
+    assert {r.run for r in found.scores if r.variant == "mine"} == {"older000"}
+    assert any(
+        "(SHA-256 cccccccc) has no scores; shown is one before it (SHA-256 aaaaaaaa)" in n for n in found.contradictions
+    )
