@@ -187,6 +187,17 @@ def test_a_broken_rule_is_named(rule, tmp_path):
     assert rule in faults
 
 
+def test_an_installed_recipe_that_cannot_be_loaded_is_one_sentence(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from recipes import recipe_files
+
+    broken = EntryPoint("gone", "no_such_package.recipes:Gone", recipe_files.ENTRY_POINTS)
+    monkeypatch.setattr(recipe_files, "_installed", lambda: (broken,))
+    with pytest.raises(UserError, match="'gone' .* cannot be loaded: ModuleNotFoundError: .* take it away"):
+        outside_recipes()
+
+
 def test_an_installed_package_is_one_too(place, tmp_path):
     site = tmp_path / "site"
     (site / "mine-1.dist-info").mkdir(parents=True)

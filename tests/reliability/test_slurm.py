@@ -31,9 +31,11 @@ class Grid:
     seeds: tuple[int, ...]
     steps: int
 
-    def run(self, name: str, *more: str, environment: dict[str, str] | None = None) -> str:
+    def run(self, name: str, *more: str, environment: dict[str, str] | None = None, processes: int = 1) -> str:
         """`repa-bench run` from a cache and into a folder of that name; what it prints."""
-        command = [sys.executable, "-m", "harness.cli", "run", "--suite", "imagenet-smoke", "--threads", "1"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "harness.cli", "run"]
+        command += ["--suite", "imagenet-smoke", "--threads", "1"]
         command += ["--data", str(self.place / "tree"), "--recipes", *self.recipes, "--seeds", *map(str, self.seeds)]
         command += ["--steps", str(self.steps), "--score-every", str(self.steps), "--save-every", "5"]
         command += ["--cache", str(self.place / f"cache-{name}"), "--out", str(self.place / name), *more]
@@ -67,13 +69,15 @@ class OnSlurm:
 
     grid: Grid
     slurm: Slurm
+    gpus: int = 0
 
     @property
     def out(self) -> Path:
         return self.grid.place / "slurm"
 
     def submit(self, *more: str) -> str:
-        return self.grid.run("slurm", "--on", "slurm", "--cpus", "1", *more, environment=self.slurm.environment)
+        asked = ["--gpus", str(self.gpus), "--cpus", str(max(1, self.gpus))]
+        return self.grid.run("slurm", "--on", "slurm", *asked, *more, environment=self.slurm.environment)
 
     def jobs(self) -> dict[str, JobFile]:
         return {job.name: job for job in JobFiles(self.out).all()}
@@ -121,7 +125,7 @@ def check(on: OnSlurm) -> None:
     )
     assert (on.out / "report" / "index.html").is_file()
     assert "0 jobs submitted" in on.submit()
-    on.grid.run("serial")
+    on.grid.run("serial", processes=max(1, on.gpus))
     assert on.grid.result("slurm") == on.grid.result("serial")
 
 
@@ -133,6 +137,20 @@ def test_a_grid_with_a_preemption_is_a_serial_run_to_the_bit(slurm, tmp_path):
     on.preempt()
     on.wait(lambda: on.jobs()["repa_e-seed0"].starts == 2, "nobody is preempted and begins again")
     check(on)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_job_of_two_processes_saves_and_goes_on(tmp_path):
+    """Under torchrun, on two pretended GPUs: there is no device, so the suite runs on the CPU."""
+    with running(tmp_path / "daemons", gpus=2) as slurm:
+        write_tree(tmp_path / "tree")
+        on = OnSlurm(Grid(tmp_path, ("repa_e",), (0,), 30), slurm, gpus=2)
+        on.submit()
+        on.wait(on.training, "no cell trains")
+        on.preempt()
+        on.wait(lambda: on.jobs()["repa_e-seed0"].starts == 2, "nobody is preempted and begins again")
+        check(on)
 
 
 @pytest.mark.soak
