@@ -55,7 +55,7 @@ class Spread(Several):
         str | None,
         typer.Option(
             "--time",
-            help="Of a job, in minutes or as HH:MM:SS or D-HH:MM:SS; it saves before, and begins again. Default: a day.",
+            help="Of a job, in minutes or as HH:MM:SS or D-HH:MM:SS; it saves, and begins again. Default: a day.",
             rich_help_panel=SLURM,
         ),
     ] = None
