@@ -178,15 +178,16 @@ def submit(choices: Spread, command: str) -> bool:
     cells = [(variant, seed) for seed in seeds for variant in choice.variants]
     files = JobFiles(folder)
     jobs = of_grid(files, [command, *words_of(choices)], cells, folder)
-    new, told = to_submit(files, jobs, Finished.of(folder, suite, budget, seeds, command))
-    for line in told:
-        say(f"  {line}")
-    if choices.dry_run:
-        say(engine.script(new) if new else "nothing to submit")
-        return True
+    with files.submitting(on=not choices.dry_run):
+        new, told = to_submit(files, jobs, Finished.of(folder, suite, budget, seeds, command))
+        for line in told:
+            say(f"  {line}")
+        if choices.dry_run:
+            say(engine.script(new) if new else "nothing to submit")
+            return True
+        for job in engine.submit(new) if new else ():
+            say(f"  {job.name}: submitted as job {job.number}")
     expect(folder, suite, budget, cells)
-    for job in engine.submit(new) if new else ():
-        say(f"  {job.name}: submitted as job {job.number}")
     say(f"{len(new)} jobs submitted; `repa-bench status {folder} --follow` watches them.")
     if choices.wait:
         from harness.cli.commands_watch import follow

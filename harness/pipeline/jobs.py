@@ -99,6 +99,10 @@ class JobFiles:
             there = self.read(job.name) if new.state == "submitted" and new.number else None
             return there if there is not None and there.number == new.number else self.write(new)
 
+    def submitting(self, *, on: bool) -> AbstractContextManager[None]:
+        """Context: nobody else submits jobs of this folder meanwhile; without `on`, nothing is held."""
+        return alone(self.folder / ".submit.lock", on=on)
+
     def taking(self) -> AbstractContextManager[None]:
         """Context: no lane takes a job meanwhile."""
         return alone(self.folder / ".take.lock")
