@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,18 @@ class Needs:
     def trained(self) -> tuple[str, ...]:
         """The networks that have an optimizer."""
         return ("sit", *["vae"] * self.tokenizer, *["discriminator"] * self.discriminator)
+
+    def of(self, batch: Batch) -> Batch:
+        """What a recipe with these needs is given of a batch: nothing that it does not declare."""
+        return replace(
+            batch,
+            images=batch.images if self.tokenizer else None,
+            mean=None if self.tokenizer else batch.mean,
+            std=None if self.tokenizer else batch.std,
+            features=batch.features if self.features else (),
+            class_tokens=batch.class_tokens if self.class_token else (),
+            attention=batch.attention if self.attention else (),
+        )
 
 
 class Objective(Spec):

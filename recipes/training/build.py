@@ -76,21 +76,20 @@ def build_trainer(
 
 
 def complete(batch: Batch, needs: Needs, encoders: Sequence[Encoder]) -> Batch:
-    """A batch with what frozen encoders say of its images, as far as it is needed and not stored with them.
+    """What the recipe needs of a batch, and of what frozen encoders say of its images where that is not stored.
 
     Raises:
         UserError: an encoder has no class token, or no such layer.
     """
     if batch.features or not encoders or not needs.encoder:
-        return batch
+        return needs.of(batch)
     assert batch.images is not None
     seen = [e.look(batch.images, attention=() if k else needs.attention) for k, e in enumerate(encoders)]
     class_tokens = tuple(one.class_token for one in seen if one.class_token is not None)
     if needs.class_token and len(class_tokens) < len(seen):
         raise UserError(f"encoder {encoders[0].spec.name} has no class token, which the recipe needs; name another.")
-    return replace(
-        batch, features=tuple(one.patches for one in seen), class_tokens=class_tokens, attention=seen[0].attention
-    )
+    patches = tuple(one.patches for one in seen)
+    return needs.of(replace(batch, features=patches, class_tokens=class_tokens, attention=seen[0].attention))
 
 
 def _arrange(networks: Networks, device: torch.device) -> None:
