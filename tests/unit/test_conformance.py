@@ -208,7 +208,10 @@ def test_an_installed_package_is_hashed_whole(tmp_path, monkeypatch):
     [
         ("def extra_loss(self, seen, step):\n        return seen.out.taps[15], {}\n", r"mine.py: line 8: KeyError: 15"),
         ("def extra_loss(self, seen, step):\n        pass\n", r"mine.py: base.py, line \d+: TypeError: cannot unpack"),
-        ("@classmethod\n    def needs(cls, options):\n        return Needs()\n", r"mine.py: registry.py, line \d+: TypeError"),
+        (
+            "@classmethod\n    def needs(cls, options):\n        return Needs()\n",
+            r"mine.py: registry.py, .*: TypeError",
+        ),
         ("def extra_loss(self, seen, step):\n        raise SystemExit\n", r"mine.py: line 8: SystemExit"),
     ],
 )
