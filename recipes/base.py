@@ -69,18 +69,17 @@ class Needs:
         """The networks that have an optimizer."""
         return ("sit", *["vae"] * self.tokenizer, *["discriminator"] * self.discriminator)
 
-
-def declared(batch: Batch, needs: Needs) -> Batch:
-    """A batch with only what a recipe declares that it needs, so that nothing else can change its numbers."""
-    return replace(
-        batch,
-        images=batch.images if needs.tokenizer or needs.encoder else None,
-        mean=None if needs.tokenizer else batch.mean,
-        std=None if needs.tokenizer else batch.std,
-        features=batch.features if needs.features else (),
-        class_tokens=batch.class_tokens if needs.class_token else (),
-        attention=batch.attention if needs.attention else (),
-    )
+    def of(self, batch: Batch) -> Batch:
+        """What a recipe with these needs is given of a batch: nothing that it does not declare."""
+        return replace(
+            batch,
+            images=batch.images if self.tokenizer else None,
+            mean=None if self.tokenizer else batch.mean,
+            std=None if self.tokenizer else batch.std,
+            features=batch.features if self.features else (),
+            class_tokens=batch.class_tokens if self.class_token else (),
+            attention=batch.attention if self.attention else (),
+        )
 
 
 class Objective(Spec):

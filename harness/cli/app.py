@@ -21,7 +21,7 @@ from harness.cli import (
     commands_score,
     commands_watch,
 )
-from harness.cli.errors import DIVERGED, INTERRUPTED, PARSER_ERROR, of_the_machine
+from harness.cli.errors import DIVERGED, INTERRUPTED, PARSER_ERROR, of_a_recipe, of_the_machine
 from harness.cli.lists import expand_lists
 from harness.cli.options import HELP
 from harness.runtime.signals import TERMINATED, requeued
@@ -94,8 +94,9 @@ def main() -> None:
         sys.exit(DIVERGED)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Exception as error:
-        if (sentence := of_the_machine(error)) is None:
+    except (Exception, SystemExit) as error:
+        machine = of_the_machine(error) if isinstance(error, Exception) else None
+        if (sentence := machine or of_a_recipe(error)) is None:
             raise
         print(f"Error: {sentence}", file=sys.stderr)
         sys.exit(2)

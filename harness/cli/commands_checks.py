@@ -56,10 +56,13 @@ def check_recipe(
     Example: `repa-bench check-recipe mine.py`
     """
     from harness.checks.conformance import conform
+    from harness.suites import SUITES, suite
     from recipes.recipe_files import outside_recipes, use_files
     from recipes.registry import find_recipe
 
     use_files([file])
+    for name in SUITES:  # which refuse the names of their own variants
+        suite(name)
     failed = 0
     for recipe in outside_recipes().values():
         if recipe.path != file.absolute():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Any
 
 import typer
@@ -12,6 +13,12 @@ DIVERGED = 3
 # What the parser raises for a mistyped option. Typer exports its leaves but not their base, which is Click's own in
 # some versions of Typer and a copy in others.
 PARSER_ERROR: Any = typer.BadParameter.__mro__[2]
+
+
+def of_a_recipe(error: BaseException) -> str | None:
+    """What somebody's recipe did wrong; nothing if the error is of another kind, or none was loaded."""
+    files = sys.modules.get("recipes.recipe_files")
+    return files.told_of_recipe(error) if files is not None else None
 
 
 def of_the_machine(error: Exception) -> str | None:

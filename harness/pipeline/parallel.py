@@ -280,7 +280,11 @@ def _send(line: Connection, message: object) -> None:
 
 def _portable(error: Exception) -> Exception:
     """A picklable version of the exception, with traceback as note."""
+    from recipes.recipe_files import told_of_recipe
+
     known = isinstance(error, UserError | Diverged | Stopped | OSError | MemoryError)
+    if not known and (sentence := told_of_recipe(error)):
+        return UserError(sentence)
     sent = error if known else RuntimeError(f"{type(error).__name__}: {error}")
     sent.add_note("".join(traceback.format_exception(error)))
     return sent

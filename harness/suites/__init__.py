@@ -12,7 +12,7 @@ from harness.suites.imagenet256 import ImagenetSuite, imagenet256, imagenet_smok
 from harness.suites.smoke import smoke
 from recipes.core.errors import UserError, nearest
 from recipes.core.spec import EVERY_FIELD, with_overrides
-from recipes.recipe_files import outside_recipes
+from recipes.recipe_files import outside_recipes, told_of_recipe
 from recipes.registry import find_recipe
 from recipes.training.flops import flops_per_step
 
@@ -89,5 +89,6 @@ def tried(chosen: Suite, variants: Sequence[str], flag: str) -> None:
         except UserError:
             raise
         except Exception as error:  # whatever PyTorch says of shapes
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            own = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = told_of_recipe(error) or own
             raise UserError(f"{flag}: with these values recipe {variant} cannot be built ({reason}).") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from recipes.base import Needs, Networks, declared
+from recipes.base import Needs, Networks
 from recipes.core.batch import Batch
 from recipes.core.distributed import World
 from recipes.core.draws import seed_of
@@ -62,16 +62,12 @@ def build_trainer(
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
     _arrange(networks, world.device)
 
-    def given(batch: Batch, number: int) -> Batch:
-        needs = spec.method.needs_at(number)
-        return declared(complete(batch, needs, encoders), needs)
-
     trainer = Trainer(
         spec.method.on(networks),
         spec.train,
         world=world,
         micro_batch=layout(spec, execution, world).micro_batch,
-        complete=given,
+        complete=lambda batch, number: complete(batch, spec.method.needs_at(number), encoders),
     )
     if execution.compile:
         _compile(networks, encoders, spec.method.needs)
@@ -79,21 +75,20 @@ def build_trainer(
 
 
 def complete(batch: Batch, needs: Needs, encoders: Sequence[Encoder]) -> Batch:
-    """A batch with what frozen encoders say of its images, as far as it is needed and not stored with them.
+    """What the recipe needs of a batch, and of what frozen encoders say of its images where that is not stored.
 
     Raises:
         UserError: an encoder has no class token, or no such layer.
     """
     if batch.features or not encoders or not needs.encoder:
-        return batch
+        return needs.of(batch)
     assert batch.images is not None
     seen = [e.look(batch.images, attention=() if k else needs.attention) for k, e in enumerate(encoders)]
     class_tokens = tuple(one.class_token for one in seen if one.class_token is not None)
     if needs.class_token and len(class_tokens) < len(seen):
         raise UserError(f"encoder {encoders[0].spec.name} has no class token, which the recipe needs; name another.")
-    return replace(
-        batch, features=tuple(one.patches for one in seen), class_tokens=class_tokens, attention=seen[0].attention
-    )
+    patches = tuple(one.patches for one in seen)
+    return needs.of(replace(batch, features=patches, class_tokens=class_tokens, attention=seen[0].attention))
 
 
 def _arrange(networks: Networks, device: torch.device) -> None:

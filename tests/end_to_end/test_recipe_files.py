@@ -194,7 +194,7 @@ def test_an_installed_recipe_that_cannot_be_loaded_is_one_sentence(monkeypatch):
 
     broken = EntryPoint("gone", "no_such_package.recipes:Gone", recipe_files.ENTRY_POINTS)
     monkeypatch.setattr(recipe_files, "_installed", lambda: (broken,))
-    with pytest.raises(UserError, match=r"'gone' .* cannot be loaded: ModuleNotFoundError: .* take it away"):
+    with pytest.raises(UserError, match=r"'gone' .* cannot be loaded: ModuleNotFoundError: .* uninstall its package"):
         outside_recipes()
 
 

@@ -181,7 +181,7 @@ NONSENSE = {
     "--adm-python": "/nowhere", "--images": "/dev/null/x.png", "--intervals": "1:0", "--on-nan": "ignore",
     "--format": "docx", "--check": "/nowhere", "--curves": "/nowhere", "--baseline": "nothing", "--from": "/nowhere",
     "--kind": "guessed", "--name": "a/b", "--recipe-file": "/nowhere",
-    "--wandb": "a/b", "--grid": "x", "--on": "cloud", "--cell": "repa", "--cluster": "/nowhere",
+    "--tflops": "fast", "--wandb": "a/b", "--grid": "x", "--on": "cloud", "--cell": "repa", "--cluster": "/nowhere",
     "--partition": "x", "--account": "x",
     "--constraint": "x", "--time": "soon", "--flag": "x",
 }  # fmt: skip
