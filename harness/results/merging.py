@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -61,27 +60,48 @@ def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
         raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
 
 
+def _versions(records: Iterable[AnyRecord]) -> dict[str, list[str]]:
+    """By variant, the versions of its recipe's file, by when each ran last: the records' own clock says so, since the
+    order of folders, and of lines that processes append, says nothing.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for r in records:
+        if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None:
+            last = found.setdefault(r.variant, {})
+            last[r.source] = max(r.provenance.created, last.get(r.source, ""))
+    return {variant: sorted(last, key=lambda v: (last[v], v)) for variant, last in found.items()}
+
+
 def latest_sources(records: Iterable[AnyRecord]) -> dict[str, str]:
-    """By variant, the version of its recipe's file that ran last."""
-    return {
-        r.variant: r.source
-        for r in records
-        if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None
-    }
+    """By variant, the version of its recipe's file that ran last, with scores or without."""
+    return {variant: versions[-1] for variant, versions in _versions(records).items()}
 
 
 def of_latest_sources(
     found: Sequence[tuple[Path, AnyRecord]],
 ) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
-    """Drop records of older recipe-file versions; returns (records, notes)."""
+    """Keep of each variant the version of its recipe's file that ran last of those with scores; returns (records,
+    notes).
+    """
     scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
-    latest = latest_sources([r for _, r in found])
-    old = {r.run: r for r in scores if r.source != latest[r.variant]}
-    told = [
-        f"{variant}: its file was edited (now SHA-256 {latest[variant][:8]}), which made another recipe of it; "
-        f"{count} run(s) of earlier versions are left out"
-        for variant, count in Counter(r.variant for r in old.values()).items()
-    ]
+    scored = {(r.variant, r.source) for r in scores if not r.search}
+    shown, told = dict[str, str](), list[str]()
+    for variant, versions in _versions(r for _, r in found).items():
+        if not (with_scores := [v for v in versions if (variant, v) in scored]):
+            continue
+        shown[variant] = with_scores[-1]
+        others = len({r.run for r in scores if r.variant == variant and r.source != shown[variant]})
+        if others:
+            told.append(
+                f"{variant}: its file was edited, which made another recipe of it; shown is the version that ran last "
+                f"(SHA-256 {shown[variant][:8]}), and {others} run(s) of others are left out"
+            )
+        if versions[-1] != shown[variant]:
+            told.append(
+                f"{variant}: the last version of its file (SHA-256 {versions[-1][:8]}) has no scores; shown is the one "
+                f"before that has (SHA-256 {shown[variant][:8]})"
+            )
+    old = {r.run for r in scores if r.source != shown.get(r.variant, r.source)}
     return [(folder, r) for folder, r in found if getattr(r, "run", None) not in old], told
 
 
@@ -143,29 +163,33 @@ def _numbers(record: object) -> dict[str, float]:
 
 
 def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[ScoreRecord, ...], list[str]]:
-    """Deduplicate scores (the first folder wins); returns (scores, notes).
+    """Deduplicate scores (what was measured first counts, however folders are ordered); returns (scores, notes).
 
     Raises:
         UserError: two folders contradict each other.
     """
     kept: dict[tuple[object, ...], tuple[Path, ScoreRecord]] = {}
-    odd: dict[tuple[Path, Path], ScoreRecord] = {}
+    odd: dict[tuple[Path, Path, str], ScoreRecord] = {}
     for folder, r in placed:
-        first_folder, first = kept.setdefault((r.key(), r.weights_hash), (folder, r))
-        ours, theirs = _numbers(first.metrics), _numbers(r.metrics)
-        if _differs(ours, theirs, SAME) is None:
-            continue
+        key = (r.key(), r.weights_hash)
+        pair = sorted((kept.setdefault(key, (folder, r)), (folder, r)), key=lambda one: one[1].provenance.created)
+        (first_folder, first), (other_folder, other) = pair
+        kept[key] = pair[0]
+        ours, theirs = _numbers(first.metrics), _numbers(other.metrics)
         if (far := _differs(ours, theirs, NEAR)) is not None:
             raise UserError(
-                f"{first_folder} and {folder} contradict each other: {r.variant}, seed {r.seed}, step {r.step}, "
+                f"{first_folder} and {other_folder} contradict each other: {r.variant}, seed {r.seed}, step {r.step}, "
                 f"{r.protocol.label}, the same weights, have {far} {ours[far]:g} and {theirs[far]:g}. Take the wrong "
                 "one's run away (`repa-bench runs remove`), or report the folders one by one."
             )
-        odd.setdefault((first_folder, folder), r)
+        if _differs(ours, theirs, SAME) is not None:
+            odd.setdefault((first_folder, other_folder, "scores"), r)
+        if not math.isclose(first.device_seconds, other.device_seconds, rel_tol=SAME):
+            odd.setdefault((first_folder, other_folder, "seconds"), r)
     notes = [
-        f"scores of the same weights differ a little between {first} and {folder} (as of {r.variant}, seed {r.seed}, "
-        f"step {r.step}): the first folder's count"
-        for (first, folder), r in odd.items()
+        f"{what} of the same weights differ between {first} and {other} (as of {r.variant}, seed {r.seed}, step "
+        f"{r.step}): those of {first}, measured first, count"
+        for (first, other, what), r in odd.items()
     ]
     return tuple(r for _, r in kept.values()), notes
 

@@ -80,7 +80,7 @@ def test_an_edited_file_is_another_recipe_and_that_is_said(place):
     assert "spread: its file has changed (now SHA-256" in done.stderr + done.stdout
     told = (place.out / "report" / "report.md").read_text()
     assert "spread: its file was edited" in told
-    assert "1 run(s) of earlier versions are left out" in told
+    assert "1 run(s) of others are left out" in told
     place.file.write_text(EXAMPLE)  # and back: what is there counts again
     done = place.run("--recipe-file", place.file, "--recipes", "vanilla", "spread")
     assert done.returncode == 0, done.stderr

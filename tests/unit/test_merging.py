@@ -166,3 +166,48 @@ def test_every_machine_is_named(tmp_path):
     assert "- hardware: cpu; x, 1 cores, 1 threads; and H100; x, 1 cores, 1 threads" in text
     assert "- versions: lpips absent and 1, torch 2.14.1 and 2.11.0" in text
     assert "- measured: 2026-01-01T00:00:00 to 2026-02-01T00:00:00 UTC" in text
+
+
+def of_file(records: list[ScoreRecord], source: str, created: str, factor: float = 1.0) -> list[ScoreRecord]:
+    """The scores of REPA as those of a version of a recipe file."""
+    made = PROVENANCE.model_copy(update={"created": created})
+    return [
+        r.model_copy(update={"run": f"{source}-{r.seed}"})
+        for r in times([r for r in records if r.variant == "repa"], factor, source=source, provenance=made)
+    ]
+
+
+def noted(source: str, created: str) -> StageRecord:
+    made = PROVENANCE.model_copy(update={"created": created})
+    return StageRecord(
+        **COMMON | {"provenance": made}, stage="note", variant="repa", source=source, seconds=0, peak_memory_bytes=1,
+        notes=["its file has changed"],
+    )  # fmt: skip
+
+
+def test_which_version_of_a_file_is_shown_is_a_matter_of_its_records_clock(tmp_path):
+    """Not of the order in which folders are named; and what a version without scores left takes nothing away."""
+    bare = [r for r in whole() if r.variant == "vanilla"]
+    old, new = of_file(whole(), "oldoldold", "2026-01-01"), of_file(whole(), "newnewnew", "2026-01-02", 1.5)
+    a, b = write(tmp_path / "a", [*bare, *old]), write(tmp_path / "b", new)
+    for folders in ([a, b], [b, a]):
+        found = load(folders)
+        assert {r.source for r in found.scores if r.variant == "repa"} == {"newnewnew"}
+        assert len(found.warnings) == 1
+        assert "shown is the version that ran last (SHA-256 newnewne), and 3 run(s) of others" in found.warnings[0]
+    write(a, [noted("diverged1", "2026-01-03")])
+    found = load([b, a])
+    assert {r.source for r in found.scores if r.variant == "repa"} == {"newnewnew"}
+    assert "the last version of its file (SHA-256 diverged) has no scores" in found.warnings[1]
+    write(b, [noted("oldoldold", "2026-01-04")])  # the old file again, all of whose scores are there
+    assert {r.source for r in load([a, b]).scores if r.variant == "repa"} == {"oldoldold"}
+
+
+def test_of_one_training_done_twice_the_first_pace_counts_however_folders_are_named(tmp_path):
+    late = PROVENANCE.model_copy(update={"created": "o"})  # after PROVENANCE's
+    slow = [r.model_copy(update={"device_seconds": 2 * r.device_seconds, "provenance": late}) for r in whole()]
+    a, b = write(tmp_path / "a", whole()), write(tmp_path / "b", slow)
+    for folders in ([a, b], [b, a]):
+        found = load(folders)
+        assert cost_table(found).rows == cost_table(load([a])).rows
+        assert [f"seconds of the same weights differ between {a} and {b}" in told for told in found.warnings] == [True]
