@@ -6,10 +6,12 @@ import pytest
 from test_claims import PROVENANCE, tokenizer
 from test_comparison import whole, write
 
+from harness.records.file import FILE, LOCK
 from harness.records.schema import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord
 from harness.results.comparison import load
 from harness.results.curves import Selection
 from harness.results.run_folders import remove
+from harness.runtime.locks import alone
 from harness.sampling.protocol import find_protocol
 from harness.suites import suite
 from recipes.core.errors import UserError
@@ -211,3 +213,16 @@ def test_of_one_training_done_twice_the_first_pace_counts_however_folders_are_na
         found = load(folders)
         assert cost_table(found).rows == cost_table(load([a])).rows
         assert [f"seconds of the same weights differ between {a} and {b}" in told for told in found.warnings] == [True]
+
+
+def test_a_line_cut_short_is_said_beside_the_numbers_unless_it_is_being_written(tmp_path):
+    path = write(tmp_path, whole()) / FILE
+    text = path.read_text()
+    path.write_text(text[:-40])
+    told = f"the last line of {path} was cut short and is left out"
+    assert told in fid_table(load([tmp_path])).note
+    assert told in summarize_runs([tmp_path], "vanilla", Selection()).text_tables()[0].note
+    with alone(tmp_path / LOCK):
+        assert load([tmp_path]).warnings == ()
+    path.write_text(text)
+    assert load([tmp_path]).warnings == ()
