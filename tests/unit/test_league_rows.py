@@ -88,6 +88,8 @@ def test_what_is_held_against_a_reference_and_what_is_not(tmp_path):
     assert "held against the reference: vanilla (3 reruns), repa (3 reruns)" in found.remarks
     never = [*slow[:12], *(r for s in range(3) for r in run_of("repa", s, 9.9))]  # reruns that need more than there is
     assert "suspicious" in entry(league(ours, load([write(tmp_path / "never", never)])), "repa").remarks[0]
+    short = [r for r in never if r.step <= 500]  # that reruns have not reached it where they end says nothing of later
+    assert not entry(league(ours, load([write(tmp_path / "short", short)])), "repa").remarks
     one = league(ours, load([write(tmp_path / "one", [r for r in slow if r.seed == 0])]))
     assert not entry(one, "repa").remarks
     assert one.remarks[-1].endswith("two reruns of the same: vanilla (1 rerun(s) there), repa (1 rerun(s) there)")
