@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,19 @@ class Needs:
     def trained(self) -> tuple[str, ...]:
         """The networks that have an optimizer."""
         return ("sit", *["vae"] * self.tokenizer, *["discriminator"] * self.discriminator)
+
+
+def declared(batch: Batch, needs: Needs) -> Batch:
+    """A batch with only what a recipe declares that it needs, so that nothing else can change its numbers."""
+    return replace(
+        batch,
+        images=batch.images if needs.tokenizer or needs.encoder else None,
+        mean=None if needs.tokenizer else batch.mean,
+        std=None if needs.tokenizer else batch.std,
+        features=batch.features if needs.features else (),
+        class_tokens=batch.class_tokens if needs.class_token else (),
+        attention=batch.attention if needs.attention else (),
+    )
 
 
 class Objective(Spec):

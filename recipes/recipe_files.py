@@ -115,7 +115,11 @@ def _kinds(path: Path, source: str) -> tuple[type[SiTRecipe], ...]:
 
 
 def _of_entry_point(point: EntryPoint) -> OutsideRecipe:
-    kind = point.load()
+    try:
+        kind = point.load()
+    except Exception as error:  # whatever somebody's package raises
+        told = f"the installed recipe '{point.name}' ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
+        raise UserError(f"{told}. Repair the package that registers it, or take it away.") from None
     if not (isinstance(kind, type) and issubclass(kind, SiTRecipe)):
         raise UserError(f"the installed recipe '{point.name}' ({point.value}) is no subclass of a recipe.")
     path = Path(inspect.getfile(kind))

@@ -21,11 +21,11 @@ RULES = (
     f"{ENTRY_SEEDS} or more.",
     "Speedup: the baseline's budget over the budget at which the recipe reaches that FID; 95 % interval of the row "
     "alone. Verdict: FID at equal budget, with the chance of any false one in a column held at 5 %.",
-    "Tuning: a suite's own variants have the options of their papers or releases; what depends on depth or budget is "
-    "carried over as a fraction. What is known to be changed stands in the remarks. How the author of another recipe's "
-    "file came to its defaults, no record says.",
-    "Parity: quantities recorded from the released code (losses, outputs, gradients, updates, samples) that the recipe "
-    "of this tree gives too, whatever options its rows have.",
+    "Entries of this tree have the options of their paper or release; what depends on depth or budget is carried over "
+    "as a fraction. What else was tuned, and on which training seeds, its author declares: records do not show it.",
+    "What is known of a row's specification and not the suite's own stands in its remarks.",
+    "Parity: quantities recorded from the released code (losses, outputs, gradients, updates, samples) that ours gives "
+    "too.",
     "The whole rules stand in docs/league.md of the repository.",
 )
 
@@ -64,9 +64,16 @@ def _entries(found: League) -> Table:
         cost = entry.step_milliseconds
         told = number(cost, 1) + (seeds_note(len(cost.values), entry.of) if cost else "")
         rows.append((entry.label, entry.about, told, lines, entry.source, proved))
-    columns = ("recipe", "what it is", "device-ms a step", "lines", "source", "parity with the released code")
+    columns = (
+        "recipe",
+        "what it is",
+        "device-ms a step",
+        "lines",
+        "source",
+        "parity of its recipe with the released code",
+    )
     note = "Lines: of the recipe's file, which several rows may share, without blank ones."
-    return Table("Entries", columns, tuple(rows), note + "".join(f" {told}." for told in found.costs))
+    return Table("Entries", columns, tuple(rows), note)
 
 
 def _answer(found: League) -> list[str]:

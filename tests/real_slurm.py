@@ -20,6 +20,8 @@ from pathlib import Path
 PROGRAMS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "srun", "scontrol")
 #: No call of SLURM may take longer: an srun that nothing satisfies waits for ever.
 CALL_SECONDS = 60
+#: States of a node whose daemon answers.
+UP = ("IDLE", "MIXED", "ALLOCATED", "COMPLETING")
 #: If a job begins again before SLURM has heard of the end of its last start, that end counts as the new one's.
 LET_GO_SECONDS = 10
 
@@ -124,7 +126,7 @@ class Slurm:
         """Start the node daemon, and wait until its node takes jobs."""
         with (self.folder / "node.out").open("ab") as log:
             self.node = subprocess.Popen(["slurmd", "-D"], env=self.environment, stdout=log, stderr=log)
-        until(lambda: self.node_state() in ("IDLE", "MIXED", "ALLOCATED"), "the node does not come up")
+        until(lambda: self.node_state() in UP, f"the node does not come up: {self.node_state()}")
 
     def node_state(self) -> str:
         """Of the one node: a down one is told to resume."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from recipes.base import Needs, Networks
+from recipes.base import Networks, SiTRecipe, declared
 from recipes.core.batch import Batch
 from recipes.core.draws import KeyedDraws
 from recipes.core.loop import Trainer
@@ -18,9 +20,10 @@ from recipes.core.spec import EMASpec, OptimizerSpec, TrainSpec
 from recipes.core.step import Step
 from recipes.models.autoencoder import Autoencoder, AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec, PatchDiscriminator
+from recipes.models.perceptual import Perceptual
 from recipes.models.sit import SiT, SiTSpec, initialize
 from recipes.registry import Recipe
-from recipes.training.flops import flops_to
+from recipes.training.flops import flops_of, flops_per_step, flops_to
 from recipes.training.spec import RunSpec
 
 WIDTH, HEADS, STEPS, BATCH = 12, 2, 4, 8
@@ -32,6 +35,8 @@ TOKENIZER = AutoencoderSpec(
     latent_channels=4, base_width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, unshuffle=2
 )
 TOLERANCE = 1e-9
+#: Iterations whose cost is counted, beside those at which a recipe says that it changes.
+PROBES = (0, 1, 2, 7, 16, 100, 999, 10**5)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Bench:
             class_tokens=(normal(WIDTH),),
             attention=tuple(normal(HEADS, SIT.tokens, SIT.tokens) for _ in needs.attention),
         )
-        return _declared(whole, needs)
+        return declared(whole, needs)
 
     def trainer(self, seed: int = 0, micro_batch: int | None = None) -> Trainer:
         """A fresh trainer positioned at `self.start`."""
@@ -107,18 +112,6 @@ class Bench:
         for step in range(trainer.position, self.start + steps):
             trainer.train_step(self.batch(step), KeyedDraws(1, step, torch.arange(BATCH)))
         return trainer
-
-
-def _declared(batch: Batch, needs: Needs) -> Batch:
-    """The batch reduced to what the recipe declares that it needs."""
-    return replace(
-        batch,
-        images=batch.images if needs.tokenizer or needs.encoder else None,
-        mean=None if needs.tokenizer else batch.mean,
-        std=None if needs.tokenizer else batch.std,
-        features=batch.features if needs.features else (),
-        class_tokens=batch.class_tokens if needs.class_token else (),
-    )
 
 
 def _updates(bench: Bench) -> str:
@@ -196,6 +189,20 @@ def _flops(bench: Bench) -> str:
     spec, changes = _run_spec(bench), list(bench.recipe.changes)
     if changes != sorted(set(changes)) or any(change < 1 for change in changes):
         return f"changes are {changes}; they are to rise, from 1 on"
+    flops_of.cache_clear()
+    networks = bench.networks()
+    if networks.perceptual is not None:
+        networks = replace(networks, perceptual=Perceptual(input_range="unit").double())
+    recipe = bench.recipe.on(networks)
+    for number in sorted({*PROBES, *(change + k for change in changes for k in (-1, 0, 1))}):
+        with sdpa_kernel(SDPBackend.MATH):  # each device has its own kernels, which count differently
+            counted = flops_per_step(spec, 16, number)
+            spent = _spent(recipe, bench.batch(number).take(torch.arange(2)), number)
+        if counted != spent:
+            return (
+                f"iteration {number} costs {spent:,} operations, and {counted:,} are counted; name the iterations at "
+                "which its cost changes in `changes`, and compute the same on PyTorch's meta device"
+            )
     late = changes[-1] if changes else 0
     if bench.recipe.needs_at(10**12) != bench.recipe.needs_at(late):
         return "its needs change later than `changes` says; name every step at which they do"
@@ -204,6 +211,15 @@ def _flops(bench: Bench) -> str:
         return "nothing is counted"
     fewer = bench.recipe.needs_at(late) != bench.needs
     return "a step costs as much after what it needs has stopped" if fewer and second >= first else ""
+
+
+def _spent(recipe: SiTRecipe, batch: Batch, number: int) -> int:
+    """Operations of a real iteration, counted as `flops_per_step` counts those of an imagined one."""
+    draws = KeyedDraws(1, number, torch.arange(len(batch)))
+    with FlopCounterMode(display=False) as counter:
+        for update in recipe.updates(Step(number, batch, draws, {"sit": recipe.sit})):
+            update.loss.backward()
+    return int(counter.get_total_flops())
 
 
 def _run_spec(bench: Bench) -> RunSpec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,7 +16,14 @@ from harness.cli.session import open_session
 from harness.pipeline.opening import jobs_of, run_grid, work_of
 from recipes.core.errors import UserError
 
+if TYPE_CHECKING:
+    from harness.pipeline.session import Session
+    from harness.pipeline.stages import Rates
+    from recipes.core.precision import Precision
+
 commands = typer.Typer()
+#: Of a GPU of which nothing is known, in training's number format.
+ASSUMED_TFLOPS = 200.0
 
 
 @commands.command()
@@ -130,7 +139,7 @@ def plan(choices: Planned) -> None:
     if choices.detect is not None and not 1 < choices.detect < 1000:
         raise UserError(f"--detect {choices.detect:g}: a speedup above 1 is meant, as 1.2.")
     began = time.process_time()
-    from harness.cli.plan_printing import as_dict, plan_lines, plan_table
+    from harness.cli.plan_printing import as_dict, plan_lines, plan_table, stage_rows
     from harness.pipeline.plan import Rehearsal, make_plan
     from harness.pipeline.session import threads_of
     from reports.build import Wanted, build
@@ -154,7 +163,7 @@ def plan(choices: Planned) -> None:
                 execution=session.execution,
                 world=session.world,
                 devices=choices.devices,
-                tflops=choices.tflops or 200.0,
+                rates=rates_of(choices, session),
                 seconds=seconds,
                 detect=choices.detect,
                 rehearsal=rehearsal,
@@ -163,8 +172,37 @@ def plan(choices: Planned) -> None:
         print(json.dumps(as_dict(made), indent=1))
     else:
         print_table(f"{chosen.name} ({chosen.notice})", *plan_table(made))
+        if made.stages:
+            where = f"stages, on {choices.devices} device{'s' * (choices.devices > 1)}"
+            print_table(where, ["stage", "amount", "rate of one device", "time"], stage_rows(made), justify="left")
         for line in plan_lines(made):
             say(f"  {line}")
+
+
+def rates_of(choices: Planned, session: Session) -> Rates:
+    """The rates that ``--tflops`` and ``--prepare-rate`` give, or what is assumed.
+
+    Raises:
+        UserError: a rate that is no number above 0, or of a number format that there is not.
+    """
+    from harness.pipeline.stages import PEAKS, Rates
+
+    precision = session.suite.run_spec(session.variants[0], 0, {}).train.precision
+    flops: dict[Precision, float] = {}
+    for text in choices.tflops or ():
+        form, _, rate = text.rpartition("=")
+        named = next((name for name in PEAKS if name == (form or precision)), None)
+        try:
+            value = float(rate)
+        except ValueError:
+            value = 0.0
+        if named is None or not 0 < value < math.inf:
+            raise UserError(f"--tflops {text}: write a rate above 0, or one by format, as {'=400, '.join(PEAKS)}=400.")
+        flops[named] = 1e12 * value
+    source = "given" if flops else "assumed"
+    cpu = session.world.device.type == "cpu" and not session.suite.wants_gpu
+    known = flops or {precision: 1e12 * ASSUMED_TFLOPS}
+    return Rates(known, source, cpu, choices.prepare_rate, session.execution.threads)
 
 
 @commands.command()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.pipeline.session import Session
 
 HERE = "here"
+#: Panel of the help.
+SLURM = "With --on slurm"
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,42 @@ class Spread(Several):
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --on: print what would be submitted.")] = False
     wait: Annotated[bool, typer.Option("--wait", help="With --on: watch the jobs until all have ended.")] = False
     cluster: Annotated[
-        Path | None, typer.Option("--cluster", help="With --on slurm: a TOML file of the following and more.")
+        Path | None,
+        typer.Option(
+            "--cluster", help="A TOML file of the following and more: docs/cluster.md.", rich_help_panel=SLURM
+        ),
     ] = None
-    partition: Annotated[str | None, typer.Option("--partition", help="Of SLURM.")] = None
-    account: Annotated[str | None, typer.Option("--account", help="Of SLURM.")] = None
-    constraint: Annotated[str | None, typer.Option("--constraint", help="Of SLURM.")] = None
+    partition: Annotated[str | None, typer.Option("--partition", help="Its partition.", rich_help_panel=SLURM)] = None
+    account: Annotated[str | None, typer.Option("--account", help="Who pays.", rich_help_panel=SLURM)] = None
+    constraint: Annotated[
+        str | None, typer.Option("--constraint", help="Features that nodes must have.", rich_help_panel=SLURM)
+    ] = None
     time: Annotated[
-        str | None, typer.Option("--time", help="Of a job, in minutes or as H:M:S or D-H:M:S. Default: a day.")
+        str | None,
+        typer.Option(
+            "--time",
+            help="Of a job, in minutes or as HH:MM:SS or D-HH:MM:SS; it saves, and begins again. Default: a day.",
+            rich_help_panel=SLURM,
+        ),
     ] = None
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes of a job. Default: 1.")] = None
-    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs of a job on each node. Default: 0.")] = None
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, help="Nodes of a job. Default: 1.", rich_help_panel=SLURM)
+    ] = None
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus", min=0, help="GPUs of a job on each node, a process for each. Default: 0.", rich_help_panel=SLURM
+        ),
+    ] = None
     cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, help="Cores of a job on each node. Default: 8 a GPU, else 2.")
+        int | None,
+        typer.Option(
+            "--cpus", min=1, help="Cores of a job on each node. Default: 8 a GPU, else 2.", rich_help_panel=SLURM
+        ),
     ] = None
     flags: Annotated[
         list[str] | None,
-        typer.Option("--flag", metavar="KEY=VALUE", help="A further flag of sbatch, e.g. qos=long; several."),
+        typer.Option("--flag", metavar="KEY=VALUE", help="Of sbatch, e.g. qos=long; several.", rich_help_panel=SLURM),
     ] = None
     cell: Annotated[
         str | None, typer.Option("--cell", metavar="RECIPE:SEED", help="This one of the grid alone: what a job runs.")
@@ -118,7 +140,7 @@ def minutes(text: str) -> int:
     """
     found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d{1,2}):(\d{1,2})|(\d+))", text)
     if found is None:
-        raise UserError(f"--time {text}: write minutes, H:M:S or D-H:M:S.")
+        raise UserError(f"--time {text}: write minutes, HH:MM:SS or D-HH:MM:SS.")
     days, hours, mins, seconds, alone = (int(part or 0) for part in found.groups())
     total = alone or days * 1440 + hours * 60 + mins + (seconds > 0)
     if not total:

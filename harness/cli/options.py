@@ -290,8 +290,17 @@ class Planned(Several):
 
     devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs that training is spread over.")] = 1
     tflops: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tflops",
+            metavar="[FORMAT=]RATE",
+            help="Sustained TFLOP/s of one in training's number format, or by format: bf16=400 tf32=180 fp32=40. "
+            "Default: 200; on a CPU, measured.",
+        ),
+    ] = None
+    prepare_rate: Annotated[
         float | None,
-        typer.Option("--tflops", min=0.001, help="Sustained TFLOP/s of one. Default: 200; on a CPU, measured."),
+        typer.Option("--prepare-rate", min=0.001, help="Images a second that are prepared. Default: 83 a process."),
     ] = None
     seconds: Annotated[
         float | None,

@@ -51,6 +51,15 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     return ["recipe", "params M", "GFLOP /image", *costs], rows
 
 
+def stage_rows(plan: Plan) -> list[list[str]]:
+    """A row for each stage."""
+    devices = plan.cells[0].devices if plan.cells else 1
+    return [
+        [stage.name, stage.amount, stage.rate, duration(stage.seconds / (devices if stage.on_device else 1))]
+        for stage in plan.stages
+    ]
+
+
 def _amount(value: float) -> str:
     """Three significant digits, or one decimal above 100."""
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
@@ -73,7 +82,10 @@ def plan_lines(plan: Plan) -> list[str]:
         f"throughput {plan.throughput}",
         "states: weights, gradients, moments, averages; activations come on top",
         *_shows(plan, plan.cells[0].seeds if plan.cells else 1),
+        f"a process that dies without a word loses {duration(plan.lost_seconds)} of training at most (--save-minutes, "
+        "--save-every); a job that is told first loses seconds",
         *(f"disk: {what}: {size(count)}" for what, count in plan.disk.items()),
+        f"disk at its peak, one run at a time: {size(sum(plan.disk.values()))}; written beside what is there",
         *["missing:"][: len(plan.missing)],
         *(f"  {name}: {remedy}" for name, remedy in plan.missing.items()),
     ]
@@ -89,7 +101,7 @@ def duration(seconds: float) -> str:
 def _whole(plan: Plan) -> list[str]:
     """Lines on the total time of the whole pipeline (`plan.whole`)."""
     if plan.whole is None:
-        return ["preparation, decoding, metrics and the report come on top"]
+        return ["metrics and preparation are of this machine's cores; the report takes seconds"]
     found = plan.whole
     runs = "one run at a time" if found.jobs == 1 else f"{found.jobs} runs at a time"
     cached = f" ({', '.join(found.cached)} cached)" if found.cached else " (nothing is cached)"

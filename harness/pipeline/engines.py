@@ -8,7 +8,8 @@ import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,14 +229,29 @@ class Local:
         )
         processes = max(1, len(mine))
         lane = Lane(self.out.absolute(), processes, threads_each(self.cores // self.lanes, processes))
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-        try:
+        with _detached():
             return str(executor.submit(lane).job_id)
-        finally:
-            for signal_number, handler in before.items():
-                signal.signal(signal_number, handler)
 
     def script(self, jobs: Sequence[JobFile]) -> str:
         """What the lanes would run."""
         head = f"# {self.lanes} lanes on this machine, {self.cores} cores, GPUs {list(self.gpus) or 'none'}"
         return "\n".join([head, *(f"{job.name}: repa-bench {' '.join(job.command)}" for job in jobs)])
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """Context: what is started does not end with the terminal or by Ctrl-C, and keeps no pipe of ours open."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    kept = {number: os.dup(number) for number in (0, 1, 2)}
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in kept:
+        os.dup2(nowhere, number)
+    try:
+        yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

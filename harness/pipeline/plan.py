@@ -8,22 +8,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assets import catalogue
 from harness.assets.cache import Store
 from harness.pipeline.cache_contents import made_by
 from harness.pipeline.probe import Probe, probe
 from harness.pipeline.rehearsal import Whole, rehearse, scoring, whole
+from harness.pipeline.stages import (
+    SHARD_BYTES,
+    Rates,
+    Stage,
+    draws,
+    flops_per_evaluation,
+    lost_to_a_kill,
+    stages_of,
+    storage_of,
+)
 from harness.results.confidence import SeedNoise, detectable, seeds_to_detect
 from harness.results.noise import NOISE
-from harness.suites.base import IMAGENET_TRAIN, Budget, Suite, draws_of
+from harness.suites.base import IMAGENET_TRAIN, Budget, Suite
 from harness.suites.digits import DigitsSuite
 from recipes.core.distributed import World
 from recipes.core.errors import UserError
+from recipes.core.precision import Precision
 from recipes.core.spec import Execution
 from recipes.data.latents import disk_estimate
-from recipes.models.sit import SiT
 from recipes.training.build import build_networks, layout
 from recipes.training.flops import flops_to
 from recipes.training.spec import RunSpec
@@ -51,10 +60,10 @@ class VariantPlan:
     """Floating-point operations of training, all seeds together."""
     sampling_flops: float
     """FLOPs of all network evaluations for sampling; decoding and Inception are not counted."""
+    sampling_seconds: float
+    """What they take on one device, each in its protocol's number format."""
     state_bytes: int
     """Weights, gradients, moments and averages on the device; activations come on top."""
-    checkpoint_bytes: int
-    """What the checkpoints of all seeds take on the disk."""
     flops_per_second: float
     """FLOP/s of one device: stated or measured."""
     peak_bytes: int | None
@@ -68,7 +77,7 @@ class VariantPlan:
         """Hours for training and scoring on one device; without a rehearsal, scoring is network evaluations alone."""
         if self.scoring_seconds is not None:
             return (self.training_flops / self.flops_per_second + self.scoring_seconds) / 3600
-        return (self.training_flops + self.sampling_flops) / self.flops_per_second / 3600
+        return (self.training_flops / self.flops_per_second + self.sampling_seconds) / 3600
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,10 @@ class Plan:
     """Everything that `repa-bench plan` reports."""
 
     cells: tuple[VariantPlan, ...]
+    stages: tuple[Stage, ...]
+    """Empty where the whole was rehearsed."""
+    lost_seconds: float
+    """Training that a process that dies without a word loses at most."""
     disk: dict[str, int]
     """Bytes that data and checkpoints will take, what is there already left out."""
     missing: dict[str, str]
@@ -127,7 +140,7 @@ def make_plan(
     execution: Execution,
     world: World,
     devices: int,
-    tflops: float,
+    rates: Rates,
     seconds: float | None,
     detect: float | None = None,
     rehearsal: Rehearsal | None = None,
@@ -143,7 +156,7 @@ def make_plan(
         execution: how steps would be laid out.
         world: where a probe runs.
         devices: that training would be spread over.
-        tflops: sustained TFLOP/s of one device, if it is not measured.
+        rates: of one device, and of preparing images.
         seconds: measure each variant for so long instead.
         detect: a speedup that is to be shown.
         rehearsal: of the rest, for a suite that makes its own data and is measured on the CPU.
@@ -160,17 +173,26 @@ def make_plan(
     if rehearsal is not None and isinstance(suite, DigitsSuite):
         scored, complete = _whole(suite, budget, measured, seeds, store, execution, rehearsal, began)
     cells = [
-        _cell(suite, budget, spec, seeds, execution, devices, tflops * 1e12, measured[variant], scored)
+        _cell(suite, budget, spec, seeds, execution, devices, rates, measured[variant], scored)
         for variant, spec in specs.items()
     ]
     throughput = (
         f"measured for {seconds:g} s a variant on {world.device.type}, one process"
         if seconds
-        else f"assumed: {tflops:g} TFLOP/s sustained on each device (--tflops; measure with --probe 60)"
+        else f"{rates.source}, sustained on each device (--tflops; measure with --probe 60)"
     )
     shows = _shows(suite, cells, seeds, detect)
     missing = _missing(suite, variants, store)
-    return Plan(tuple(cells), _disk(suite, variants, store, cells), missing, throughput, shows, complete)
+    slowest = max((cell.flops_per_step / cell.flops_per_second / devices for cell in cells), default=0.0)
+    lost = lost_to_a_kill(slowest, execution.save_minutes, execution.save_every, budget.steps)
+    stages: list[Stage] = []
+    if complete is None:
+        stages = stages_of(
+            suite, budget, specs, seeds, _measured(rates, specs, measured),
+            images=_lacks_images(suite, variants, store), latents=_lacks_latents(suite, variants, store),
+        )  # fmt: skip
+    disk = _disk(suite, variants, store, cells, execution, budget)
+    return Plan(tuple(cells), tuple(stages), lost, disk, missing, throughput, shows, complete)
 
 
 def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) -> Probe:
@@ -186,6 +208,15 @@ def _probe(spec: RunSpec, seconds: float, execution: Execution, world: World) ->
         images_per_second=found.images_per_second / free,
         flops_per_second=found.flops_per_second / free,
     )
+
+
+def _measured(rates: Rates, specs: Mapping[str, RunSpec], measured: Mapping[str, Probe | None]) -> Rates:
+    """Rates, with that of the first variant's training in the place of one that was assumed, if it was measured."""
+    for variant, found in measured.items():
+        if found is not None:
+            known = {specs[variant].train.precision: found.flops_per_second}
+            return replace(rates, flops={**known, **rates.flops, **known}, source="measured or given")
+    return rates
 
 
 def _whole(
@@ -231,7 +262,7 @@ def _cell(
     seeds: int,
     execution: Execution,
     devices: int,
-    flops_per_second: float,
+    rates: Rates,
     measured: Probe | None,
     scoring_seconds: float | None,
 ) -> VariantPlan:
@@ -242,9 +273,11 @@ def _cell(
     total, sit = sum(parameters.values()), parameters["sit"]
     milestones = budget.milestones()
     flops = flops_to(spec, suite.image_size, milestones[-1])
-    once, more = (sum(p.samples * p.nfe for _, p, _ in draws_of(suite, budget, first=f)) for f in (True, False))
-    evaluations = once + (seeds - 1) * more
-    kept = 4 * (total + sit)
+    per_image, sampling = float(flops_per_evaluation(spec)), dict[Precision, float]()
+    for protocol, sets in draws(suite, budget, seeds):
+        evaluations = sets * protocol.samples * protocol.nfe
+        sampling[protocol.precision] = sampling.get(protocol.precision, 0.0) + evaluations * per_image
+    mine = _measured(rates, {spec.variant: spec}, {spec.variant: measured})
     kind = "cuda" if suite.wants_gpu and measured is None else execution.device
     return VariantPlan(
         variant=spec.variant,
@@ -256,41 +289,49 @@ def _cell(
         parameters=parameters,
         flops_per_step=flops // milestones[-1],
         training_flops=float(flops) * seeds,
-        sampling_flops=float(flops_per_evaluation(spec)) * evaluations,
+        sampling_flops=sum(sampling.values()),
+        sampling_seconds=sum(flops / mine.of(precision)[0] for precision, flops in sampling.items()),
         state_bytes=STATE_BYTES * total + 4 * sit,
-        checkpoint_bytes=seeds * (len(milestones) * kept + execution.keep * 8 * total),
-        flops_per_second=measured.flops_per_second if measured else flops_per_second,
+        flops_per_second=measured.flops_per_second if measured else rates.of(spec.train.precision)[0],
         peak_bytes=measured.peak_bytes if measured else None,
         devices=devices,
         scoring_seconds=scoring_seconds,
     )
 
 
-def flops_per_evaluation(spec: RunSpec) -> int:
-    """Floating-point operations of one forward pass of the SiT for one image."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        sit = SiT(spec.sit)
-        side = spec.sit.latent_size
-        latents = torch.zeros(1, spec.sit.channels, side, side)
-        width = spec.sit.class_width
-        token = None if width is None else torch.zeros(1, width)
-        sit(latents, torch.zeros(1), torch.zeros(1, dtype=torch.int64), class_token=token, project=False)
-    return int(counter.get_total_flops())
-
-
-def _disk(suite: Suite, variants: Sequence[str], store: Store, cells: Sequence[VariantPlan]) -> dict[str, int]:
-    disk = {"checkpoints": sum(cell.checkpoint_bytes for cell in cells)}
-    needed = suite.latents_of(variants)
-    if (
-        "images" in {name for variant in variants for name in suite.needs(variant)}
-        and catalogue.find(store, "images") is None
-    ):
-        pixels = 3 * suite.image_size**2
+def _disk(
+    suite: Suite,
+    variants: Sequence[str],
+    store: Store,
+    cells: Sequence[VariantPlan],
+    execution: Execution,
+    budget: Budget,
+) -> dict[str, int]:
+    """Bytes by what takes them. With one run at a time, their sum is the most that is there at once."""
+    saved = [storage_of(cell.parameters, len(budget.milestones()), execution.keep) for cell in cells]
+    disk = {
+        "checkpoints of all runs": sum(one.finished * cell.seeds for one, cell in zip(saved, cells, strict=True)),
+        "one more while a run trains (for each run at a time)": max((one.working for one in saved), default=0),
+        "features of samples, until they are scored": SHARD_BYTES
+        * max(p.samples for p in (suite.curve_protocol, *suite.final_protocols)),
+    }
+    pixels = 3 * suite.image_size**2
+    if _lacks_images(suite, variants, store):
         disk["images, lossless PNG"] = int(IMAGENET_TRAIN * pixels * PNG_SHARE)
-    for name, (shape, dtype) in needed.items():
-        if not list((store.root / "latents").glob(f"{name}-*/manifest.json")):
-            disk[f"latents of {name}, {dtype}"] = disk_estimate(IMAGENET_TRAIN, shape[0], shape[1], dtype)
+    for name in _lacks_latents(suite, variants, store):
+        shape, dtype = suite.latents_of(variants)[name]
+        disk[f"latents of {name}, {dtype}"] = disk_estimate(IMAGENET_TRAIN, shape[0], shape[1], dtype)
     return disk
+
+
+def _lacks_images(suite: Suite, variants: Sequence[str], store: Store) -> bool:
+    wanted = any("images" in suite.needs(variant) for variant in variants)
+    return wanted and catalogue.find(store, "images") is None
+
+
+def _lacks_latents(suite: Suite, variants: Sequence[str], store: Store) -> list[str]:
+    there = store.root / "latents"
+    return [name for name in suite.latents_of(variants) if not list(there.glob(f"{name}-*/manifest.json"))]
 
 
 def _missing(suite: Suite, variants: Sequence[str], store: Store) -> dict[str, str]:

@@ -25,10 +25,13 @@ Work = Callable[[Session, Prepared, Grid, bool], None]
 
 def in_turn(session: Session, prepared: Prepared, grid: Grid, scored: bool) -> None:
     """One run after the other, in this process; under torchrun, all processes share each."""
-    for variant, seed in grid:
-        run = train(session, prepared, variant, seed)
-        if scored:
-            score(session, prepared, run)
+    steps = session.budget.steps
+    with session.reporter.whole(f"all {len(grid)} runs (steps)", steps * len(grid), on=len(grid) > 1) as begin:
+        for number, (variant, seed) in enumerate(grid):
+            begin(steps * number)
+            run = train(session, prepared, variant, seed)
+            if scored:
+                score(session, prepared, run)
 
 
 def grid_of(variants: Sequence[str], seeds: Sequence[int]) -> Grid:
@@ -44,7 +47,7 @@ def refuse_second_specifications(session: Session, prepared: Prepared, grid: Gri
     """
     specs = {cell: open_run(session, prepared, *cell).spec for cell in grid}
     records = list(session.records.all())
-    latest = merging.latest_sources(records)
+    latest = merging.latest_sources(records, scored=False)
     for variant, source in {spec.variant: spec.source for spec in specs.values()}.items():
         if source is not None and latest.get(variant, source) != source and session.world.main:
             told = f"{variant}: its file has changed (now SHA-256 {source[:8]}): another recipe, with runs of its own"

@@ -60,7 +60,7 @@ def _train(session: Session, prepared: Prepared, run: Run) -> None:
         session.reporter.stage(label, milestones[-1], began) as on_step,
         events_of(run, session.wandb, on=session.world.main, begin=began) as events,
     ):
-        training = TrainingOptions(session.execution, session.world, on_step=on_step, stop=stop)
+        training = TrainingOptions(session.execution, session.world, on_step=session.reporter.part(on_step), stop=stop)
         if events is not None:
             training.on_log = events.row
         train_run(run, prepared.inputs(variant), milestones, training)

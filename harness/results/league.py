@@ -19,7 +19,7 @@ from harness.results import merging
 from harness.results.comparison import Comparison
 from harness.results.curves import panel
 from harness.results.estimate import Estimate
-from harness.results.rows import cost_notes, cost_rows
+from harness.results.rows import cost_rows
 from harness.results.run_folders import name_of
 from harness.results.seed_notes import TO_THE_END
 from harness.results.speedup import Panel, Spread, at_steps, crossing
@@ -86,8 +86,6 @@ class League:
     """What makes the numbers dubious, or keeps them from being a league's."""
     notes: tuple[str, ...] = field(default=())
     """On training seeds and budgets, as `repa-bench speedup` says them."""
-    costs: tuple[str, ...] = field(default=())
-    """What the cost of training leaves out."""
 
 
 def league(comparison: Comparison, reference: Comparison | None = None) -> League:
@@ -108,10 +106,11 @@ def league(comparison: Comparison, reference: Comparison | None = None) -> Leagu
     remarks = [*found.warnings]
     if baseline < BASELINE_SEEDS:
         remarks.append(f"provisional: {baseline} training seed(s) of the baseline, the rules want {BASELINE_SEEDS}")
-    if own is None:
-        remarks.append(f"{first.suite} is no suite of this version: whether its specification is its own is not known")
-    else:
-        remarks += _suite_remarks(own, first.suite_digest, found.step)
+    remarks += _changed(first)
+    if own is not None and found.step != own.budget.steps:
+        remarks.append(f"the target is at step {found.step:,.0f}, the suite's budget is {own.budget.steps:,} steps")
+    if own is not None and own.encoder_is_cached:
+        remarks.append("the encoder's pass over the training images is cached, and free for every recipe")
     doubts: dict[str, str] = {}
     if reference is not None:
         doubts, told = suspicions(comparison, reference)
@@ -125,22 +124,18 @@ def league(comparison: Comparison, reference: Comparison | None = None) -> Leagu
     entries.sort(key=lambda entry: entry.rank)
     protocol = comparison.protocol(comparison.curve_digest).protocol.label
     return League(
-        first.suite, first.notice, protocol, found.target, found.step, tuple(entries), tuple(remarks), found.notes,
-        tuple(cost_notes(comparison)),
+        first.suite, first.notice, protocol, found.target, found.step, tuple(entries), tuple(remarks), found.notes
     )  # fmt: skip
 
 
-def _suite_remarks(own: AnySuite, digest: str, step: float) -> list[str]:
-    """Where budget and specification are not the suite's own."""
-    out = []
-    if step != own.budget.steps:
-        out.append(f"the target is at step {step:,.0f}, the suite's budget is {own.budget.steps:,} steps")
-    if digest != own.identity():
-        out.append(
-            f"these results are of another specification (digest {digest[:8]}) than the suite's own "
-            f"({own.identity()[:8]}), as --set or another version makes: in each row stands what is known of that"
-        )
-    return out
+def _changed(record: ScoreRecord) -> list[str]:
+    """Whether the suite is as this tree has it."""
+    if record.suite in SUITES and suite(record.suite).identity() == record.suite_digest:
+        return []
+    return [
+        f"the suite was changed (--set) or is of another version: its digest is {record.suite_digest[:8]}, not that "
+        f"of {record.suite} here; entries of the two do not compare"
+    ]
 
 
 def _entry(
@@ -180,7 +175,7 @@ def _departures(comparison: Comparison, variant: str, own: AnySuite) -> list[str
     records = {r.run: r for r in comparison.scores if r.variant == variant}.values()
     if all(r.suite_digest == own.identity() for r in records):
         return out
-    keys = [_changed(comparison, r, own, base) for r in records]
+    keys = [_changed_keys(comparison, r, own, base) for r in records]
     known = list(dict.fromkeys(key for found in keys for key in found or ()))
     if known:
         out.append(f"not the suite's own: {', '.join(known)}")
@@ -192,7 +187,7 @@ def _departures(comparison: Comparison, variant: str, own: AnySuite) -> list[str
     return out
 
 
-def _changed(comparison: Comparison, record: ScoreRecord, own: AnySuite, base: str) -> list[str] | None:
+def _changed_keys(comparison: Comparison, record: ScoreRecord, own: AnySuite, base: str) -> list[str] | None:
     """Keys of a run's specification with values that are not the suite's own; None where one of both is not here."""
     places = [folder / "runs" / str(name_of(record)) for folder in comparison.folders]
     here = next((place for place in places if (place / "spec.json").is_file()), None)

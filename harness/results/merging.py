@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,48 +61,41 @@ def refuse_mixtures(scores: Sequence[ScoreRecord]) -> None:
         raise UserError(f"the records are of several suites, {told}: their numbers do not compare; report each alone.")
 
 
-def _versions(records: Iterable[AnyRecord]) -> dict[str, list[str]]:
-    """By variant, the versions of its recipe's file, by when each ran last: the records' own clock says so, since the
-    order of folders, and of lines that processes append, says nothing.
+def latest_sources(records: Sequence[AnyRecord], *, scored: bool = True) -> dict[str, str]:
+    """By variant, the version of its recipe's file that ran last, by the clock: records may be of several folders.
+
+    Args:
+        records: in any order.
+        scored: only versions that have scores count.
     """
-    found: dict[str, dict[str, str]] = {}
+    known = {(r.variant, r.source) for r in records if isinstance(r, ScoreRecord) and not r.search}
+    last: dict[tuple[str, str], str] = {}
     for r in records:
         if isinstance(r, ScoreRecord | StageRecord) and r.source is not None and r.variant is not None:
-            last = found.setdefault(r.variant, {})
-            last[r.source] = max(r.provenance.created, last.get(r.source, ""))
-    return {variant: sorted(last, key=lambda v: (last[v], v)) for variant, last in found.items()}
-
-
-def latest_sources(records: Iterable[AnyRecord]) -> dict[str, str]:
-    """By variant, the version of its recipe's file that ran last, with scores or without."""
-    return {variant: versions[-1] for variant, versions in _versions(records).items()}
+            key = r.variant, r.source
+            if not scored or key in known:
+                last[key] = max(last.get(key, ""), r.provenance.created)
+    return {variant: source for (variant, source), _ in sorted(last.items(), key=lambda item: (item[1], item[0]))}
 
 
 def of_latest_sources(
     found: Sequence[tuple[Path, AnyRecord]],
 ) -> tuple[list[tuple[Path, AnyRecord]], list[str]]:
-    """Keep of each variant the version of its recipe's file that ran last of those with scores; returns (records,
-    notes).
-    """
-    scores = [r for _, r in found if isinstance(r, ScoreRecord) and r.source is not None]
-    scored = {(r.variant, r.source) for r in scores if not r.search}
-    shown, told = dict[str, str](), list[str]()
-    for variant, versions in _versions(r for _, r in found).items():
-        if not (with_scores := [v for v in versions if (variant, v) in scored]):
-            continue
-        shown[variant] = with_scores[-1]
-        others = len({r.run for r in scores if r.variant == variant and r.source != shown[variant]})
-        if others:
-            told.append(
-                f"{variant}: its file was edited, which made another recipe of it; shown is the version that ran last "
-                f"(SHA-256 {shown[variant][:8]}), and {others} run(s) of others are left out"
-            )
-        if versions[-1] != shown[variant]:
-            told.append(
-                f"{variant}: the last version of its file (SHA-256 {versions[-1][:8]}) has no scores; shown is the one "
-                f"before that has (SHA-256 {shown[variant][:8]})"
-            )
-    old = {r.run for r in scores if r.source != shown.get(r.variant, r.source)}
+    """Drop records of older recipe-file versions; returns (records, notes)."""
+    records = [r for _, r in found]
+    latest, newest = latest_sources(records), latest_sources(records, scored=False)
+    old = {r.run: r for r in records if isinstance(r, ScoreRecord) and r.source not in (None, latest.get(r.variant))}
+    told = [
+        f"{variant}: there are runs of several versions of its file; shown is the one that ran last (SHA-256 "
+        f"{latest[variant][:8]}), and {count} run(s) of others are left out"
+        for variant, count in Counter(r.variant for r in old.values()).items()
+    ]
+    told += [
+        f"{variant}: the version of its file that ran last (SHA-256 {source[:8]}) has no scores; shown is one before "
+        f"it (SHA-256 {latest[variant][:8]})"
+        for variant, source in newest.items()
+        if latest.get(variant, source) != source
+    ]
     return [(folder, r) for folder, r in found if getattr(r, "run", None) not in old], told
 
 

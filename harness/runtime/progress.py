@@ -30,6 +30,8 @@ class Reporter:
         self.console = console or PlainConsole(stderr=True)
         self.quiet = quiet
         self._display: Progress | None = None
+        self._whole: Callable[[int], None] = lambda done: None
+        self._before = 0
 
     def note(self, text: str, style: str | None = None) -> None:
         """Print one line."""
@@ -44,6 +46,32 @@ class Reporter:
         with self.bar(label, total, start) as on_step:
             yield on_step
         self.note(f"  {label}: {time.perf_counter() - began:.1f} s")
+
+    @contextmanager
+    def whole(self, label: str, total: int, *, on: bool) -> Iterator[Callable[[int], None]]:
+        """Progress bar above those of several stages, which `part` of each moves on; yields a function to call with the
+        units that were done before the stage that comes. Without `on`, there is none.
+        """
+        if not on:
+            yield lambda before: None
+            return
+
+        def begin(before: int) -> None:
+            self._before = before
+            self._whole(before)
+
+        with self.together(), self.bar(label, total) as self._whole:
+            yield begin
+        self._whole = lambda done: None
+
+    def part(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
+        """A stage's function, which moves the bar of `whole` on too."""
+
+        def both(done: int) -> None:
+            on_step(done)
+            self._whole(self._before + done)
+
+        return both
 
     @contextmanager
     def bar(self, label: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:

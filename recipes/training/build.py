@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from recipes.base import Needs, Networks
+from recipes.base import Needs, Networks, declared
 from recipes.core.batch import Batch
 from recipes.core.distributed import World
 from recipes.core.draws import seed_of
@@ -60,18 +60,21 @@ def build_trainer(
     networks.sit.bn.start_from(inputs.latent_mean, inputs.latent_std)
     networks.sit.checkpointing = execution.checkpointing
     encoders = [encoder.to(world.device) for encoder in inputs.encoders]
-    needs = spec.method.needs
     _arrange(networks, world.device)
+
+    def given(batch: Batch, number: int) -> Batch:
+        needs = spec.method.needs_at(number)
+        return declared(complete(batch, needs, encoders), needs)
 
     trainer = Trainer(
         spec.method.on(networks),
         spec.train,
         world=world,
         micro_batch=layout(spec, execution, world).micro_batch,
-        complete=lambda batch, number: complete(batch, spec.method.needs_at(number), encoders),
+        complete=given,
     )
     if execution.compile:
-        _compile(networks, encoders, needs)
+        _compile(networks, encoders, spec.method.needs)
     return trainer
 
 

@@ -38,11 +38,11 @@ def flops_per_step(spec: RunSpec, image_size: int, number: int = 0) -> int:
     train = spec.train.model_copy(update={"batch_size": 2, "seed": 0})
     two = spec.model_copy(update={"train": train, "inputs": {}})
     phase = max((step for step in (0, *spec.method.changes) if step <= number), default=0)
-    return _flops_of(two.model_dump_json(), image_size, phase) * spec.train.batch_size // 2
+    return flops_of(two.model_dump_json(), image_size, phase) * spec.train.batch_size // 2
 
 
 @lru_cache
-def _flops_of(spec_json: str, image_size: int, number: int) -> int:
+def flops_of(spec_json: str, image_size: int, number: int) -> int:
     """See `flops_per_step`; of a whole batch, counted once for all seeds."""
     spec = RunSpec.model_validate_json(spec_json)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

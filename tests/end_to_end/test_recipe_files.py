@@ -79,7 +79,7 @@ def test_an_edited_file_is_another_recipe_and_that_is_said(place):
     assert {r["source"] for r in new} != {r["source"] for r in before if r["variant"] == "spread"}
     assert "spread: its file has changed (now SHA-256" in done.stderr + done.stdout
     told = (place.out / "report" / "report.md").read_text()
-    assert "spread: its file was edited" in told
+    assert "spread: there are runs of several versions of its file; shown is the one that ran last" in told
     assert "1 run(s) of others are left out" in told
     place.file.write_text(EXAMPLE)  # and back: what is there counts again
     done = place.run("--recipe-file", place.file, "--recipes", "vanilla", "spread")
@@ -185,6 +185,17 @@ def test_a_broken_rule_is_named(rule, tmp_path):
     assert list(outside_recipes()) == ["mine"]
     faults = [c.rule for c in conform(find_recipe("mine", {}, where="mine")) if c.fault]
     assert rule in faults
+
+
+def test_an_installed_recipe_that_cannot_be_loaded_is_one_sentence(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from recipes import recipe_files
+
+    broken = EntryPoint("gone", "no_such_package.recipes:Gone", recipe_files.ENTRY_POINTS)
+    monkeypatch.setattr(recipe_files, "_installed", lambda: (broken,))
+    with pytest.raises(UserError, match=r"'gone' .* cannot be loaded: ModuleNotFoundError: .* take it away"):
+        outside_recipes()
 
 
 def test_an_installed_package_is_one_too(place, tmp_path):

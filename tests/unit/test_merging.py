@@ -170,39 +170,39 @@ def test_every_machine_is_named(tmp_path):
     assert "- measured: 2026-01-01T00:00:00 to 2026-02-01T00:00:00 UTC" in text
 
 
-def of_file(records: list[ScoreRecord], source: str, created: str, factor: float = 1.0) -> list[ScoreRecord]:
-    """The scores of REPA as those of a version of a recipe file."""
+def at(records: list[ScoreRecord], created: str, **fields: object) -> list[ScoreRecord]:
     made = PROVENANCE.model_copy(update={"created": created})
-    return [
-        r.model_copy(update={"run": f"{source}-{r.seed}"})
-        for r in times([r for r in records if r.variant == "repa"], factor, source=source, provenance=made)
-    ]
+    return [r.model_copy(update={"provenance": made, **fields}) for r in records]
 
 
-def noted(source: str, created: str) -> StageRecord:
-    made = PROVENANCE.model_copy(update={"created": created})
-    return StageRecord(
-        **COMMON | {"provenance": made}, stage="note", variant="repa", source=source, seconds=0, peak_memory_bytes=1,
-        notes=["its file has changed"],
-    )  # fmt: skip
-
-
-def test_which_version_of_a_file_is_shown_is_a_matter_of_its_records_clock(tmp_path):
-    """Not of the order in which folders are named; and what a version without scores left takes nothing away."""
-    bare = [r for r in whole() if r.variant == "vanilla"]
-    old, new = of_file(whole(), "oldoldold", "2026-01-01"), of_file(whole(), "newnewnew", "2026-01-02", 1.5)
-    a, b = write(tmp_path / "a", [*bare, *old]), write(tmp_path / "b", new)
-    for folders in ([a, b], [b, a]):
+def test_of_two_versions_of_a_recipe_s_file_the_one_that_ran_last_is_shown_whatever_the_order(tmp_path):
+    vanilla = [r for r in whole(2) if r.variant == "vanilla"]
+    mine = [r.model_copy(update={"variant": "mine"}) for r in whole(2) if r.variant == "repa"]
+    old = at(mine, "2026-01-01T00:00:00.0+00:00", source="a" * 64, run="older000")
+    new = at(times(mine, 1.3), "2026-01-02T00:00:00.0+00:00", source="b" * 64, run="newer000")
+    one, two = write(tmp_path / "one", [*vanilla, *old]), write(tmp_path / "two", new)
+    for folders in ([one, two], [two, one]):
         found = load(folders)
-        assert {r.source for r in found.scores if r.variant == "repa"} == {"newnewnew"}
-        assert len(found.warnings) == 1
-        assert "shown is the version that ran last (SHA-256 newnewne), and 3 run(s) of others" in found.warnings[0]
-    write(a, [noted("diverged1", "2026-01-03")])
-    found = load([b, a])
-    assert {r.source for r in found.scores if r.variant == "repa"} == {"newnewnew"}
-    assert "the last version of its file (SHA-256 diverged) has no scores" in found.warnings[1]
-    write(b, [noted("oldoldold", "2026-01-04")])  # the old file again, all of whose scores are there
-    assert {r.source for r in load([a, b]).scores if r.variant == "repa"} == {"oldoldold"}
+        assert {r.run for r in found.scores if r.variant == "mine"} == {"newer000"}
+        assert any(
+            "ran last (SHA-256 bbbbbbbb), and 1 run(s) of others are left out" in note for note in found.contradictions
+        )
+    begun = StageRecord(
+        **COMMON | {"provenance": PROVENANCE.model_copy(update={"created": "2026-01-03T00:00:00.0+00:00"})},
+        stage="note", variant="mine", source="c" * 64, seconds=0.0, peak_memory_bytes=1,
+    )  # fmt: skip
+    found = load([write(tmp_path / "three", [*vanilla, *old, begun])])  # type: ignore[list-item]
+    assert {r.run for r in found.scores if r.variant == "mine"} == {"older000"}
+    assert any(
+        "(SHA-256 cccccccc) has no scores; shown is one before it (SHA-256 aaaaaaaa)" in n for n in found.contradictions
+    )
+    back = begun.model_copy(
+        update={
+            "source": "a" * 64,
+            "provenance": PROVENANCE.model_copy(update={"created": "2026-01-04T00:00:00.0+00:00"}),
+        }
+    )
+    assert load([write(tmp_path / "three", [back])]).warnings == ()  # the old file again, all of whose scores are there
 
 
 def test_of_one_training_done_twice_the_first_pace_counts_however_folders_are_named(tmp_path):

@@ -80,13 +80,15 @@ def test_a_rehearsal_measures_every_stage_and_leaves_nothing(tmp_path, monkeypat
 
 
 def test_what_a_person_reads():
-    plan = Plan((), {}, {}, "measured", None, Whole(2, {"start": 4.0, "preparation": 86.0}, 2.5, ("data",), 20.0))
+    plan = Plan(
+        (), (), 900.0, {}, {}, "measured", None, Whole(2, {"start": 4.0, "preparation": 86.0}, 2.5, ("data",), 20.0)
+    )
     text = "\n".join(plan_lines(plan))
     assert "start to report: about 90 s on this machine when it is quiet, 3.8 min while it is as busy as now" in text
     assert "2 runs at a time" in text
     assert "preparation 86 s (data cached)" in text
-    other = "\n".join(plan_lines(Plan((), {}, {}, "assumed", None, None)))
-    assert "preparation, decoding, metrics and the report come on top" in other
+    other = "\n".join(plan_lines(Plan((), (), 900.0, {}, {}, "assumed", None, None)))
+    assert "loses 15.0 min of training at most" in other
 
 
 def test_amounts_have_no_exponent():

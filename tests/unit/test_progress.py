@@ -40,6 +40,20 @@ def test_stages_at_once_share_one_display():
         tell(1)
 
 
+def test_a_run_moves_the_bar_of_all_runs_on():
+    reporter = on_a_terminal()
+    with reporter.whole("all 2 runs (steps)", 20, on=True) as begin, reporter.together() as bars:
+        assert bars is not None
+        for number in range(2):
+            begin(10 * number)
+            with reporter.stage(f"train {number}", 10) as on_step:
+                reporter.part(on_step)(4)
+                assert [task.completed for task in bars.tasks] == [10 * number + 4, 4]
+    with reporter.whole("one run", 10, on=False) as begin:
+        begin(0)
+        reporter.part(lambda done: None)(3)
+
+
 def test_elsewhere_a_stage_is_a_line():
     reporter = Reporter(Console(file=io.StringIO(), width=120, markup=False))
     with reporter.together(), reporter.stage("train", 10) as tell:
