@@ -13,7 +13,7 @@ from reports import figures
 from reports.build import environment, inline
 from reports.speedup_tables import headline, interval
 from reports.table import Table, plain
-from reports.tables import number
+from reports.tables import number, seeds_note
 
 CURRENCIES = ("iterations", "flops", "device_seconds")
 RULES = (
@@ -23,6 +23,7 @@ RULES = (
     "alone. Verdict: FID at equal budget, with the chance of any false one in a column held at 5 %.",
     "Entries of this tree have the options of their paper or release; what depends on depth or budget is carried over "
     "as a fraction. What else was tuned, and on which training seeds, its author declares: records do not show it.",
+    "What is known of a row's specification and not the suite's own stands in its remarks.",
     "Parity: quantities recorded from the released code (losses, outputs, gradients, updates, samples) that ours gives "
     "too.",
     "The whole rules stand in docs/league.md of the repository.",
@@ -34,11 +35,13 @@ def _standing(found: League) -> Table:
     rows = []
     for entry in found.entries:
         cells = [_cell(entry, currency) for currency in CURRENCIES]
-        rows.append((entry.label, str(entry.seeds), number(entry.fid), *cells, "; ".join(entry.remarks) or "–"))
+        seeds = str(entry.seeds) if entry.seeds == entry.of else f"{entry.seeds} of {entry.of}"
+        rows.append((entry.label, seeds, number(entry.fid), *cells, "; ".join(entry.remarks) or "–"))
     columns = ("recipe", "seeds", f"FID at {found.step:,.0f}", *(title(c) for c in CURRENCIES), "remarks")
     note = (
         f"Speedup to the FID {found.target:.2f} of the baseline at step {found.step:,.0f}, 95 % interval, verdict. "
-        "FID: mean ± sd over training seeds. `repa-bench speedup` prints the p-values."
+        f"FID ({found.protocol}): geometric mean ± sd over the training seeds that count. `repa-bench speedup` prints "
+        "the p-values." + "".join(f" {told}." for told in found.notes)
     )
     return Table("Standing", columns, tuple(rows), note)
 
@@ -58,7 +61,9 @@ def _entries(found: League) -> Table:
         p = entry.parity
         proved = "none" if p is None else f"{p.passed} of {p.quantities}, {p.released}"
         lines = "–" if entry.lines is None else str(entry.lines)
-        rows.append((entry.label, entry.about, number(entry.step_milliseconds, 1), lines, entry.source, proved))
+        cost = entry.step_milliseconds
+        told = number(cost, 1) + (seeds_note(len(cost.values), entry.of) if cost else "")
+        rows.append((entry.label, entry.about, told, lines, entry.source, proved))
     columns = (
         "recipe",
         "what it is",
@@ -67,7 +72,8 @@ def _entries(found: League) -> Table:
         "source",
         "parity of its recipe with the released code",
     )
-    return Table("Entries", columns, tuple(rows), "Lines: of the recipe's file, without blank ones.")
+    note = "Lines: of the recipe's file, which several rows may share, without blank ones."
+    return Table("Entries", columns, tuple(rows), note)
 
 
 def _answer(found: League) -> list[str]:
@@ -75,9 +81,10 @@ def _answer(found: League) -> list[str]:
     for entry in found.entries:
         if (e := entry.estimates.get("iterations")) is not None and e.verdict is not None:
             judged[e.verdict] += 1
-    told = ", ".join(f"{count} {verdict}" for verdict, count in judged.items())
+    told = ", ".join(f"{n} {verdict}" for verdict, n in judged.items())
     best = next((e for e in found.entries if e.estimates), None)
-    out = [f"{sum(judged.values())} recipes judged in iterations against the baseline: {told}."]
+    count = sum(judged.values())
+    out = [f"{count} recipe{'s' * (count != 1)} judged in iterations against the baseline: {told}."]
     if best is not None:
         e = best.estimates["iterations"]
         out.append(f"First in iterations: {best.label}, {headline(e)} ({interval(e)}).")

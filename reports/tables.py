@@ -207,13 +207,13 @@ def runs_table(comparison: Comparison) -> Table:
         )
         for row in rows.run_rows(comparison)
     ]
-    repaired = list(dict.fromkeys(note for s in comparison.stages for note in s.notes))
+    notes = list(dict.fromkeys(note for s in comparison.stages for note in s.notes))
     return Table(
         "Runs",
         ("run", "recipe", "training seed", "last step", "scores", "weights there", "commit", "notes"),
         tuple(cells),
         "A run is the digest of its specification, weights that of their bytes. results.csv has every score."
-        + (f" Mended: {'; '.join(repaired)}." if repaired else ""),
+        + (f" Noted while running: {'; '.join(notes)}." if notes else ""),
     )
 
 

@@ -47,7 +47,7 @@ def refuse_second_specifications(session: Session, prepared: Prepared, grid: Gri
     """
     specs = {cell: open_run(session, prepared, *cell).spec for cell in grid}
     records = list(session.records.all())
-    latest = merging.latest_sources(records)
+    latest = merging.latest_sources(records, scored=False)
     for variant, source in {spec.variant: spec.source for spec in specs.values()}.items():
         if source is not None and latest.get(variant, source) != source and session.world.main:
             told = f"{variant}: its file has changed (now SHA-256 {source[:8]}): another recipe, with runs of its own"

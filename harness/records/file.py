@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.records.schema import ADAPTER, AnyRecord, migrated
-from harness.runtime.locks import alone
+from harness.runtime.locks import alone, is_held
 from recipes.core.atomic import open_own, write_text
 from recipes.core.errors import DamagedError, UserError
 from recipes.core.jsons import load_json
@@ -84,6 +84,17 @@ def read(path: Path) -> Iterator[AnyRecord]:
     """
     for line, where in _lines(path):
         yield parse(line, where)
+
+
+def left_out(path: Path) -> list[str]:
+    """A sentence if the last line was cut short, unless it is being written now."""
+
+    def is_open() -> bool:
+        return path.is_file() and not path.read_bytes().endswith(b"\n")
+
+    if not is_open() or is_held(path.parent / LOCK) or not is_open():  # at the second look the writer is done
+        return []
+    return [f"the last line of {path} was cut short and is left out: the same run again measures it anew"]
 
 
 class RecordFile:

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
 
+from harness.records.file import FILE, left_out
 from harness.records.schema import AlignmentRecord, AnyRecord, FloorRecord, ScoreRecord, StageRecord, TokenizerRecord
 from harness.results import merging
 from harness.results.curves import CURRENCIES, WITH_TOKENIZER, Observation, Selection, Speedups, compare, refuse_lost
@@ -431,8 +432,10 @@ def compared(
     alignments, odd_alignments = merging.unique(
         [(f, r) for f, r in held if isinstance(r, AlignmentRecord) and r.variant in variants]
     )
+    folders = tuple(dict.fromkeys(folder for folder, _ in placed))
+    cut = [told for folder in folders for told in left_out(folder / FILE)]
     return Comparison(
-        tuple(dict.fromkeys(folder for folder, _ in placed)),
+        folders,
         scores,
         tokenizers,
         floors,
@@ -443,5 +446,5 @@ def compared(
         merging.trainings(kept),
         baseline,
         tuple(o for o in others if selection.until is None or o.step <= selection.until),
-        tuple(map(visible, (*edited, *odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
+        tuple(map(visible, (*cut, *edited, *odd_scores, *odd_searches, *odd_tokenizers, *odd_floors, *odd_alignments))),
     )

@@ -160,6 +160,8 @@ class Speedups:
     """Notes about seeds, as sentences."""
     warnings: tuple[str, ...] = ()
     """What makes the numbers dubious."""
+    kept: Mapping[str, Panel] = field(default_factory=dict)
+    """By recipe, the curves in iterations of the training seeds that are compared."""
 
     def __iter__(self) -> Iterator[RecipeSpeedup]:
         """Over every recipe and currency."""
@@ -174,7 +176,7 @@ def currencies(observations: Iterable[Observation]) -> list[str]:
 
 
 def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Panel:
-    """The curves of a recipe: one for each training seed, over the generation seeds that all its steps have.
+    """The curves of a recipe: one for each training seed, over the generation seeds that all steps of all of them have.
 
     Raises:
         UserError: a budget that does not grow from one step to the next.
@@ -183,11 +185,18 @@ def panel(observations: Iterable[Observation], recipe: str, currency: str) -> Pa
     for o in observations:
         if o.recipe == recipe:
             by.setdefault(o.seed, {}).setdefault(o.step, []).append(o)
-    return {seed: _one_curve(steps, currency) for seed, steps in sorted(by.items())}
+    shared = _generation_seeds(group for steps in by.values() for group in steps.values())
+    return {seed: _one_curve(steps, currency, shared) for seed, steps in sorted(by.items())}
 
 
-def _one_curve(steps: dict[int, list[Observation]], currency: str) -> list[Point]:
-    everywhere = set.intersection(*({o.generation_seed for o in group} for group in steps.values()))
+def _generation_seeds(groups: Iterable[Sequence[Observation]]) -> set[int]:
+    """Those that all groups have."""
+    found = [{o.generation_seed for o in group} for group in groups]
+    return set.intersection(*found) if found else set()
+
+
+def _one_curve(steps: dict[int, list[Observation]], currency: str, shared: set[int]) -> list[Point]:
+    everywhere = shared or _generation_seeds(steps.values())
     points: list[Point] = []
     for step, group in sorted(steps.items()):
         used = [o for o in group if not everywhere or o.generation_seed in everywhere]
@@ -238,6 +247,7 @@ def compare(
     end = base.end
     at = end if target is None else _step_of(baseline, list(base.kept.values()), target)
     found, notes = list[RecipeSpeedup](), base.notes(called(baseline), at, noise)
+    kept = {baseline: base.kept}
     odd = [] if target else _rises(called(baseline), average(list(base.kept.values())), at)
     for recipe in recipes:
         if recipe != baseline:
@@ -247,12 +257,15 @@ def compare(
             )
             found += against[0]
             notes += against[1]
+            kept[recipe] = against[2].kept
     fids = [at_steps(curve, [at])[1, 0] for curve in base.kept.values()]
     if len(recipes) == 1:
         raise UserError(
             f"there is nothing but the baseline '{baseline}' to compare; name other recipes or another one."
         )
-    return Speedups(baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd))
+    return Speedups(
+        baseline, at, math.exp(float(np.mean(fids))), tuple(_families(found)), tuple(notes), tuple(odd), kept
+    )
 
 
 def _against(
@@ -264,8 +277,8 @@ def _against(
     noise: SeedNoise | None,
     *,
     foreign: bool,
-) -> tuple[list[RecipeSpeedup], list[str]]:
-    """A recipe against the baseline in every currency, and what should be known of it; see `compare`."""
+) -> tuple[list[RecipeSpeedup], list[str], _Seeds]:
+    """A recipe against the baseline in every currency, what should be known of it, and its seeds; see `compare`."""
     other, found, judged = _Seeds.of(observations, at), [], dict[str, Estimate]()
     notes = other.notes(name, at, noise)
     if len(other.kept) == 1 < len(base.kept):
@@ -278,7 +291,7 @@ def _against(
             continue
         found.append(RecipeSpeedup(recipe, currency, replace(one, p=None) if foreign else one, 0))
         judged[title(currency)] = one
-    return found, notes + [f"{name}: {note}" for note in verdict_notes(judged) if not foreign]
+    return found, notes + [f"{name}: {note}" for note in verdict_notes(judged) if not foreign], other
 
 
 @dataclass(frozen=True)

@@ -157,29 +157,33 @@ def _numbers(record: object) -> dict[str, float]:
 
 
 def unique_scores(placed: Sequence[tuple[Path, ScoreRecord]]) -> tuple[tuple[ScoreRecord, ...], list[str]]:
-    """Deduplicate scores (the first folder wins); returns (scores, notes).
+    """Deduplicate scores (what was measured first counts, however folders are ordered); returns (scores, notes).
 
     Raises:
         UserError: two folders contradict each other.
     """
     kept: dict[tuple[object, ...], tuple[Path, ScoreRecord]] = {}
-    odd: dict[tuple[Path, Path], ScoreRecord] = {}
+    odd: dict[tuple[Path, Path, str], ScoreRecord] = {}
     for folder, r in placed:
-        first_folder, first = kept.setdefault((r.key(), r.weights_hash), (folder, r))
-        ours, theirs = _numbers(first.metrics), _numbers(r.metrics)
-        if _differs(ours, theirs, SAME) is None:
-            continue
+        key = (r.key(), r.weights_hash)
+        pair = sorted((kept.setdefault(key, (folder, r)), (folder, r)), key=lambda one: one[1].provenance.created)
+        (first_folder, first), (other_folder, other) = pair
+        kept[key] = pair[0]
+        ours, theirs = _numbers(first.metrics), _numbers(other.metrics)
         if (far := _differs(ours, theirs, NEAR)) is not None:
             raise UserError(
-                f"{first_folder} and {folder} contradict each other: {r.variant}, seed {r.seed}, step {r.step}, "
+                f"{first_folder} and {other_folder} contradict each other: {r.variant}, seed {r.seed}, step {r.step}, "
                 f"{r.protocol.label}, the same weights, have {far} {ours[far]:g} and {theirs[far]:g}. Take the wrong "
                 "one's run away (`repa-bench runs remove`), or report the folders one by one."
             )
-        odd.setdefault((first_folder, folder), r)
+        if _differs(ours, theirs, SAME) is not None:
+            odd.setdefault((first_folder, other_folder, "scores"), r)
+        if not math.isclose(first.device_seconds, other.device_seconds, rel_tol=SAME):
+            odd.setdefault((first_folder, other_folder, "seconds"), r)
     notes = [
-        f"scores of the same weights differ a little between {first} and {folder} (as of {r.variant}, seed {r.seed}, "
-        f"step {r.step}): the first folder's count"
-        for (first, folder), r in odd.items()
+        f"{what} of the same weights differ between {first} and {other} (as of {r.variant}, seed {r.seed}, step "
+        f"{r.step}): those of {first}, measured first, count"
+        for (first, other, what), r in odd.items()
     ]
     return tuple(r for _, r in kept.values()), notes
 

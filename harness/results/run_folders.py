@@ -122,7 +122,9 @@ def _entry(folder: Path, name: str, scores: list[ScoreRecord]) -> Entry:
         damage = [str(error)]
     kept = tuple(run.steps()) if run is not None else ()
     scored = tuple(sorted({r.step for r in scores if not r.search}))
-    notes = damage + (run.notes() if run is not None else [note for r in scores for note in r.notes])
+    source = scores[0].source if scores else run.spec.source if run is not None else None
+    version = [] if source is None else [f"its file: SHA-256 {source[:8]}"]
+    notes = version + damage + (run.notes() if run is not None else [note for r in scores for note in r.notes])
     return Entry(
         name,
         scores[0].label if scores else run.spec.variant if run is not None else name,

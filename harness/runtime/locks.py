@@ -84,6 +84,12 @@ def alone(path: Path, *, on: bool = True, on_wait: Callable[[str], None] = lambd
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a file by `alone`. Only reads."""
+    claim = _claim_of(path)
+    return claim.exists() and not _is_dead(claim)
+
+
 @dataclass(frozen=True)
 class _Lock:
     """A lock file that is ours."""

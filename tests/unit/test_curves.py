@@ -72,6 +72,10 @@ def test_generation_seeds_are_averaged_where_every_step_has_them(tmp_path):
     whole, more = (panel(read_csv(write(tmp_path, rows)), "fast", "iterations") for rows in (ROWS, [*ROWS, extra]))
     assert whole == more
     assert [p.fid for p in whole[0]] == pytest.approx([10, 5, 2.5])
+    single = [("a", 0, 0, 100, 9.0), ("a", 0, 1, 100, 3.0), ("a", 1, 0, 100, 9.0)]  # the first seed is drawn twice
+    assert [
+        c[0].fid for c in panel(read_csv(write(tmp_path, single, HEADER)), "a", "iterations").values()
+    ] == pytest.approx([9, 9])
 
 
 def test_tokenizer_training_is_counted_or_not(tmp_path):

@@ -6,10 +6,12 @@ import pytest
 from test_claims import PROVENANCE, tokenizer
 from test_comparison import whole, write
 
+from harness.records.file import FILE, LOCK
 from harness.records.schema import AlignmentRecord, FloorRecord, ScoreRecord, StageRecord
 from harness.results.comparison import load
 from harness.results.curves import Selection
 from harness.results.run_folders import remove
+from harness.runtime.locks import alone
 from harness.sampling.protocol import find_protocol
 from harness.suites import suite
 from recipes.core.errors import UserError
@@ -194,3 +196,33 @@ def test_of_two_versions_of_a_recipe_s_file_the_one_that_ran_last_is_shown_whate
     assert any(
         "(SHA-256 cccccccc) has no scores; shown is one before it (SHA-256 aaaaaaaa)" in n for n in found.contradictions
     )
+    back = begun.model_copy(
+        update={
+            "source": "a" * 64,
+            "provenance": PROVENANCE.model_copy(update={"created": "2026-01-04T00:00:00.0+00:00"}),
+        }
+    )
+    assert load([write(tmp_path / "three", [back])]).warnings == ()  # the old file again, all of whose scores are there
+
+
+def test_of_one_training_done_twice_the_first_pace_counts_however_folders_are_named(tmp_path):
+    late = PROVENANCE.model_copy(update={"created": "o"})  # after PROVENANCE's
+    slow = [r.model_copy(update={"device_seconds": 2 * r.device_seconds, "provenance": late}) for r in whole()]
+    a, b = write(tmp_path / "a", whole()), write(tmp_path / "b", slow)
+    for folders in ([a, b], [b, a]):
+        found = load(folders)
+        assert cost_table(found).rows == cost_table(load([a])).rows
+        assert [f"seconds of the same weights differ between {a} and {b}" in told for told in found.warnings] == [True]
+
+
+def test_a_line_cut_short_is_said_beside_the_numbers_unless_it_is_being_written(tmp_path):
+    path = write(tmp_path, whole()) / FILE
+    text = path.read_text()
+    path.write_text(text[:-40])
+    told = f"the last line of {path} was cut short and is left out"
+    assert told in fid_table(load([tmp_path])).note
+    assert told in summarize_runs([tmp_path], "vanilla", Selection()).text_tables()[0].note
+    with alone(tmp_path / LOCK):
+        assert load([tmp_path]).warnings == ()
+    path.write_text(text)
+    assert load([tmp_path]).warnings == ()

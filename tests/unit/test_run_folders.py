@@ -27,6 +27,13 @@ def results(path):
     return path
 
 
+def test_a_run_says_which_version_of_its_file_it_is_of(tmp_path):
+    for source in ("a" * 64, "b" * 64):
+        made = score("mine", 0, 100, 8.0).model_copy(update={"source": source, "run": source})
+        RecordFile(tmp_path).append(made)
+    assert [e.notes for e in entries(tmp_path)] == [(f"its file: SHA-256 {s * 8}",) for s in "ab"]
+
+
 def test_a_folder_lists_its_runs(tmp_path):
     found = entries(results(tmp_path))
     assert [(e.name, e.seed, e.step, e.scored) for e in found] == [
