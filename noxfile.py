@@ -78,8 +78,8 @@ def demo(session: nox.Session) -> None:
     run(session, "repa-bench", "run", "--suite", "digits", *session.posargs)
 
 
-#: Files share what their fixtures make, so each is one process's.
-PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+#: Files share what their fixtures make, so each is one process's; in their order, for the slowest have the fewest tests.
+PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 @nox.session
