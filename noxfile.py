@@ -78,7 +78,7 @@ def demo(session: nox.Session) -> None:
     run(session, "repa-bench", "run", "--suite", "digits", *session.posargs)
 
 
-#: Files share what their fixtures make, so each is one process's; in their order, for the slowest have the fewest tests.
+#: Files share what their fixtures make, so each is one process's; in their order, as the slowest have few tests.
 PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
