@@ -20,11 +20,11 @@ MOST_MIB = 60
 #: What the GPU tests and the benchmarks import, ranges as in pyproject.toml where it has one; nothing is taken along for
 #: what these name but do not import.
 PACKAGES = (
-    "numpy", "pillow", "scipy", "safetensors", "h5py", "tqdm", "pyyaml", "packaging",
+    "numpy", "pillow", "safetensors", "tqdm", "pyyaml", "packaging",
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions",
     "diffusers", "huggingface-hub", "httpx", "httpcore", "h11", "anyio", "idna", "certifi", "requests", "urllib3",
-    "charset-normalizer", "regex", "importlib-metadata", "zipp", "filelock", "fsspec", "hf-xet", "typer", "click", "rich",
-    "timm", "lpips", "torch-fidelity", "torchmetrics", "lightning-utilities",
+    "charset-normalizer", "regex", "importlib-metadata", "zipp", "filelock", "fsspec", "typer", "click", "rich",
+    "timm", "lpips", "torch-fidelity",
     "pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "execnet", "pluggy", "iniconfig", "pygments",
     "py-cpuinfo", "hypothesis", "sortedcontainers",
 )  # fmt: skip
@@ -57,8 +57,9 @@ def main(folder: Path) -> int:
     done = subprocess.run([*pip, *target, "--dest", str(folder), *requirements()], check=False)
     if done.returncode:
         return done.returncode
-    for wheel in sorted(folder.glob("*.whl")):
-        pack(wheel)
+    for wheel in folder.glob("*.whl"):
+        if wheel.stat().st_size > 2**20:
+            pack(wheel)
     wheels = sorted(folder.glob("*.whl"), key=lambda path: -path.stat().st_size)
     for wheel in wheels[:8]:
         print(f"{wheel.stat().st_size / 2**20:6.1f} MiB  {wheel.name}")
