@@ -1,4 +1,4 @@
-"""The GPU tests and benchmarks on a bare machine, in parts: `python tests/gpu/bench.py OUT [--stand-in]`; see README.md.
+"""GPU tests and benchmarks on a bare machine, in parts: `python tests/gpu/bench.py OUT [--stand-in]`; see README.md.
 
 Needs Python 3.12, torch and the folder that `wheels.py` filled. OUT/benchmarks.json has the form of
 baselines/performance. It is written after every part, and the parts that it holds are not run again.
@@ -28,10 +28,17 @@ ROOT = Path(__file__).parents[2]
 #: The recipes that have a plain loop, and the others.
 FIRST = ("repa", "vanilla", "repa_e")
 LATER = ("reg", "haste", "irepa", "sra", "contrastive", "layersync", "dispersive")
-#: What keeps a machine's wheels from being of use: one command's time, less what the end of a part may take.
+#: Of one command: ten minutes, less what its end takes.
 SECONDS = 560
-#: lpips imports a function that only its trainer calls, from a package that is as large as all other wheels together.
-SCIPY = '"""Not SciPy: what lpips imports, for a machine without it."""\n\n\ndef zoom(*_: object) -> None:\n    raise ImportError\n'
+#: In which a process has imported everything.
+IMPORT = 120
+#: lpips imports a function that only its trainer calls, of a package as large as all other wheels together.
+SCIPY = '''"""Not SciPy: what lpips imports, for a machine without it."""
+
+
+def zoom(*_: object) -> None:
+    raise ImportError("SciPy is not installed here")
+'''
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Part:
     name: str
     kind: str
     limit: int
-    """Seconds, without those in which Python and torch are loaded."""
+    """Seconds, beside those in which everything is imported."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,6 +145,8 @@ def stop(process: subprocess.Popen[str]) -> None:
 class Runner:
     """Runs parts in processes of their own, each within its limit and all within the command's."""
 
+    worker: Sequence[str] = (sys.executable, "-u", "-m", "gpu.measurements")
+
     def __init__(self, results: Results, *, end: float, stand_in: bool, site: str = "") -> None:
         self.results, self.end, self.stand_in = results, end, stand_in
         paths = (site, str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))
@@ -174,26 +183,29 @@ class Runner:
             else:
                 until = next((k for k, part in enumerate(todo) if part.kind == "tests"), len(todo))
                 todo = self.measure(todo[:until]) + todo[until:]
-        return not todo
+        return all(part.name in self.results.data["failed"] for part in self.results.missing())
 
     def measure(self, todo: list[Part]) -> list[Part]:
         """Parts in one process, for loading takes long; those that are left when it has died or been stopped."""
-        command = [sys.executable, "-u", "-m", "gpu.measurements", *(["--stand-in"] if self.stand_in else [])]
+        command = [*self.worker, *(["--stand-in"] if self.stand_in else [])]
         with self.results.log.open("a") as log:
             process, lines = self.start([*command, *(json.dumps(asdict(part)) for part in todo)], log)
-            limit = time.monotonic() + todo[0].limit + 60  # everything is loaded first
+            limit, ready = time.monotonic() + IMPORT, False
             try:
                 while todo:
                     line = lines.get(timeout=max(0.0, min(limit, self.end) - time.monotonic()))
+                    if line is None and not ready:
+                        raise SystemExit(f"nothing can be measured here: {self.results.log} ends with the reason.")
                     if line is None:
-                        self.results.keep(todo[0], {"why": f"its process ended with {process.wait()}; see log.txt"})
+                        self.report(todo[0], {"why": f"its process ended with {process.wait()}; see log.txt"})
                         return todo[1:]
                     if not line.startswith("{"):
                         log.write(line)
                         continue
-                    self.report(todo[0], told := json.loads(line))
-                    todo = todo[1:]
-                    limit = time.monotonic() + (todo[0].limit if todo else 0)
+                    if ready:
+                        self.report(todo[0], json.loads(line))
+                        todo = todo[1:]
+                    ready, limit = True, time.monotonic() + (todo[0].limit if todo else 0)
             except Empty:
                 if time.monotonic() >= self.end:  # its next command begins with this part
                     return todo

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,13 @@ from pytest_benchmark.utils import get_commit_info
 from harness.features.inception import load, write_inception
 from harness.pipeline.stages import flops_per_evaluation, inception_flops, tokenizer_flops
 from harness.records.provenance import provenance
-from harness.sampling.protocol import Protocol, find_protocol
+from harness.sampling.protocol import Protocol
 from harness.sampling.sampler import Sampler
 from harness.suites.imagenet256 import ImagenetSuite, imagenet256
 from recipes.core.precision import Precision, matrix_products
 from recipes.core.spec import Execution
 from recipes.models.autoencoder import Autoencoder
 from recipes.models.sit import SiT, initialize
-from recipes.training.spec import RunSpec
 
 #: Dense FLOP/s of NVIDIA's data sheets, by the name that a card gives of itself: other boards are slower.
 _HOPPER: dict[Precision, float] = {"bf16": 989e12, "fp16": 989e12, "tf32": 494.5e12, "fp32": 67e12}
@@ -46,7 +46,9 @@ AT_ONCE = {"B": 256, "XL": 64, "plain": 64}
 LEAST = 8
 #: What a batch that does not fit says: too much memory, or too many elements for a kernel.
 TOO_LARGE = ("out of memory", "INT_MAX", "32-bit", "32bit", "CUDNN_STATUS_ALLOC_FAILED")
-WARM_UP, MOST_ROUNDS, SECONDS = 3, 20, 4.0
+WARM_UP, MOST_ROUNDS = 3, 20
+#: Of the rounds of a part, by the device.
+SECONDS = {"cuda": 4.0, "cpu": 0.2}
 #: Blocks of SiT-B/2 in the place of SiT-XL/2's.
 SMALLER: dict[str, dict[str, Any]] = {
     "layersync": {"blocks": ((4, 8),)},
@@ -89,9 +91,9 @@ def empty(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> Stats:
-    """Seconds of each round, after a warm-up by the caller, until `SECONDS` are over; at least 3."""
+    """Seconds of each round, at least 3, until `SECONDS` are over. The caller has warmed up."""
     stats = Stats()
-    while len(stats.data) < 3 or (stats.total_so_far < SECONDS and len(stats.data) < MOST_ROUNDS):
+    while len(stats.data) < 3 or (sum(stats.data) < SECONDS[device.type] and len(stats.data) < MOST_ROUNDS):
         began = time.perf_counter()
         work()
         synchronize(device)
@@ -134,7 +136,7 @@ def step(settings: dict[str, Any], device: torch.device, stand_in: bool) -> dict
         if how.startswith("plain"):
             return plain_loop(with_train(spec, batch_size=part), device, foreach=None if "foreach" in how else False)
         parted = with_train(spec, norm_batch=part) if "discriminator" in spec.train.optimizers else spec
-        execution = Execution(device=device.type, micro_batch=part, compile="compiled" in how)
+        execution = Execution(device=device.type, micro_batch=part, compile="compiled" in how and not stand_in)
         return core_loop(parted, execution, device, ddp="DDP" in how)
 
     first = min(whole, AT_ONCE["plain" if how.startswith("plain") else size])
@@ -179,9 +181,9 @@ def plain_samples(sit: SiT, tokenizer: Autoencoder, protocol: Protocol, count: i
         x = torch.randn(count, spec.channels, spec.latent_size, spec.latent_size, device=device, dtype=torch.float64)
         labels = torch.randint(0, spec.num_classes, (count,), device=device)
         times = torch.linspace(1, 0, protocol.steps + 1, dtype=torch.float64)
-        for now, then in zip(times[:-1], times[1:], strict=True):
-            t = torch.full((count,), now.item(), device=device)
-            x = x + (then - now).item() * sit(x.float(), t, labels).velocity.double()
+        for now, then in pairwise(times.tolist()):
+            t = torch.full((count,), now, device=device)
+            x = x + (then - now) * sit(x.float(), t, labels).velocity.double()
         images = tokenizer.decode(sit.bn.denormalize(x).float())
         return torch.clamp(255 * (images + 1) / 2, 0, 255).to(torch.uint8).cpu()
 
@@ -218,8 +220,7 @@ def measured(
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if gpu else None,
         "memory_is": "torch.cuda.max_memory_allocated, warm-up included" if gpu else "not measured on a CPU",
     }
-    figures = {name: getattr(stats, name) for name in Stats.fields if name not in ("data",)}
-    return {"extra_info": extra | more, "stats": figures | {"data": stats.data, "iterations": 1}}
+    return {"extra_info": extra | more, "stats": stats.as_dict() | {"data": stats.data, "iterations": 1}}
 
 
 @lru_cache
@@ -252,6 +253,7 @@ def measure(part: Part, *, stand_in: bool) -> dict[str, Any]:
 def main() -> None:
     stand_in, *given = ("--stand-in" in sys.argv, *(text for text in sys.argv[1:] if text.startswith("{")))
     torch.backends.cudnn.benchmark = True  # as in a run; the plain loop has it too
+    print("{}", flush=True)  # everything is imported
     for text in given:
         print(json.dumps(measure(Part(**json.loads(text)), stand_in=stand_in)), flush=True)
 

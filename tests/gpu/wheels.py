@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON, TORCHVISION = "3.12", "torchvision==0.26.0"  # the torchvision of torch 2.11
 GLIBC = 39  # of Ubuntu 24.04, which has Python 3.12
 MOST_MIB = 60
-#: What the GPU tests and the benchmarks import, ranges as in pyproject.toml where it has one; nothing is taken along for
-#: what these name but do not import.
+#: What the GPU tests and the benchmarks import, and nothing that these name and do not import.
 PACKAGES = (
     "numpy", "pillow", "safetensors", "tqdm", "pyyaml", "packaging",
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions",
