@@ -82,6 +82,11 @@ def parts() -> list[Part]:
     ]
 
 
+def of(machine: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """What all entries of a file share: the card, and the versions, among which is the hash of our source."""
+    return machine["gpu"], machine["provenance"]["versions"]
+
+
 class Results:
     """OUT/benchmarks.json: what has been measured, tested and refused so far."""
 
@@ -106,8 +111,8 @@ class Results:
             self.data["tests"][part.name] = told
         else:
             machine = told.pop("machine")
-            if self.data["machine_info"].get("gpu", machine["machine_info"]["gpu"]) != machine["machine_info"]["gpu"]:
-                raise SystemExit(f"{self.path} is of another card; give another folder.")
+            if self.data["machine_info"] and of(machine["machine_info"]) != of(self.data["machine_info"]):
+                raise SystemExit(f"{self.path} is of another card, torch or code; give another folder.")
             self.data |= machine
             self.data["benchmarks"].append(told)
         self.data["datetime"] = datetime.now(UTC).isoformat()
@@ -242,7 +247,7 @@ class Runner:
         if whole and not sum(counts.values()):
             self.report(part, {"why": f"pytest ended with {process.returncode} and ran nothing; see log.txt"})
             return
-        told_of = {**counts, "which_failed": sorted(found["FAILED"] + found["ERROR"]), "all_ran": whole}
+        told_of = {**counts, "which_failed": sorted(found["FAILED"] + found["ERROR"]), "came_to_its_end": whole}
         self.report(part, told_of | {"seconds": round(time.monotonic() - began, 1)})
 
 
@@ -272,7 +277,9 @@ def main() -> int:
         install(chosen.wheels.resolve(), Path(site))
         print(f"installed in {chosen.seconds - end + time.monotonic():.0f} s", flush=True)
         whole = Runner(results, end=end, stand_in=chosen.stand_in, site=site).run()
-    failed = [name for name, told in results.data["tests"].items() if told["which_failed"] or not told["all_ran"]]
+    failed = [
+        name for name, told in results.data["tests"].items() if told["which_failed"] or not told["came_to_its_end"]
+    ]
     failed += list(results.data["failed"])
     print(f"{results.path}: {len(results.data['benchmarks'])} measured, {len(failed)} failed: {failed or 'none'}")
     return 1 if whole and failed else 0 if whole else 3
