@@ -172,8 +172,9 @@ class Runner:
 
         def read() -> None:
             assert process.stdout is not None
-            for line in process.stdout:
-                lines.put(line)
+            with process.stdout as told:
+                for line in told:
+                    lines.put(line)
             lines.put(None)
 
         Thread(target=read, daemon=True).start()
