@@ -1,28 +1,25 @@
 """The paper's training step, the core against a plain loop: `nox -s bench`. Nothing is asserted about time.
 
-Images/s, FLOP/s, memory and what they were measured at are in each benchmark's ``extra_info``. On a GPU the paper's
-own sizes are run too; without one those tests skip. Networks are random, which costs the same.
+Images/s, FLOP/s, memory and what they were measured at are in each benchmark's ``extra_info``. Networks are random,
+which costs the same. The paper's own sizes are measured by `tests/gpu/bench.py`.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable
 from typing import Any
 
 import imagenet_tree as tree
 import pytest
 import torch
-from plain_loop import PlainLoop, TorchDraws, update_ema
-from torch import nn
+from benchmarks.loops import Loop, core_loop, flops_per_image, plain_loop
+from benchmarks.plain_loop import update_ema
 
-from harness.pipeline.probe import random_batch, random_inputs
 from harness.suites.imagenet256 import ImagenetSuite, Size, TokenizerChoice, imagenet256
-from recipes.core.distributed import World, choose_device
-from recipes.core.draws import KeyedDraws, key_of, normal
+from recipes.core.distributed import choose_device
+from recipes.core.draws import key_of, normal
 from recipes.core.ema import ema_copy, ema_update, pairs_of
 from recipes.core.spec import Execution
 from recipes.data.images import Images, open_images
@@ -30,21 +27,12 @@ from recipes.data.loader import StoredData
 from recipes.models.autoencoder import AutoencoderSpec
 from recipes.models.discriminator import DiscriminatorSpec
 from recipes.models.sit import SiT
-from recipes.training.build import build_networks, build_trainer
-from recipes.training.flops import flops_per_step
-from recipes.training.spec import RunSpec, TrainingInputs
+from recipes.training.spec import RunSpec
 
 pytestmark = pytest.mark.benchmark
 
 VARIANTS = ("vanilla", "repa", "repa_e")
-#: Dense bf16 FLOP/s of the SXM boards, by a piece of the device's name (NVIDIA's data sheets).
-PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
-#: Images at once; the first that fits is taken.
-PARTS = (256, 128, 64, 32)
-#: What a batch that does not fit says: too much memory, or too many elements for a kernel.
-TOO_LARGE = ("out of memory", "INT_MAX", "32-bit", "32bit", "CUDNN_STATUS_ALLOC_FAILED")
 WARM_UP = 3
-
 
 NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
@@ -78,94 +66,6 @@ def cpu_suite() -> ImagenetSuite:
     )
 
 
-def gpu_suite(size: str) -> ImagenetSuite:
-    """The paper's suite, its three recipes at one size of SiT."""
-    full = imagenet256()
-    return full.model_copy(
-        update={"variants": {n: full.variants[n].model_copy(update={"size": size}) for n in VARIANTS}}
-    )
-
-
-def with_train(spec: RunSpec, **changes: int) -> RunSpec:
-    return spec.model_copy(update={"train": spec.train.model_copy(update=changes)})
-
-
-def image_side(spec: RunSpec) -> int:
-    return spec.sit.latent_size * spec.tokenizer.factor
-
-
-@dataclass
-class Loop:
-    """A way of training that can be stepped."""
-
-    step: Callable[[], Any]
-    images: int
-    """Of one step."""
-    modules: Sequence[nn.Module]
-    """Everything that stays in memory between two steps: trained, averaged and frozen."""
-    optimizers: Sequence[torch.optim.Optimizer]
-    settings: dict[str, Any]
-    """What it was measured with."""
-
-    def held_bytes(self) -> int:
-        """Weights, buffers and moments."""
-        tensors = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
-        tensors += [
-            t for o in self.optimizers for s in o.state.values() for t in s.values() if isinstance(t, torch.Tensor)
-        ]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def seeded_inputs(spec: RunSpec) -> TrainingInputs:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return random_inputs(spec)
-
-
-def core_loop(spec: RunSpec, execution: Execution, device: torch.device) -> Loop:
-    inputs = seeded_inputs(spec)
-    trainer = build_trainer(spec, inputs, execution=execution, world=World(device=device))
-    count = spec.train.batch_size
-    batch = random_batch(spec, count, image_side(spec)).to(device)
-    items = torch.arange(count, device=device)
-    frozen = [m for m in (*inputs.encoders, inputs.perceptual) if m is not None]
-    return Loop(
-        step=lambda: trainer.train_step(batch, KeyedDraws(0, trainer.position, items)),
-        images=count,
-        modules=[*trainer.recipe.networks.values(), *trainer.averages.values(), *frozen],
-        optimizers=list(trainer.optimizers.values()),
-        settings={"precision": spec.train.precision, "micro_batch": trainer.micro_batch, "compiled": execution.compile},
-    )
-
-
-def plain_loop(spec: RunSpec, device: torch.device, *, foreach: bool | None = False) -> Loop:
-    inputs = seeded_inputs(spec)
-    networks = build_networks(spec, inputs.tokenizer, discriminator=inputs.discriminator, perceptual=inputs.perceptual)
-    networks.sit.bn.start_from(inputs.latent_mean, inputs.latent_std)
-    encoders = [encoder.to(device) for encoder in inputs.encoders]
-    for network in (networks.sit, networks.vae, networks.discriminator, networks.perceptual):
-        if network is not None:
-            network.to(device)
-    options = spec.method.options
-    plain = PlainLoop(spec.recipe, networks, options, spec.train, encoders=encoders, foreach=foreach)
-    count = spec.train.batch_size
-    batch, draws = random_batch(spec, count, image_side(spec)).to(device), TorchDraws(count, device)
-    frozen = [*encoders, *([networks.perceptual] if networks.perceptual is not None else [])]
-    return Loop(
-        step=lambda: plain.step(batch, draws),
-        images=count,
-        modules=[*plain.models.values(), plain.ema, *frozen],
-        optimizers=list(plain.optimizers.values()),
-        settings={"precision": "tf32" if device.type == "cuda" else "fp32", "part": count, "compiled": False},
-    )
-
-
-@lru_cache
-def flops_per_image(spec_json: str) -> float:
-    spec = RunSpec.model_validate_json(spec_json)
-    return flops_per_step(spec, image_side(spec)) / spec.train.batch_size
-
-
 def note(benchmark: Any, spec: RunSpec, loop: Loop, **more: Any) -> None:
     """Put what was measured into the benchmark's record.
 
@@ -179,9 +79,6 @@ def note(benchmark: Any, spec: RunSpec, loop: Loop, **more: Any) -> None:
     benchmark.extra_info.update(
         images_per_second=loop.images / seconds, flops_per_second=flops / seconds, seconds_are="of the fastest round"
     )
-    peak = more.get("dense_bf16_peak")
-    if peak:
-        benchmark.extra_info["model_flop_utilisation"] = flops / seconds / peak
 
 
 # The CPU's size
@@ -222,7 +119,7 @@ def test_step_on_the_cpu(benchmark, variant, how):
     assert all(torch.isfinite(p).all() for m in loop.modules for p in m.parameters())
 
 
-# The paper's sizes
+# Parts of a step at the paper's sizes
 
 
 @pytest.fixture
@@ -237,86 +134,6 @@ def _empty() -> None:
     gc.collect()
     torch.compiler.reset()
     torch.cuda.empty_cache()
-
-
-def fitting(make: Callable[[int], Loop]) -> tuple[Loop, dict[int, str]]:
-    """The loop with the most images at once that fits, warmed up; and what the larger ones said."""
-    refused: dict[int, str] = {}
-    for part in PARTS:
-        loop = _tried(make, part, refused)
-        if loop is not None:
-            return loop, refused
-        _empty()
-    pytest.skip(f"{PARTS[-1]} images do not fit: {refused}")
-
-
-def _tried(make: Callable[[int], Loop], part: int, refused: dict[int, str]) -> Loop | None:
-    try:
-        loop = make(part)
-        for _ in range(WARM_UP):
-            loop.step()
-        torch.cuda.synchronize()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not any(words in str(error) for words in TOO_LARGE):
-            raise
-        refused[part] = str(error).splitlines()[0][:120]
-        return None
-    return loop
-
-
-def dense_bf16_peak(name: str) -> float | None:
-    """The table's entry; none for a device, or a slower board of it, that is not in the table."""
-    if any(board in name for board in ("NVL", "PCIe", "MIG")) and "A100" not in name:
-        return None
-    return next((peak for piece, peak in PEAKS.items() if piece in name), None)
-
-
-def core_in_parts(spec: RunSpec, device: torch.device, part: int) -> Loop:
-    """The paper's batch; in parts, the discriminator's batch norm pools over one of them."""
-    if "discriminator" in spec.train.optimizers and part != spec.train.batch_size:
-        spec = with_train(spec, norm_batch=part)
-    return core_loop(spec, Execution(device="cuda", micro_batch=part, compile=True), device)
-
-
-def plain_batch(spec: RunSpec, device: torch.device, foreach: bool | None, part: int) -> Loop:
-    return plain_loop(with_train(spec, batch_size=part), device, foreach=foreach)
-
-
-@on_gpu
-@pytest.mark.parametrize("how", ["core", "plain", "plain, torch's own foreach"])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("size", ["B", "XL"])
-def test_step_on_a_gpu(benchmark, cuda, size, variant, how):
-    """Core: bf16, compiled, 256 images a step. Plain: fp32 weights and TF32, eager, as many images as fit."""
-    benchmark.group = f"{variant}: step of SiT-{size}/2, 256 px, GPU"
-    spec = gpu_suite(size).run_spec(variant, 0, {})
-    foreach = False if how == "plain" else None
-    make = partial(core_in_parts, spec, cuda) if how == "core" else partial(plain_batch, spec, cuda, foreach)
-    loop, refused = fitting(make)
-    torch.cuda.reset_peak_memory_stats(cuda)
-
-    def timed() -> None:
-        loop.step()
-        torch.cuda.synchronize(cuda)
-
-    benchmark.pedantic(timed, rounds=8, iterations=1)
-    peak = torch.cuda.max_memory_allocated(cuda)
-    name = torch.cuda.get_device_name(cuda)
-    note(
-        benchmark,
-        spec,
-        loop,
-        device=name,
-        dense_bf16_peak=dense_bf16_peak(name),
-        peak_bytes=peak,
-        peak_gib=peak / 2**30,
-        memory_is="torch.cuda.max_memory_allocated over the timed steps",
-        refused={str(n): why for n, why in refused.items()},
-    )
-    assert all(torch.isfinite(p).all() for m in loop.modules for p in m.parameters())
-
-
-# Parts of a step
 
 
 @on_gpu
@@ -350,7 +167,7 @@ def test_draws_on_a_gpu(benchmark, cuda, how):
 def test_ema_on_a_gpu(benchmark, cuda, how):
     benchmark.group = "EMA of SiT-XL/2, GPU"
     with cuda:
-        network = SiT(gpu_suite("XL").sit_spec("repa"))
+        network = SiT(imagenet256().sit_spec("repa"))
     average, happened = ema_copy(network), torch.ones((), dtype=torch.bool, device=cuda)
     pairs = pairs_of(average, network)
     update = {
