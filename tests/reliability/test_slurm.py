@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
         yield found
 
 
-def check(on: OnSlurm) -> None:
+def check(on: OnSlurm, serial: Future[str]) -> None:
     """All is done, equal to a serial run from a cold cache, and not submitted again."""
     on.wait(lambda: on.jobs()["report"].ended is not None and not on.slurm.queue(), "the report does not come", 1800)
     jobs = on.jobs()
@@ -125,18 +126,20 @@ def check(on: OnSlurm) -> None:
     )
     assert (on.out / "report" / "index.html").is_file()
     assert "0 jobs submitted" in on.submit()
-    on.grid.run("serial", processes=max(1, on.gpus))
+    serial.result()
     assert on.grid.result("slurm") == on.grid.result("serial")
 
 
-def test_a_grid_with_a_preemption_is_a_serial_run_to_the_bit(slurm, tmp_path):
+def test_a_cell_that_is_preempted_is_a_serial_run_to_the_bit(slurm, tmp_path):
     write_tree(tmp_path / "tree")
-    on = OnSlurm(Grid(tmp_path, ("repa_e", "vanilla"), (0,), 20), slurm)
-    assert "4 jobs submitted" in on.submit()
-    on.wait(on.training, "no cell trains")
-    on.preempt()
-    on.wait(lambda: on.jobs()["repa_e-seed0"].starts == 2, "nobody is preempted and begins again")
-    check(on)
+    on = OnSlurm(Grid(tmp_path, ("repa_e",), (0,), 16), slurm)
+    with ThreadPoolExecutor(1) as meanwhile:
+        assert "3 jobs submitted" in on.submit()
+        serial = meanwhile.submit(on.grid.run, "serial")
+        on.wait(on.training, "no cell trains")
+        on.preempt()
+        on.wait(lambda: on.jobs()["repa_e-seed0"].starts == 2, "nobody is preempted and begins again")
+        check(on, serial)
 
 
 @pytest.mark.soak
@@ -150,7 +153,8 @@ def test_a_job_of_two_processes_saves_and_goes_on(tmp_path):
         on.wait(on.training, "no cell trains")
         on.preempt()
         on.wait(lambda: on.jobs()["repa_e-seed0"].starts == 2, "nobody is preempted and begins again")
-        check(on)
+        with ThreadPoolExecutor(1) as now:
+            check(on, now.submit(on.grid.run, "serial", processes=2))
 
 
 @pytest.mark.soak
@@ -168,4 +172,5 @@ def test_nine_cells_that_lose_their_place_four_times(slurm, tmp_path):
     on.wait(on.training, "no cell trains after that")
     on.slurm.kill_node()
     on.slurm.start_node()
-    check(on)
+    with ThreadPoolExecutor(1) as now:
+        check(on, now.submit(on.grid.run, "serial"))
